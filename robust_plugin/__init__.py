@@ -1,0 +1,65 @@
+"""Adversarially robust pruning for models and training loops that already exist.
+
+>>> import torch
+>>> from robust_plugin import HydraPruner, ThreatModel, adversarial, pgd
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+>>> pruner = HydraPruner(model, density=0.1)
+>>> pruner.kept
+64
+"""
+
+from robust_plugin.attacks import PGD, Attack, guarded, pgd
+from robust_plugin.budget import Budget
+from robust_plugin.dense import dense_state_dict, finalize, load_dense_state_dict
+from robust_plugin.evaluation import Report, evaluate, mcnemar, wilson_interval
+from robust_plugin.groups import Group, Member, weight_groups
+from robust_plugin.objectives import (
+    Free,
+    Objective,
+    adversarial,
+    benign,
+    mart,
+    replay,
+    stability,
+    trades,
+)
+from robust_plugin.pruner import HarpPruner, HydraPruner, MagnitudePruner, Pruner
+from robust_plugin.scores import scaled_magnitude, snip_scores
+from robust_plugin.sparsity import Sparsity, sparsity
+from robust_plugin.threat import ThreatModel
+
+__all__ = [
+    "PGD",
+    "Attack",
+    "Budget",
+    "Free",
+    "Group",
+    "HarpPruner",
+    "HydraPruner",
+    "MagnitudePruner",
+    "Member",
+    "Objective",
+    "Pruner",
+    "Report",
+    "Sparsity",
+    "ThreatModel",
+    "adversarial",
+    "benign",
+    "dense_state_dict",
+    "evaluate",
+    "finalize",
+    "guarded",
+    "load_dense_state_dict",
+    "mart",
+    "mcnemar",
+    "pgd",
+    "replay",
+    "scaled_magnitude",
+    "snip_scores",
+    "sparsity",
+    "stability",
+    "trades",
+    "weight_groups",
+    "wilson_interval",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,300 @@
+"""Attacks: the contract, the guard around every one of them, and the PGD family.
+
+An attack is any callable ``attack(model, x, y) -> x_adv``. It may come from anywhere; run inside
+``guarded`` it leaves the model as it was and stays in its threat model, or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_plugin.attachment import held_weights
+from robust_plugin.threat import ThreatModel, parse_eps, per_point
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+AttackLoss = Literal["ce", "kl", "margin", "dlr"]
+Start = Literal["uniform", "gaussian", "clean"]
+Keep = Literal["last", "best"]
+
+# TRADES and MART start their attack at x + .001 N(0, 1).
+_GAUSSIAN_START = 1e-3
+
+
+class NamedAttack(Protocol):
+    """An attack that says what it is and what it may do; ``evaluate`` reads both."""
+
+    name: str
+    threat: ThreatModel
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return adversarial inputs of the shape of ``x``."""
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, gradients on, masked weights held; all as before afterwards.
+
+    Restores every module's training flag and every parameter's requires_grad and .grad, also
+    when the attack raises.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    # A library that accumulates into .grad adds in place: give it a place of its own.
+    for parameter, _, grad in parameters:
+        if grad is not None:
+            parameter.grad = None
+    try:
+        model.eval()
+        with torch.inference_mode(False), torch.enable_grad(), held_weights(model):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+
+
+def guarded(attack: Attack, threat: ThreatModel) -> Attack:
+    """Wrap any attack so that it leaves the model untouched and stays in the threat model.
+
+    Raises (when called):
+        TypeError: if the model returns no tensor.
+        ValueError: for inputs outside [low, high], labels out of range, NaN logits, or a result
+            of wrong shape, not finite, or outside the box or the ball.
+    """
+
+    def guarded_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        threat.check_inputs(x)
+        with attacked(model):
+            # Tensors made in inference mode cannot take part in a backward pass.
+            x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
+            x_adv = attack(model, x, y).detach()
+        threat.check_result(x_adv, x)
+        return x_adv
+
+    return guarded_attack
+
+
+def check_logits(logits: object, y: Tensor) -> Tensor:
+    """Return the logits if they are finite and of shape [B, classes], with labels to match.
+
+    Raises:
+        TypeError: if the model returned something else than a tensor.
+        ValueError: for another shape, NaN or inf, or labels outside 0..classes-1.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model returned a {type(logits).__name__}; give a model that returns logits "
+            "alone, e.g. a wrapper whose forward picks them."
+        )
+    if logits.dim() != 2 or len(logits) != len(y):
+        raise ValueError(
+            f"the model returned shape {tuple(logits.shape)} for {len(y)} labels; legal: "
+            "[batch, classes]."
+        )
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the model returned logits that are not finite.")
+    if y.is_floating_point() or not bool(((y >= 0) & (y < logits.shape[1])).all()):
+        raise ValueError(
+            f"labels are {y.dtype} from {y.min().item()} to {y.max().item()}; legal: integers 0 "
+            f"to {logits.shape[1] - 1}, the model has {logits.shape[1]} classes."
+        )
+    return logits
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{j != y} z_j - z_y, positive where misclassified (Carlini and Wagner 2017); shape [B]."""
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - true
+
+
+def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), Croce and Hein 2020, equation 6; shape [B]."""
+    top = logits.sort(dim=1, descending=True).values
+    return margin_loss(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def kl_divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
+    """KL(softmax(logits) || softmax(adversarial)) of each point; shape [B]."""
+    log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent on a loss, by steps of fixed size in the threat model's norm.
+
+    x <- project(x + step_size direction(grad)), the direction being sign(grad) for Linf and
+    grad / ||grad||_2 for L2 (Madry et al. 2018, equation 4). Draws from the global generator.
+
+    Attributes:
+        threat: norm, eps and bounds.
+        steps: gradient steps a start.
+        step_size: in input units.
+        loss: ``"ce"``, ``"kl"`` (to the clean prediction; labels unused), ``"margin"`` or
+            ``"dlr"`` (needs three classes).
+        start: ``"uniform"`` in the ball, ``"gaussian"`` x + .001 N(0, 1), or ``"clean"``.
+        restarts: independent starts; a point that is misclassified is left alone.
+        keep: return the ``"last"`` iterate, or the ``"best"`` seen: a misclassified one if
+            there is one, then the highest loss.
+    """
+
+    threat: ThreatModel
+    steps: int
+    step_size: float
+    loss: AttackLoss
+    start: Start
+    restarts: int
+    keep: Keep
+
+    @property
+    def name(self) -> str:
+        """E.g. ``"PGD-20x5 margin"``."""
+        restarts = f"x{self.restarts}" if self.restarts > 1 else ""
+        return f"PGD-{self.steps}{restarts}" + (f" {self.loss}" if self.loss != "ce" else "")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return adversarial inputs of the shape of ``x`` (see ``guarded`` for errors)."""
+        return guarded(self._run, self.threat)(model, x, y)
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        clean = None
+        if self.loss == "kl":
+            with torch.no_grad():
+                clean = check_logits(model(x), y)
+        if self.restarts == 1 and self.keep == "last":
+            return self._ascend(model, x, y, clean)[0]
+        result, best = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+        left = torch.arange(len(x), device=x.device)
+        for _ in range(self.restarts):
+            reference = None if clean is None else clean[left]
+            x_adv, value = self._ascend(model, x[left], y[left], reference, measured=True)
+            better = value > best[left]
+            result[left[better]], best[left[better]] = x_adv[better], value[better]
+            left = left[value < torch.inf]
+            if len(left) == 0:
+                break
+        return result
+
+    def _ascend(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        clean: Tensor | None,
+        *,
+        measured: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Run one start; return the kept iterates and, where measured, how good they are."""
+        x_adv = self._first(x)
+        kept, best = x_adv, torch.full((len(x),), -torch.inf, device=x.device)
+        for step in range(self.steps):
+            x_adv.requires_grad_(True)
+            logits = model(x_adv)
+            if step == 0:
+                check_logits(logits, y)
+            losses = self._losses(logits, y, clean)
+            (grad,) = torch.autograd.grad(losses.sum(), x_adv)
+            x_adv = x_adv.detach()
+            if measured and self.keep == "best":
+                kept, best = _better(kept, best, x_adv, _rank(logits, y, losses))
+            x_adv = self.threat.project(x_adv + self.step_size * self._direction(grad), x)
+        if not measured:
+            return x_adv, best
+        with torch.no_grad():
+            logits = model(x_adv)
+            last = _rank(logits, y, self._losses(logits, y, clean))
+        if self.keep == "last":
+            return x_adv, last
+        return _better(kept, best, x_adv, last)
+
+    def _first(self, x: Tensor) -> Tensor:
+        if self.start == "clean":
+            return x.clone()
+        noise = torch.randn_like(x)
+        if self.start == "gaussian":
+            return self.threat.project(x + _GAUSSIAN_START * noise, x)
+        if self.threat.norm == "Linf":
+            noise = torch.empty_like(x).uniform_(-self.threat.eps, self.threat.eps)
+        else:
+            # A uniform point of a d-ball has radius eps u^(1/d).
+            radius = self.threat.eps * torch.rand(len(x), device=x.device) ** (1 / x[0].numel())
+            noise = noise * per_point(radius / self.threat.norms(noise), x)
+        return self.threat.project(x + noise, x)
+
+    def _losses(self, logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
+        if clean is not None:
+            return kl_divergence(clean, logits)
+        if self.loss == "margin":
+            return margin_loss(logits, y)
+        if self.loss == "dlr":
+            if logits.shape[1] < 3:
+                raise ValueError("loss 'dlr' needs at least three classes; take 'margin'.")
+            return dlr_loss(logits, y)
+        return F.cross_entropy(logits, y, reduction="none")
+
+    def _direction(self, grad: Tensor) -> Tensor:
+        if self.threat.norm == "Linf":
+            return grad.sign()
+        return grad * per_point(1 / self.threat.norms(grad).clamp(min=1e-12), grad)
+
+
+def _rank(logits: Tensor, y: Tensor, losses: Tensor) -> Tensor:
+    """The loss, and infinity where the point is misclassified."""
+    return losses.detach().masked_fill(logits.argmax(1) != y, torch.inf).float()
+
+
+def _better(kept: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    take = value > best
+    return torch.where(per_point(take, x_adv), x_adv, kept), torch.where(take, value, best)
+
+
+def pgd(
+    threat: ThreatModel,
+    *,
+    steps: int = 10,
+    step_size: float | str | None = None,
+    loss: AttackLoss = "ce",
+    start: Start = "uniform",
+    restarts: int = 1,
+    keep: Keep = "last",
+) -> PGD:
+    """Return a projected gradient attack (see ``PGD``).
+
+    Args:
+        threat: norm, eps and bounds.
+        steps: gradient steps a start.
+        step_size: in input units, a number or a fraction; default 2.5 eps / steps, which lets
+            every point cross the ball (Madry et al. 2018).
+        loss: what to ascend.
+        start: where to begin.
+        restarts: independent starts.
+        keep: the last iterate, or the best.
+
+    Raises:
+        ValueError: naming the value and what is legal.
+
+    >>> pgd(ThreatModel("Linf", eps="8/255"), steps=10).step_size * 255
+    2.0
+    """
+    for name, value, legal in (
+        ("loss", loss, get_args(AttackLoss)),
+        ("start", start, get_args(Start)),
+        ("keep", keep, get_args(Keep)),
+    ):
+        if value not in legal:
+            raise ValueError(f"{name} is {value!r}; legal: {', '.join(legal)}.")
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps is {steps} and restarts is {restarts}; legal: at least 1.")
+    if loss == "kl" and start == "clean":
+        raise ValueError("loss 'kl' has no gradient at the clean point; take another start.")
+    size = 2.5 * threat.eps / steps if step_size is None else parse_eps(step_size)
+    return PGD(threat, steps, size, loss, start, restarts, keep)

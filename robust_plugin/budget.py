@@ -1,0 +1,146 @@
+"""The budget: what may be kept in all, in parameters or FLOPs, and how rates are held to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from robust_plugin.masks import kept_count
+from robust_plugin.rates import bisect
+
+Unit = Literal["params", "flops"]
+
+# Beyond this a float32 sigmoid has no gradient left to come back with.
+_MAX_LOGIT = 12.0
+
+
+def check_density(density: float | None) -> float:
+    """Return the density, or raise a ValueError unless 0 < density <= 1."""
+    if isinstance(density, int | float) and 0 < density <= 1:
+        return float(density)
+    raise ValueError(f"density is {density!r}; legal: 0 < density <= 1, the share kept.")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many entries each group has, what a kept one costs, and what may be kept in all.
+
+    Attributes:
+        sizes: n_l, the number of prunable entries of each group.
+        costs: c_l, what one kept entry costs: 1 for parameters, multiply-adds for FLOPs.
+        density: the share k.
+        total: in parameters K = sum_l max(1, n_l - int((1-k) n_l)), the uniform network's
+            count; in FLOPs floor(k sum_l c_l n_l), or one entry a group where that is more.
+    """
+
+    sizes: tuple[int, ...]
+    costs: tuple[int, ...]
+    density: float
+    total: int
+
+    @classmethod
+    def of(
+        cls, sizes: Sequence[int], costs: Sequence[int], density: float, *, unit: Unit = "params"
+    ) -> Budget:
+        """Return the budget of share ``density``.
+
+        Raises:
+            ValueError: if the density is outside (0, 1] or the unit is unknown.
+        """
+        density = check_density(density)
+        if unit not in get_args(Unit):
+            raise ValueError(f"budget is {unit!r}; legal: {', '.join(get_args(Unit))}.")
+        if unit == "params":
+            total = sum(kept_count(n, density) for n in sizes)
+        else:
+            full = sum(c * n for c, n in zip(costs, sizes, strict=True))
+            total = max(sum(costs), math.floor(density * full * (1 + 1e-12)))
+        return cls(tuple(sizes), tuple(costs), density, total)
+
+    @property
+    def full(self) -> int:
+        """What the dense network costs, sum_l c_l n_l."""
+        return sum(c * n for c, n in zip(self.costs, self.sizes, strict=True))
+
+    def cost(self, counts: Sequence[float]) -> float:
+        """Return sum_l c_l count_l."""
+        return sum(c * n for c, n in zip(self.costs, counts, strict=True))
+
+    def rescaled(self, total: float) -> Budget:
+        """Return the same groups under another total."""
+        return replace(self, total=math.floor(total))
+
+    def round(self, densities: Sequence[float]) -> list[int]:
+        """Round densities to whole counts, at least one a group, that meet the total.
+
+        Densities are first scaled by one common factor to cost the total, then rounded down, and
+        what is left goes to the largest remainders. With unit costs the sum is the total
+        exactly; with others no group's next entry would fit in its turn.
+        """
+        wishes = [k * n for k, n in zip(densities, self.sizes, strict=True)]
+
+        def scaled(factor: float) -> list[float]:
+            each = zip(wishes, self.sizes, strict=True)
+            return [min(max(factor * w, 1.0), float(n)) for w, n in each]
+
+        factor = bisect(
+            lambda f: self.cost(scaled(f)),
+            self.total,
+            low=0.0,
+            high=2 / min(densities),
+        )
+        exact = scaled(factor)
+        # The guard takes 2.9999999999 for the 3 it stands for.
+        counts = [math.floor(e + 1e-9) for e in exact]
+        left = self.total - self.cost(counts)
+        by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - exact[i])
+        for i in by_remainder:
+            if self.costs[i] <= left and counts[i] < self.sizes[i]:
+                counts[i] += 1
+                left -= self.costs[i]
+        return counts
+
+    def hold(self, logits: Tensor, k_min: float) -> Tensor:
+        """Shift all rate logits by one constant so that sum_l c_l k_l n_l is the total.
+
+        k_l = k_min + (1 - k_min) sigmoid(r_l + c), c by bisection; no gradient passes. With the
+        sum held, the rates' gradients only move weights between groups.
+
+        Args:
+            logits: r, float64 on the CPU, shape [groups].
+            k_min: the least density.
+        """
+        weights = torch.tensor(
+            [c * n for c, n in zip(self.costs, self.sizes, strict=True)], dtype=torch.float64
+        )
+
+        def spent(shift: float) -> float:
+            return float((weights * (k_min + (1 - k_min) * (logits + shift).sigmoid())).sum())
+
+        widest = 2 * _MAX_LOGIT + float(logits.abs().max())
+        shift = bisect(spent, self.total, low=-widest, high=widest)
+        return (logits + shift).clamp(-_MAX_LOGIT, _MAX_LOGIT)
+
+    def hinge(self, densities: Sequence[Tensor]) -> Tensor:
+        """L_hw = max(sum_l c_l k_l n_l / (k sum_l c_l n_l) - 1, 0), HARP equation 5; a scalar."""
+        share = sum(
+            (
+                k * (c * n / self.full)
+                for k, c, n in zip(densities, self.costs, self.sizes, strict=True)
+            ),
+            torch.zeros((), device=densities[0].device),
+        )
+        return (share / self.density - 1).clamp(min=0)
+
+
+def rate_logit(density: float, k_min: float) -> float:
+    """r = logit((k - k_min) / (1 - k_min)), kept finite at both ends (HARP, section 3.2)."""
+    share = (density - k_min) / (1 - k_min)
+    edge = 1 / (1 + math.exp(_MAX_LOGIT))
+    share = min(max(share, edge), 1 - edge)
+    return math.log(share / (1 - share))

@@ -1,0 +1,207 @@
+"""Checkpoints: one safetensors file with JSON beside the tensors, written atomically.
+
+Nothing in it can run code: a pickle is never read or written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from robust_plugin.pruner import Pruner
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: where it was read.
+        tensors: ``model/<name>``, ``optimizer/<parameter>/<key>`` and ``rng``.
+        content: the JSON part: pruner, optimizer groups, and what the caller added as ``meta``.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    content: Mapping[str, Any]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the caller saved beside the states."""
+        return dict(self.content["meta"])
+
+    def restore(
+        self,
+        *,
+        model: nn.Module | None = None,
+        pruner: Pruner | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        rng: bool = False,
+    ) -> None:
+        """Load the states into what is given; everything is checked before anything changes.
+
+        Args:
+            model: of the same architecture, with the same pruner attached if there was one.
+            pruner: with the same settings.
+            optimizer: over the same parameters; after the pruner, since set_phase makes them.
+            rng: also set torch's global CPU generator.
+
+        Raises:
+            ValueError: naming what the checkpoint lacks or what differs.
+        """
+        states = self._part("model/")
+        if model is not None:
+            self._check_model(model, states)
+        if pruner is not None:
+            if self.content["pruner"] is None:
+                raise ValueError(f"{self.path} holds no pruner.")
+            pruner.check_state(self.content["pruner"])
+        if optimizer is not None:
+            optimizer_state = self._optimizer_state(optimizer)
+        if model is not None:
+            model.load_state_dict(states)
+        if pruner is not None:
+            pruner.load_state_dict(self.content["pruner"])
+        if optimizer is not None:
+            optimizer.load_state_dict(optimizer_state)
+        if rng:
+            torch.set_rng_state(self.tensors["rng"])
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        return {
+            key.removeprefix(prefix): tensor
+            for key, tensor in self.tensors.items()
+            if key.startswith(prefix)
+        }
+
+    def _check_model(self, model: nn.Module, states: Mapping[str, Tensor]) -> None:
+        ours = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        saved = {name: tuple(t.shape) for name, t in states.items()}
+        for name in sorted(ours.keys() | saved.keys()):
+            if ours.get(name) != saved.get(name):
+                raise ValueError(
+                    f"{self.path} is of another model: {name} is {saved.get(name, 'absent')} in "
+                    f"the file and {ours.get(name, 'absent')} here."
+                )
+
+    def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        saved = self.content["optimizer"]
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        theirs = [len(group["params"]) for group in saved["groups"]] if saved else None
+        if theirs != sizes:
+            raise ValueError(
+                f"{self.path} holds an optimizer of {theirs} parameters in its groups; this one "
+                f"has {sizes}."
+            )
+        state: dict[int, dict[str, Any]] = {
+            int(key): dict(values) for key, values in saved["state"].items()
+        }
+        for name, tensor in self._part("optimizer/").items():
+            index, key = name.split("/", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        return {"state": state, "param_groups": saved["groups"]}
+
+
+def save(
+    path: str | Path,
+    *,
+    model: nn.Module,
+    pruner: Pruner | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; a kill at any moment leaves the old file or the new one, whole.
+
+    Args:
+        path: the file; its folder must exist.
+        model: attached or plain; its state_dict is saved as it is.
+        pruner: the pruner attached to it.
+        optimizer: its state.
+        meta: anything JSON can hold: epoch, configuration, threat model, seeds, versions.
+    """
+    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+    content: dict[str, Any] = {"meta": dict(meta or {}), "pruner": None, "optimizer": None}
+    if pruner is not None:
+        content["pruner"] = pruner.state_dict()
+    if optimizer is not None:
+        state = optimizer.state_dict()
+        plain: dict[str, dict[str, Any]] = {}
+        for index, values in state["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{index}/{key}"] = value
+                else:
+                    plain.setdefault(str(index), {})[key] = value
+        content["optimizer"] = {"groups": state["param_groups"], "state": plain}
+    tensors["rng"] = torch.get_rng_state()
+    write_tensors(path, tensors, content)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: if the file is missing, truncated, or not a checkpoint of this library.
+    """
+    path = Path(path)
+    tensors, content = read_tensors(path)
+    if "meta" not in content:
+        raise ValueError(f"{path} is a safetensors file, but no checkpoint of robust_plugin.")
+    return Checkpoint(path, tensors, content)
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON to one safetensors file, atomically."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Tied tensors share memory, which the format refuses: each name gets its own copy.
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    metadata = {"robust_plugin": _FORMAT, "content": json.dumps(content, allow_nan=False)}
+    try:
+        save_file(plain, partial, metadata=metadata)
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``write_tensors`` wrote.
+
+    Raises:
+        ValueError: if the file is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        content = json.loads(metadata.get("content", "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    return tensors, content
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""How learned rates meet the budget: the paper's hinge, or a budget held at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from robust_plugin.attachment import GroupMask
+from robust_plugin.budget import Budget
+from robust_plugin.masks import kept_count
+
+Control = Literal["held", "hinge"]
+
+# The budget reaches its target after this share of the phase, so that scores and rates have the
+# rest to settle in.
+_ANNEAL_SHARE = 0.6
+# The most that one step moves a rate's logit: the sum of a large layer's gradients is large.
+_MAX_RATE_CHANGE = 0.1
+
+# The paper's networks see 50,000 images in batches of 128 for 20 epochs of pruning. On shorter
+# schedules gamma grows faster, to the same sum over all steps.
+_PAPER_STEPS = 20 * 391
+
+
+@dataclass
+class Schedule:
+    """Where a prune phase stands, counted in optimizer steps."""
+
+    step: int = 0
+    epochs: int = 0
+    steps_per_epoch: int = 0
+
+    @property
+    def steps(self) -> int:
+        """The length of the phase."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """The share of the phase that has passed, 0 before it is known."""
+        return min(1.0, self.step / self.steps) if self.steps else 0.0
+
+
+class RateControl(Protocol):
+    """What a Pruner asks of the rates while it learns them."""
+
+    def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
+        """Move what is scheduled, once an optimizer step has moved scores and rates."""
+
+    def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
+        """Return how many entries each group keeps at this step."""
+
+    def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
+        """Return what the rates add to the loss, a scalar."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what continues the control; plain JSON."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+
+
+class FixedRates:
+    """Rates that nobody learns: every group keeps the count it has."""
+
+    def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
+        """Nothing moves."""
+
+    def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
+        """The counts as they are."""
+        return [int(mask.kept) for mask in masks]
+
+    def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
+        """Zero."""
+        return torch.zeros((), device=masks[0].scores.device)
+
+    def state(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class HeldRates:
+    """The budget met exactly at every step; rates only move weights between groups.
+
+    After each step one common shift of all logits restores sum_l c_l k_l n_l = K(t). K falls
+    geometrically from the start to the target over the first 60 % of the phase.
+
+    Args:
+        budget: the target.
+        start: the share kept at the beginning.
+        k_min: the least share of a group.
+    """
+
+    def __init__(self, budget: Budget, start: float, k_min: float) -> None:
+        self.budget, self.start, self.k_min = budget, start, k_min
+        self._previous: Tensor | None = None
+
+    def total(self, schedule: Schedule) -> Budget:
+        """Return the budget K(t) of this step."""
+        passed = min(1.0, schedule.progress / _ANNEAL_SHARE)
+        if passed == 1:
+            return self.budget
+        share = self.start * (self.budget.density / self.start) ** passed
+        return self.budget.rescaled(max(self.budget.total, share * self.budget.full))
+
+    def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
+        """Limit each logit's change, then shift all to the budget of this step."""
+        logits = rate_logits(masks)
+        if self._previous is not None:
+            change = (logits - self._previous).clamp(-_MAX_RATE_CHANGE, _MAX_RATE_CHANGE)
+            logits = self._previous + change
+        set_logits(masks, self.total(schedule).hold(logits, self.k_min))
+        self._previous = rate_logits(masks)
+
+    def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
+        """Whole counts that sum to the budget of this step."""
+        return self.total(schedule).round(densities(masks))
+
+    def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
+        """Zero: the budget is held without one."""
+        return torch.zeros((), device=masks[0].scores.device)
+
+    def state(self) -> dict[str, Any]:
+        """The logits that the next change is measured from."""
+        return {"previous": None if self._previous is None else self._previous.tolist()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        previous = state["previous"]
+        self._previous = None if previous is None else torch.tensor(previous, dtype=torch.float64)
+
+
+class HingeRates:
+    """The paper's penalty: gamma(epoch) L_hw, gamma(epoch) = (epoch + 1) gamma_step.
+
+    HARP, equations 4 and 5. It freezes gamma for good once L_hw rounds to 0 at an epoch's end;
+    the kept share then drifts above the target again (0.0959 -> 0.1019 for a target of 0.1).
+    Here gamma grows on after any later epoch that ends above the target.
+
+    Args:
+        budget: the target.
+        gamma_step: .01 in the paper (.1 for ImageNet) for its 7,820 steps of pruning.
+    """
+
+    def __init__(self, budget: Budget, gamma_step: float) -> None:
+        self.budget, self.gamma_step = budget, gamma_step
+        self.growths = 1
+
+    def gamma(self, schedule: Schedule) -> float:
+        """Return gamma at this step."""
+        scale = max(1.0, _PAPER_STEPS / schedule.steps) if schedule.steps else 1.0
+        return self.gamma_step * scale * self.growths
+
+    def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
+        """Let gamma grow where an epoch ended above the target."""
+        if schedule.step % schedule.steps_per_epoch == 0:
+            with torch.no_grad():
+                above = round(float(self._hinge(masks)), 2) > 0
+            self.growths += above
+
+    def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
+        """The counts that the rates ask for, on budget or not."""
+        each = zip(masks, densities(masks), strict=True)
+        return [kept_count(mask.scores.numel(), k) for mask, k in each]
+
+    def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
+        """gamma L_hw, differentiable by the rates."""
+        return self.gamma(schedule) * self._hinge(masks)
+
+    def _hinge(self, masks: Sequence[GroupMask]) -> Tensor:
+        return self.budget.hinge([mask.density() for mask in masks])
+
+    def state(self) -> dict[str, Any]:
+        """How often gamma has grown."""
+        return {"growths": self.growths}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.growths = int(state["growths"])
+
+
+def rate_logits(masks: Sequence[GroupMask]) -> Tensor:
+    """Return the rate logits r, float64 on the CPU, shape [groups]."""
+    return torch.stack([m.rate.detach() for m in masks if m.rate is not None]).double().cpu()
+
+
+def set_logits(masks: Sequence[GroupMask], logits: Tensor) -> None:
+    """Write the rate logits."""
+    for mask, logit in zip(masks, logits.tolist(), strict=True):
+        if mask.rate is not None:
+            mask.rate.data.fill_(logit)
+
+
+def densities(masks: Sequence[GroupMask]) -> list[float]:
+    """Return each group's density k as its rate has it."""
+    k_min = masks[0].k_min
+    found: list[float] = (k_min + (1 - k_min) * rate_logits(masks).sigmoid()).tolist()
+    return found

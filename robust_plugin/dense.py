@@ -1,0 +1,111 @@
+"""Back to the plain network: masks taken off, and states under the names it had before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from robust_plugin.attachment import MaskedWeight, chain_of, masked_weights
+
+
+def finalize(model: nn.Module) -> None:
+    """Turn every masked layer into the plain layer it was, zeros in place.
+
+    Works on the network a pruner is attached to and on any copy of it (deepcopy, EMA), each with
+    the masks it carries itself; for the pruner's masks in a copy, see ``Pruner.finalize``.
+
+    Raises:
+        ValueError: if no layer of the model is masked.
+    """
+    found = list(masked_weights(model))
+    if not found:
+        raise ValueError(
+            "finalize found no masked layer; is it this model a pruner is attached to?"
+        )
+    with torch.no_grad():
+        effective = [getattr(layer, parameter) for _, layer, parameter, _ in found]
+        for (_, layer, parameter, _), value in zip(found, effective, strict=True):
+            chain_of(layer, parameter).original.copy_(value)
+    for _, layer, _, _ in found:
+        _detach(layer)
+
+
+def _detach(layer: nn.Module) -> None:
+    # torch's remove_parametrizations deletes the property from the layer's class, which a
+    # deepcopied model shares: it would break the other copy. The layer gets its own class back.
+    if not parametrize.is_parametrized(layer):
+        return
+    chains = cast(nn.ModuleDict, layer.parametrizations)
+    order: tuple[str, ...] = ()
+    for parameter, chain in chains.items():
+        layer._parameters[parameter] = cast(nn.Parameter, chain.original)
+        order = max(order, cast(MaskedWeight, cast(nn.ModuleList, chain)[0]).order, key=len)
+    del layer.parametrizations
+    layer.__class__ = type(layer).__bases__[0]
+    # In the order they had, which optimizers' saved states number them by.
+    for parameter in order:
+        layer._parameters[parameter] = layer._parameters.pop(parameter)
+
+
+def dense_names(model: nn.Module) -> dict[str, str]:
+    """Map each name of the plain architecture's state to the tensor's name in this model.
+
+    They differ where a mask is attached; scores, rates and counts have no dense name.
+    """
+    carried = {}
+    for name, _, parameter, _ in masked_weights(model):
+        prefix = f"{name}." if name else ""
+        carried[f"{prefix}parametrizations.{parameter}."] = prefix + parameter
+    names = {}
+    for under in model.state_dict():
+        masked = next((prefix for prefix in carried if under.startswith(prefix)), None)
+        if masked is None:
+            names[under] = under
+        elif under == f"{masked}original":
+            names[carried[masked]] = under
+    return names
+
+
+def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of the plain architecture: dense names, zeros where weights are pruned.
+
+    Loads strictly into a model that no pruner ever touched.
+    """
+    state = model.state_dict()
+    dense: dict[str, Tensor] = {}
+    for name, under in dense_names(model).items():
+        dense[name] = state[under] if name == under else effective_weight(model, name).clone()
+    return dense
+
+
+def effective_weight(model: nn.Module, name: str) -> Tensor:
+    """Return the parameter of a dense name as the model computes with it, without a graph."""
+    prefix, _, key = name.rpartition(".")
+    weight: Tensor = getattr(model.get_submodule(prefix), key)
+    return weight.detach()
+
+
+def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a plain architecture's state into a model with or without a pruner attached.
+
+    Masks and scores stay as they are.
+
+    Raises:
+        ValueError: naming the tensors that are missing, unknown or of another shape.
+    """
+    own = model.state_dict(keep_vars=True)
+    expected = {name: own[under] for name, under in dense_names(model).items()}
+    wrong = sorted(
+        name
+        for name in expected.keys() | state.keys()
+        if name not in expected or name not in state or expected[name].shape != state[name].shape
+    )
+    if wrong:
+        raise ValueError(f"the state does not fit the model; these differ: {', '.join(wrong[:5])}.")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            expected[name].copy_(tensor)

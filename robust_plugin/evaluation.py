@@ -1,0 +1,272 @@
+"""Evaluation: one pass over a loader, clean and under every attack, to a Report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.attachment import held_weights
+from robust_plugin.attacks import Attack, attacked, check_logits, guarded
+from robust_plugin.threat import ThreatModel
+
+# The 97.5 % point of the normal distribution: intervals are 95 %.
+_Z = 1.959963984540054
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Return the Wilson 95 % score interval of a share of ``n`` points.
+
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), Wilson 1927.
+
+    >>> tuple(round(end, 3) for end in wilson_interval(45, 100))
+    (0.356, 0.548)
+    """
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = successes / n, _Z * _Z
+    centre = p + z2 / (2 * n)
+    half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Return the exact two-sided p-value that two classifiers are right equally often.
+
+    On the points where exactly one is right, b and c of them: 2 P(Binomial(b + c, 1/2) <=
+    min(b, c)), at most 1 (McNemar 1947, exact form).
+
+    Raises:
+        ValueError: unless both speak of the same number of points.
+
+    >>> mcnemar([True] * 6, [False] * 6)
+    0.03125
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"{len(first)} points against {len(second)}; compare on the same test points."
+        )
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = only_first + only_second
+    tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, float(2 * tail / 2**n))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Which points a model gets right, clean and under each attack.
+
+    Attributes:
+        labels: of each point.
+        flags: for ``"clean"`` and each attack, whether each point is right; a point that is
+            wrong clean is wrong under every attack.
+        points: for each row, how many points were evaluated; an attack given fewer points
+            (``Limited``) speaks of the first ones only.
+        threat: the threat model in words, or None without attacks.
+        findings: what looked wrong with the model.
+    """
+
+    labels: tuple[int, ...]
+    flags: Mapping[str, tuple[bool, ...]]
+    threat: str | None = None
+    findings: tuple[str, ...] = field(default=())
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """``"clean"`` and the attacks."""
+        return tuple(self.flags)
+
+    @property
+    def n(self) -> int:
+        """How many points were evaluated."""
+        return len(self.labels)
+
+    @property
+    def worst(self) -> tuple[bool, ...]:
+        """Whether each point withstands every attack; the points all attacks have seen."""
+        return tuple(all(each) for each in zip(*self.flags.values(), strict=False))
+
+    def accuracy(self, row: str = "clean") -> float:
+        """Return the share of a row's points that are right, in [0, 1]."""
+        flags = self._row(row)
+        return sum(flags) / len(flags)
+
+    def interval(self, row: str = "clean") -> tuple[float, float]:
+        """Return the Wilson 95 % interval of ``accuracy``."""
+        flags = self._row(row)
+        return wilson_interval(sum(flags), len(flags))
+
+    def per_class(self, row: str = "clean") -> dict[int, float]:
+        """Return the accuracy of each class that has points."""
+        flags = self._row(row)
+        found: dict[int, list[bool]] = {}
+        for label, right in zip(self.labels, flags, strict=False):
+            found.setdefault(label, []).append(right)
+        return {label: sum(each) / len(each) for label, each in sorted(found.items())}
+
+    def balanced(self, row: str = "clean") -> float:
+        """Return the mean of the classes' accuracies."""
+        each = self.per_class(row)
+        return sum(each.values()) / len(each)
+
+    def _row(self, row: str) -> tuple[bool, ...]:
+        if row == "worst case":
+            return self.worst
+        if row not in self.flags:
+            raise ValueError(f"row is {row!r}; legal: {[*self.rows, 'worst case']}.")
+        return self.flags[row]
+
+    def compare(self, other: Report, row: str = "clean") -> float:
+        """Return McNemar's exact p-value against another model's report on the same points.
+
+        Raises:
+            ValueError: if the points differ.
+        """
+        mine, theirs = self._row(row), other._row(row)
+        if self.labels != other.labels:
+            raise ValueError("the two reports are not of the same test points.")
+        return mcnemar(mine, theirs)
+
+    def to_json(self) -> str:
+        """Return everything as JSON; accuracies in RobustBench's per cent fields first."""
+        robust = self.worst if len(self.flags) > 1 else None
+        content: dict[str, Any] = {
+            "clean_acc": 100 * self.accuracy(),
+            "autoattack_acc": 100 * self.accuracy("AutoAttack")
+            if "AutoAttack" in self.flags
+            else None,
+            "worst_case_acc": 100 * sum(robust) / len(robust) if robust else None,
+            "threat": self.threat,
+            "n": {row: len(flags) for row, flags in self.flags.items()},
+            "findings": list(self.findings),
+            "labels": list(self.labels),
+            "flags": {row: "".join("01"[f] for f in flags) for row, flags in self.flags.items()},
+        }
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what ``to_json`` wrote."""
+        content = json.loads(text)
+        flags = {
+            row: tuple(char == "1" for char in chars) for row, chars in content["flags"].items()
+        }
+        return cls(tuple(content["labels"]), flags, content["threat"], tuple(content["findings"]))
+
+    def __str__(self) -> str:
+        """Return a table: accuracy in per cent, 95 % interval, n, balanced accuracy."""
+        rows = [*self.rows, *(["worst case"] if len(self.flags) > 2 else [])]
+        width = max(len(row) for row in rows)
+        lines = [f"threat model: {self.threat}"] if self.threat else []
+        for row in rows:
+            low, high = self.interval(row)
+            lines.append(
+                f"{row:<{width}}  {100 * self.accuracy(row):5.1f} "
+                f"[{100 * low:.1f}, {100 * high:.1f}]  n={len(self._row(row))}  "
+                f"balanced {100 * self.balanced(row):.1f}"
+            )
+        return "\n".join([*lines, *(f"finding: {text}" for text in self.findings)])
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    attacks: Sequence[Attack] = (),
+    threat: ThreatModel | None = None,
+    limits: Mapping[str, int] | None = None,
+) -> Report:
+    """Evaluate a model clean and under attacks, on the same points, in evaluation mode.
+
+    Each attack sees the points that are right clean. Flags, gradients and the global generator
+    of the model and the process are left as they were; the same call gives the same report.
+
+    Args:
+        model: pruned or not, with or without a pruner attached.
+        loader: batches (x [B, ...], y [B]); moved to the model's device.
+        attacks: any callables ``attack(model, x, y)``.
+        threat: checked around attacks that bring no ``threat`` of their own.
+        limits: by attack name, how many of the first points it gets; default all.
+
+    Raises:
+        TypeError, ValueError: for inputs, labels, logits or attack results that are not as they
+            should be, a forward pass that is random in evaluation mode, or an empty loader.
+    """
+    named = _named(attacks, threat)
+    limits = dict(limits or {})
+    if unknown := set(limits) - set(named):
+        raise ValueError(f"limits name {sorted(unknown)}; the attacks are {list(named)}.")
+    labels: list[int] = []
+    flags: dict[str, list[bool]] = {"clean": [], **{name: [] for name in named}}
+    findings: list[str] = []
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), attacked(model):
+        for x, y in loader:
+            x, y = x.to(device), y.to(device)
+            with torch.no_grad():
+                logits = check_logits(model(x), y)
+                if not labels:
+                    _refuse_random(model, x, logits)
+                    findings += _softmax_finding(logits)
+            right = logits.argmax(1) == y
+            flags["clean"] += right.tolist()
+            for name, attack in named.items():
+                room = limits.get(name, math.inf) - len(flags[name])
+                kept = right[: int(min(room, len(y)))].clone()
+                todo = kept.nonzero().flatten()
+                if len(todo):
+                    x_adv = attack(model, x[todo], y[todo])
+                    with torch.no_grad():
+                        kept[todo] = check_logits(model(x_adv), y[todo]).argmax(1) == y[todo]
+                flags[name] += kept.tolist()
+            labels += y.tolist()
+    if not labels:
+        raise ValueError("the loader is empty; nothing to evaluate.")
+    threats = {str(getattr(attack, "threat", threat)) for attack in attacks}
+    return Report(
+        tuple(labels),
+        {row: tuple(each) for row, each in flags.items()},
+        "; ".join(sorted(threats)) if threats else None,
+        tuple(findings),
+    )
+
+
+def _named(attacks: Sequence[Attack], threat: ThreatModel | None) -> dict[str, Attack]:
+    named: dict[str, Attack] = {}
+    for attack in attacks:
+        own = getattr(attack, "threat", threat)
+        plain = getattr(attack, "__name__", type(attack).__name__)
+        name = str(getattr(attack, "name", plain))
+        if own is None:
+            raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
+        if name in named or name in ("clean", "worst case"):
+            raise ValueError(f"two rows would be called {name!r}; give one attack another name.")
+        named[name] = guarded(attack, own)
+    return named
+
+
+def _refuse_random(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    with held_weights(model):
+        again = model(x)
+    if not torch.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+        raise ValueError(
+            "the model gives different logits for the same input in evaluation mode; attacks and "
+            "figures would measure noise. Look for dropout or noise that ignores model.eval()."
+        )
+
+
+def _softmax_finding(logits: Tensor) -> list[str]:
+    sums_to_one = torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4)
+    if bool((logits >= 0).all()) and sums_to_one:
+        return [
+            "the outputs look like probabilities; return logits, or gradients vanish and the "
+            "robust accuracy is too high"
+        ]
+    return []

@@ -1,0 +1,60 @@
+"""What a Pruner checks of the optimizer it follows, and of the ranks it trains on."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Raise unless the optimizer holds every parameter that the phase trains.
+
+    Raises:
+        TypeError: if it is no optimizer.
+        ValueError: naming the parameters it lacks.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer.")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [
+        name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held
+    ]
+    if missing:
+        raise ValueError(
+            f"the optimizer lacks {len(missing)} parameters of this phase, such as {missing[0]!r}; "
+            "build it from what set_phase returned."
+        )
+
+
+def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether a GradScaler made this step of a fused optimizer do nothing.
+
+    Other optimizers are not called at all on such a step; fused ones look themselves.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf > 0)
+
+
+def check_ranks(model: nn.Module) -> None:
+    """Raise if the trained parameters differ between distributed processes.
+
+    That is what wrapping in DDP before set_phase leads to, silently: DDP averages the
+    gradients of those parameters only that were trained when it was made.
+
+    Raises:
+        ValueError: if a checksum differs.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() == 1:
+        return
+    trained = [p.detach().double() for p in model.parameters() if p.requires_grad]
+    checksum = torch.stack([torch.stack([p.sum(), p.abs().sum()]) for p in trained])
+    gathered = [torch.empty_like(checksum) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, checksum)
+    if any(not torch.equal(other, gathered[0]) for other in gathered):
+        raise ValueError(
+            "scores, rates or norms differ between processes after the first step; wrap the "
+            "model in DistributedDataParallel after pruner.set_phase, not before."
+        )

@@ -1,0 +1,220 @@
+"""What can be pruned in a model: which weights share one score tensor and one rate."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_PRUNABLE: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("weight",),
+    nn.modules.conv._ConvNd: ("weight",),
+    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter that a group's mask covers.
+
+    Attributes:
+        layer: the module that holds it.
+        layer_name: the module's name in the model.
+        parameter: the parameter's name in the module.
+        dim: None where the mask has the parameter's shape; else the dimension whose entries the
+            mask selects (1 for a layer's input channels).
+        index: which entry of the mask each entry of ``dim`` follows; None for the identity.
+    """
+
+    layer: nn.Module
+    layer_name: str
+    parameter: str
+    dim: int | None = None
+    index: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The parameter's dense name, as in the model's state_dict."""
+        return f"{self.layer_name}.{self.parameter}" if self.layer_name else self.parameter
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter, or the effective weight where a mask is attached."""
+        weight: Tensor = getattr(self.layer, self.parameter)
+        return weight.detach()
+
+    def multiply_adds(self, macs: Mapping[tuple[str, str], int]) -> int:
+        """Return the multiply-adds one entry takes part in, from ``flops.multiply_adds``.
+
+        Raises:
+            ValueError: if the traced forward pass never reached the layer.
+        """
+        separate = self.parameter in ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        key = (self.layer_name, "in_proj_weight" if separate else self.parameter)
+        if key not in macs:
+            raise ValueError(
+                f"{self.name} did not run in the forward pass that counts FLOPs; exclude it, or "
+                "give example_inputs that reach it."
+            )
+        return macs[key]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What shares one score tensor and one rate: a weight, tied weights, or coupled channels.
+
+    Attributes:
+        name: the first member's name unless given.
+        members: one for a plain weight.
+        channels: the number of mask entries where members have a ``dim``; None for weights.
+    """
+
+    members: tuple[Member, ...]
+    channels: int | None = None
+    name: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ValueError("a group needs at least one member.")
+        if any((member.dim is None) != (self.channels is None) for member in self.members):
+            raise ValueError(
+                f"group {self.members[0].name}: members have a dim exactly where the group has "
+                "a number of channels."
+            )
+        if not self.name:
+            object.__setattr__(self, "name", self.members[0].name)
+
+    @property
+    def size(self) -> int:
+        """n_l, the number of entries that scores and mask have."""
+        return self.channels or self.members[0].weight.numel()
+
+    @property
+    def magnitudes(self) -> Tensor:
+        """The weight, or each channel's L2 norm over all members; what initial scores see."""
+        if self.channels is None:
+            return self.members[0].weight
+        squares = torch.zeros(self.channels, 1, device=self.members[0].weight.device)
+        for member in self.members:
+            rows = member.weight.movedim(member.dim or 0, 0).flatten(1).float()
+            index = torch.arange(len(rows)) if member.index is None else member.index
+            squares.index_add_(0, index.to(rows.device), rows.square().sum(1, keepdim=True))
+        return squares.sqrt()
+
+    def cost(self, macs: Mapping[tuple[str, str], int] | None) -> int:
+        """Return what one kept entry costs: weights, or multiply-adds where those are given."""
+        total = 0
+        for member in self.members:
+            entries = 1 if self.channels is None else member.weight.numel() // self.channels
+            positions = 1 if macs is None else member.multiply_adds(macs)
+            total += entries * positions
+            if self.channels is None and macs is None:
+                break  # Tied weights are stored once, yet computed with once a member.
+        return total
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise unless ``model`` is a bare network: masks attach below wrappers, never above.
+
+    Raises:
+        TypeError: if it is no nn.Module.
+        ValueError: for DataParallel, DistributedDataParallel, FSDP and compiled wrappers.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    kind = type(model).__name__
+    fix = {
+        "DistributedDataParallel": "model.module, and wrap it again after set_phase",
+        "DataParallel": "model.module",
+        "FullyShardedDataParallel": "the module before sharding",
+        "OptimizedModule": "model._orig_mod, and compile after attaching",
+    }
+    if kind in fix or kind.startswith("FSDP"):
+        raise ValueError(f"model is wrapped in {kind}; give {fix.get(kind, 'it before sharding')}.")
+
+
+def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
+    """Return one group for every convolution, linear and attention weight of a model.
+
+    Tied weights share a group.
+
+    Args:
+        model: any model.
+        exclude: layers, or names of layers, that stay dense with everything below them.
+
+    Raises:
+        ValueError: if nothing is left to prune, an excluded layer is not in the model, a weight
+            is tied to a parameter that cannot be masked, or a layer is parametrized already.
+    """
+    modules = dict(model.named_modules())
+    dense = _below(modules, exclude)
+    owners: dict[nn.Parameter, list[Member]] = {}
+    for member in prunable_members(model):
+        if member.layer in dense:
+            continue
+        if parametrize.is_parametrized(member.layer):
+            raise ValueError(
+                f"layer {member.layer_name!r} is parametrized already; finalize or "
+                "remove_parametrizations first, or exclude it."
+            )
+        parameter = member.layer._parameters[member.parameter]
+        owners.setdefault(cast(nn.Parameter, parameter), []).append(member)
+    masked = {member.name for members in owners.values() for member in members}
+    others = {
+        parameter: name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name not in masked
+    }
+    if not owners:
+        raise ValueError(
+            f"{type(model).__name__} has no prunable layer"
+            + (" that is not excluded" if dense else "")
+            + "; prunable are convolutions, linear layers and MultiheadAttention."
+        )
+    for parameter, members in owners.items():
+        if parameter in others:
+            raise ValueError(
+                f"{members[0].name} and {others[parameter]} are one tied parameter, and only the "
+                f"first can be masked; untie them, or give exclude=[{members[0].layer_name!r}]."
+            )
+    return tuple(Group(tuple(members)) for members in owners.values())
+
+
+def prunable_members(model: nn.Module) -> Iterator[Member]:
+    """Yield every weight that masks can cover, with or without one attached."""
+    for name, layer in model.named_modules():
+        for kind, parameters in _PRUNABLE.items():
+            if isinstance(layer, kind):
+                for parameter in parameters:
+                    if getattr(layer, parameter) is not None:
+                        yield Member(layer, name, parameter)
+
+
+def _below(
+    modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
+) -> set[nn.Module]:
+    """Return the excluded layers and all below them."""
+    below: set[nn.Module] = set()
+    for entry in exclude:
+        layer = modules.get(entry) if isinstance(entry, str) else entry
+        if layer is None or layer not in modules.values():
+            raise ValueError(
+                f"exclude names {entry!r}, which is not in the model; it has "
+                f"{[name for name in modules if name]}."
+            )
+        below.update(layer.modules())
+    return below
+
+
+def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the affine parameters of the normalisation layers, trained in every phase."""
+    return [
+        parameter
+        for layer in model.modules()
+        if "norm" in type(layer).__name__.lower()
+        for parameter in layer.parameters(recurse=False)
+    ]

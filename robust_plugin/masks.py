@@ -1,0 +1,118 @@
+"""Masks: which weights stay. Exact top-k, n:m patterns, and the straight-through gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def kept_count(n: int, density: float) -> int:
+    """Return how many of ``n`` weights a layer keeps: max(1, n - int((1 - k) n)).
+
+    HYDRA's count (its section 3, official code: Python double arithmetic), with the floor of
+    one that keeps a small layer alive.
+    """
+    return max(1, n - int((1 - density) * n))
+
+
+def topk_mask(scores: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` largest |scores|; of equal ones, those of lower index.
+
+    Args:
+        scores: any shape, floating point.
+        count: how many to keep, 0 <= count <= scores.numel().
+
+    Returns:
+        Tensor: bool mask of the shape of ``scores`` with exactly ``count`` ones.
+
+    Raises:
+        ValueError: if ``count`` is out of range or the scores hold NaN.
+    """
+    n = scores.numel()
+    if not 0 <= count <= n:
+        raise ValueError(f"count is {count}; a tensor of {n} scores keeps 0 to {n}.")
+    magnitudes = scores.detach().abs().flatten()
+    if count in (0, n):
+        _refuse_nan(magnitudes)
+        return torch.full_like(scores, count == n, dtype=torch.bool)
+    threshold = magnitudes.kthvalue(n - count + 1).values
+    mask = magnitudes > threshold
+    missing = count - int(mask.sum())
+    ties = (magnitudes == threshold).nonzero().flatten()[:missing]
+    if len(ties) < missing:  # NaN sorts above everything and compares as false.
+        _refuse_nan(magnitudes)
+    mask[ties] = True
+    # torch.empty_like keeps the strides of a channels_last weight.
+    return torch.empty_like(scores, dtype=torch.bool).copy_(mask.view(scores.shape))
+
+
+def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
+    """Mark the ``n`` largest |scores| of every ``m`` consecutive entries of dimension 1.
+
+    Dimension 1 is a linear layer's input features and a convolution's input channels, the
+    layout that semi-structured kernels multiply along. Ties go to the lower index.
+
+    Raises:
+        ValueError: if m does not divide dimension 1, or the scores hold NaN.
+    """
+    if scores.dim() < 2 or scores.shape[1] % m:
+        raise ValueError(f"{n}:{m} needs dimension 1 divisible by {m}; got {tuple(scores.shape)}.")
+    _refuse_nan(scores)
+    last = scores.detach().abs().movedim(1, -1)
+    rows = last.reshape(*last.shape[:-1], -1, m)
+    order = rows.argsort(dim=-1, descending=True, stable=True)[..., :n]
+    mask = torch.zeros_like(rows, dtype=torch.bool).scatter_(-1, order, True)
+    return torch.empty_like(scores, dtype=torch.bool).copy_(mask.flatten(-2).movedim(-1, 1))
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """Read ``"n:m"``: n of every m consecutive entries are kept.
+
+    Raises:
+        ValueError: unless n and m are whole numbers with 0 < n <= m.
+
+    >>> parse_pattern("2:4")
+    (2, 4)
+    """
+    parts = pattern.split(":")
+    if len(parts) == 2 and all(part.isdecimal() for part in parts):
+        n, m = int(parts[0]), int(parts[1])
+        if 0 < n <= m:
+            return n, m
+    raise ValueError(f'pattern is {pattern!r}; legal: "n:m" with 0 < n <= m, such as "2:4".')
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    if bool(scores.isnan().any()):
+        raise ValueError(
+            "the scores hold NaN; lower the learning rate of the prune phase, or look for NaN in "
+            "the loss."
+        )
+
+
+class StraightThrough(torch.autograd.Function):
+    """The mask in the forward pass, the identity to |s| and to the density in the backward pass.
+
+    dL/ds_i = sign(s_i) dL/dm_i on every entry, kept or not (HYDRA, section 3.1), and
+    dL/dk = sum_i dL/dm_i (HARP, section 3.2).
+    """
+
+    @staticmethod
+    def forward(mask: Tensor, scores: Tensor, density: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the mask as numbers of ``dtype``."""
+        return mask.to(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the scores for their sign."""
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
+        """Pass dL/dm on to |s| and k."""
+        (scores,) = ctx.saved_tensors
+        to_scores = grad.float() * scores.sign() if ctx.needs_input_grad[1] else None
+        to_density = grad.float().sum() if ctx.needs_input_grad[2] else None
+        return None, to_scores, to_density, None

@@ -1,0 +1,192 @@
+"""Training objectives: ``objective(model, x, y) -> scalar``, the same in every phase.
+
+That the same robust objective serves pre-training, pruning and fine-tuning is the first insight
+of the papers (Sehwag 2019, section 3). The clean and the adversarial pass of a loss run in the
+model's own mode; attacks run in evaluation mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_plugin.attacks import Attack, kl_divergence, pgd
+from robust_plugin.threat import ThreatModel, parse_eps, per_point
+
+Batch = TypeVar("Batch")
+
+
+class Objective(Protocol):
+    """A loss to minimise."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return a scalar with a graph; inputs [B, ...], labels [B]."""
+
+
+def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """CE(f(x), y): no adversary."""
+    return F.cross_entropy(model(x), y)
+
+
+def adversarial(attack: Attack) -> Objective:
+    """CE(f(x'), y) with x' from an attack (Madry et al. 2018).
+
+    Args:
+        attack: e.g. ``pgd(threat, steps=10)``; one that is not ours, wrapped in ``guarded``.
+    """
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(attack(unwrapped(model), x, y)), y)
+
+    return objective
+
+
+def trades(
+    threat: ThreatModel,
+    *,
+    beta: float = 6.0,
+    steps: int = 10,
+    step_size: float | str | None = None,
+) -> Objective:
+    """CE(f(x), y) + beta KL(f(x) || f(x')), x' maximising that KL (Zhang et al. 2019, eq. 5).
+
+    The attack starts at x + .001 N(0, 1) and runs in evaluation mode; the clean branch is not
+    detached. 13 forward passes at 10 steps: one for the attack's reference, ten of the attack,
+    two of the loss. (The official code needs 24: it recomputes the reference at every step.)
+
+    Args:
+        threat: norm, eps and bounds.
+        beta: weight of robustness; 6 in HYDRA and HARP.
+        steps: of the attack.
+        step_size: in input units; default 2.5 eps / steps.
+    """
+    attack = pgd(threat, steps=steps, step_size=step_size, loss="kl", start="gaussian")
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        x_adv = attack(unwrapped(model), x, y)
+        clean, robust = model(x), model(x_adv)
+        loss: Tensor = F.cross_entropy(clean, y) + beta * kl_divergence(clean, robust).mean()
+        return loss
+
+    return objective
+
+
+def mart(
+    threat: ThreatModel,
+    *,
+    beta: float = 5.0,
+    steps: int = 10,
+    step_size: float | str | None = None,
+) -> Objective:
+    """BCE(f(x'), y) + beta mean[KL(p || p') (1 - p_y)] (Wang et al. 2020, equation 10).
+
+    BCE(f', y) = CE(f', y) - log(1.0001 - max_{j != y} p'_j); x' maximises CE from
+    x + .001 N(0, 1).
+
+    Args:
+        threat: norm, eps and bounds.
+        beta: weight of the misclassification-aware term; 5 in HARP.
+        steps: of the attack.
+        step_size: in input units; default 2.5 eps / steps.
+    """
+    attack = pgd(threat, steps=steps, step_size=step_size, start="gaussian")
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        x_adv = attack(unwrapped(model), x, y)
+        clean, robust = model(x), model(x_adv)
+        wrong = robust.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
+        boosted = F.cross_entropy(robust, y) - torch.log(1.0001 - wrong).mean()
+        true = clean.softmax(1).gather(1, y[:, None]).squeeze(1)
+        return boosted + beta * (kl_divergence(clean, robust) * (1 - true)).mean()
+
+    return objective
+
+
+def stability(*, sigma: float = 0.25, beta: float = 6.0) -> Objective:
+    """CE(f(x), y) + beta KL(f(x) || f(x + sigma N)), for randomized smoothing (HYDRA, section 4).
+
+    Args:
+        sigma: standard deviation of the noise, in input units; the noisy input is not clipped.
+        beta: weight of stability.
+    """
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        clean, noisy = model(x), model(x + sigma * torch.randn_like(x))
+        return F.cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
+
+    return objective
+
+
+class Free:
+    """CE(f(x + d), y) with one perturbation d carried from batch to batch (Shafahi et al. 2019).
+
+    Each call first moves d along the input gradient of the last one, d <- project(d + step
+    direction(grad)), so that weights and perturbation learn from the same backward pass. Show
+    each batch several times (``replay``) and divide the epochs by as much.
+
+    Args:
+        threat: norm, eps and bounds.
+        step_size: in input units; default eps, as in the paper.
+    """
+
+    def __init__(self, threat: ThreatModel, *, step_size: float | str | None = None) -> None:
+        self.threat = threat
+        self.step_size = threat.eps if step_size is None else parse_eps(step_size)
+        self._delta: Tensor | None = None
+        self._leaf: Tensor | None = None
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss; its backward pass also reaches the perturbation."""
+        self.threat.check_inputs(x)
+        delta = self._moved(x)
+        self._leaf = delta.requires_grad_(True)
+        x_adv = (x + delta).clamp(self.threat.low, self.threat.high)
+        return F.cross_entropy(model(x_adv), y)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        if self._delta is None or self._delta.shape[1:] != x.shape[1:]:
+            self._delta = torch.zeros_like(x)
+        if self._leaf is not None and self._leaf.grad is not None:
+            # A step that a GradScaler skips has infinite gradients.
+            grad = self._leaf.grad.nan_to_num(0.0, 0.0, 0.0)
+            if self.threat.norm == "Linf":
+                move = grad.sign()
+            else:
+                move = grad * per_point(1 / self.threat.norms(grad).clamp(min=1e-12), grad)
+            self._leaf = None
+            moved = self._delta[: len(grad)] + self.step_size * move
+            self._delta[: len(grad)] = self._clipped(moved)
+        if len(self._delta) < len(x):
+            more = torch.zeros_like(x[: len(x) - len(self._delta)])
+            self._delta = torch.cat([self._delta, more])
+        return self._delta[: len(x)].clone()
+
+    def _clipped(self, delta: Tensor) -> Tensor:
+        if self.threat.norm == "Linf":
+            return delta.clamp(-self.threat.eps, self.threat.eps)
+        return delta * per_point(
+            self.threat.eps / self.threat.norms(delta).clamp(1e-12), delta
+        ).clamp(max=1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the perturbation, which continues the training."""
+        return {} if self._delta is None else {"delta": self._delta}
+
+
+def replay(batches: Iterable[Batch], times: int) -> Iterator[Batch]:
+    """Yield every batch ``times`` times in a row, for free adversarial training."""
+    if times < 1:
+        raise ValueError(f"times is {times}; legal: at least 1.")
+    for batch in batches:
+        for _ in range(times):
+            yield batch
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside DDP or DataParallel, which attacks run on."""
+    kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return model.module if isinstance(model, kinds) else model

@@ -1,0 +1,96 @@
+"""From a density to whole counts: the budget of a model, and each group's first share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from robust_plugin.budget import Budget, Unit, check_density
+from robust_plugin.groups import Group
+from robust_plugin.masks import kept_count
+from robust_plugin.rates import Rates, initial_rates
+
+# HARP, section 4: pruning starts with 10 % kept everywhere, also where the target is below, and
+# no layer's rate falls under k_min = .1 k.
+_START_DENSITY = 0.1
+_K_MIN_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pruner sets out with.
+
+    Attributes:
+        budget: what may be kept at the end of the prune phase.
+        start: the share kept at its beginning; more than the budget's where rates are learned.
+        densities: each group's share at the beginning.
+        counts: the whole counts that follow.
+        k_min: the least share a learned rate can reach.
+    """
+
+    budget: Budget
+    start: float
+    densities: tuple[float, ...]
+    counts: tuple[int, ...]
+    k_min: float
+
+
+def plan(
+    groups: Sequence[Group],
+    density: float | None,
+    *,
+    rates: Rates = "uniform",
+    unit: Unit = "params",
+    multiply_adds: Mapping[tuple[str, str], int] | None = None,
+    pattern: tuple[int, int] | None = None,
+    learned: bool = False,
+) -> Plan:
+    """Lay out the budget of ``density`` over the groups.
+
+    Args:
+        groups: what is pruned.
+        density: k, the share of the budget kept; None where a pattern or a dict of rates
+            implies it.
+        rates: the rule that gives each group its share.
+        unit: what the budget counts.
+        multiply_adds: for FLOPs, per (layer, parameter).
+        pattern: (n, m) of an n:m mask.
+        learned: whether the rates will be learned from this start.
+
+    Raises:
+        ValueError: naming the value and what is legal.
+    """
+    weights = [group.magnitudes for group in groups]
+    for group, weight in zip(groups, weights, strict=True):
+        if not bool(weight.isfinite().all()):
+            raise ValueError(f"the weights of {group.name} are not finite, so nothing ranks them.")
+    implied = pattern is not None or isinstance(rates, Mapping)
+    if implied and density is not None:
+        raise ValueError(
+            f"density is {density!r}, but a pattern or a dict of rates implies it; omit it."
+        )
+    if pattern is not None and (learned or rates != "uniform"):
+        raise ValueError(
+            f"rates is {rates!r}; a {pattern[0]}:{pattern[1]} pattern fixes the rates."
+        )
+    names = [group.name for group in groups]
+    sizes = [group.size for group in groups]
+    costs = [group.cost(multiply_adds) for group in groups]
+    if pattern is not None:
+        density = pattern[0] / pattern[1]
+    elif isinstance(rates, Mapping):
+        given = initial_rates(rates, names, weights, costs, 1.0)
+        whole = [kept_count(n, k) for n, k in zip(sizes, given, strict=True)]
+        bare = Budget(tuple(sizes), tuple(costs), 1.0, 0)
+        density = bare.cost(whole) / bare.full
+    target = check_density(density)
+    budget = Budget.of(sizes, costs, target, unit=unit)
+    start = max(_START_DENSITY, target) if learned else target
+    densities = initial_rates(rates, names, weights, costs, start)
+    each = [kept_count(n, k) for n, k in zip(sizes, densities, strict=True)]
+    if isinstance(rates, Mapping):
+        budget = budget.rescaled(budget.cost(each))
+    elif rates != "uniform" or unit != "params":
+        each = Budget.of(sizes, costs, start, unit=unit).round(densities)
+    k_min = _K_MIN_SHARE * target if learned else 0.0
+    return Plan(budget, start, tuple(densities), tuple(each), k_min)

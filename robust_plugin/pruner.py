@@ -1,0 +1,504 @@
+"""The Pruner: scores and rates, each fixed or learned, on any model; and its three presets.
+
+|                | rates uniform    | rates given (ERK, LAMP) | rates learned  |
+|----------------|------------------|-------------------------|----------------|
+| scores fixed   | Sehwag 2019, LWM | magnitude at good rates | HARP rate-only |
+| scores learned | HYDRA            | HARP score-only         | HARP           |
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin import attachment, dense
+from robust_plugin.attachment import GroupMask, MaskedWeight, masked_weights
+from robust_plugin.budget import Unit, rate_logit
+from robust_plugin.control import (
+    Control,
+    FixedRates,
+    HeldRates,
+    HingeRates,
+    RateControl,
+    Schedule,
+    rate_logits,
+    set_logits,
+)
+from robust_plugin.control import densities as rate_densities
+from robust_plugin.flops import multiply_adds
+from robust_plugin.following import check_holds, check_ranks, step_was_skipped
+from robust_plugin.groups import Group, norm_parameters, refuse_wrapped, weight_groups
+from robust_plugin.masks import parse_pattern
+from robust_plugin.plan import plan
+from robust_plugin.rates import Rates
+from robust_plugin.scores import Scores, initial_scores
+
+Learnable = Literal["scores", "rates"]
+Phase = Literal["attached", "prune", "finetune", "finalized"]
+
+
+class Pruner:
+    """Attaches masks to a model and learns what they keep.
+
+    Args:
+        model: the network, pre-trained and bare (no DDP, no torch.compile). Masks attach in place.
+        density: k, the share kept, 0 < k <= 1; a pattern or a dict of rates implies it.
+        learn: what the prune phase trains: any of ``"scores"``, ``"rates"``.
+        scores: the initial scores: a name, a function of the weight, or tensors by parameter.
+        rates: each layer's density: ``"uniform"``, ``"erk"``, ``"lamp"``, ``"global"``, a
+            function, or densities by parameter name. Where rates are learned, their start.
+        budget: what ``density`` is a share of: ``"params"`` or ``"flops"``.
+        control: how learned rates meet the budget: ``"held"`` exactly at every step, falling to
+            the target over the phase, or by the paper's ``"hinge"`` (see ``budget_penalty``).
+        gamma_step: how fast the hinge's weight grows.
+        pattern: ``"n:m"``, e.g. ``"2:4"``, instead of a density.
+        groups: what shares a mask; default one group a weight.
+        exclude: layers, or names of layers, that stay dense.
+        example_inputs: what one forward pass takes, for ``budget="flops"``.
+
+    Attributes:
+        groups: what is pruned.
+        left_dense: names of weights that a pattern does not fit.
+        masks: scores, rate and mask of each group.
+        budget: what may be kept.
+        phase: ``"attached"``, ``"prune"``, ``"finetune"`` or ``"finalized"``.
+
+    Raises:
+        TypeError: if the model is no nn.Module.
+        ValueError: naming the value and what is legal; the model is then unchanged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        density: float | None = None,
+        *,
+        learn: Collection[Learnable] = (),
+        scores: Scores = "scaled_magnitude",
+        rates: Rates = "uniform",
+        budget: Unit = "params",
+        control: Control = "held",
+        gamma_step: float = 0.01,
+        pattern: str | None = None,
+        groups: Sequence[Group] | None = None,
+        exclude: Collection[str | nn.Module] = (),
+        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> None:
+        refuse_wrapped(model)
+        if next(masked_weights(model), None) is not None:
+            raise ValueError("the model has a pruner already; finalize it before attaching one.")
+        if not set(learn) <= set(get_args(Learnable)) or isinstance(learn, str):
+            raise ValueError(f"learn is {learn!r}; legal: any of {get_args(Learnable)}.")
+        if control not in get_args(Control):
+            raise ValueError(f"control is {control!r}; legal: {', '.join(get_args(Control))}.")
+        self.model = model
+        self.learn = frozenset(learn)
+        self.pattern = parse_pattern(pattern) if pattern is not None else None
+        found = groups if groups is not None else weight_groups(model, exclude)
+        self.groups, self.left_dense = _divisible(found, self.pattern)
+        self._plan = partial(
+            plan,
+            self.groups,
+            rates=rates,
+            unit=budget,
+            multiply_adds=_count_flops(model, example_inputs) if budget == "flops" else None,
+            pattern=self.pattern,
+            learned="rates" in self.learn,
+        )
+        first = self._plan(density)
+        self.budget = first.budget
+        self.schedule = Schedule()
+        self.phase: Phase = "attached"
+        self.control: RateControl = FixedRates()
+        if "rates" in self.learn and control == "held":
+            self.control = HeldRates(first.budget, first.start, first.k_min)
+        elif "rates" in self.learn:
+            self.control = HingeRates(first.budget, gamma_step)
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._user_frozen = {p for p in model.parameters() if not p.requires_grad}
+        # All masks are built before the first is attached: an error leaves the model alone.
+        self.masks = tuple(
+            GroupMask(
+                initial_scores(scores, group.name, group.magnitudes),
+                count,
+                k_min=first.k_min,
+                rate=rate_logit(k, first.k_min) if "rates" in self.learn else None,
+                pattern=self.pattern,
+            )
+            for group, k, count in zip(self.groups, first.densities, first.counts, strict=True)
+        )
+        for group, mask in zip(self.groups, self.masks, strict=True):
+            for member in group.members:
+                carrier = MaskedWeight(mask, dim=member.dim, index=member.index)
+                attachment.attach(member.layer, member.parameter, carrier)
+
+    @property
+    def kept(self) -> int:
+        """What the masks keep now, in the budget's unit."""
+        return int(self.budget.cost([int(mask.kept) for mask in self.masks]))
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """The share each group keeps now, by name."""
+        return {
+            group.name: int(mask.kept) / group.size
+            for group, mask in zip(self.groups, self.masks, strict=True)
+        }
+
+    def budget_penalty(self) -> Tensor:
+        """gamma(epoch) L_hw, HARP equation 4; zero for every method without the hinge."""
+        control = self.control if self.phase == "prune" else FixedRates()
+        return control.penalty(self.masks, self.schedule)
+
+    def update_masks(self) -> None:
+        """Choose every mask anew from its scores and its rate.
+
+        ``follow`` calls this after each optimizer step; call it after writing scores by hand.
+        """
+        counts = self.control.counts(self.masks, self.schedule)
+        for mask, count in zip(self.masks, counts, strict=True):
+            mask.choose(count)
+
+    def set_phase(self, phase: Literal["prune", "finetune"]) -> list[dict[str, Any]]:
+        """Freeze what the phase does not train and return optimizer param groups of the rest.
+
+        ``"prune"`` trains scores, rates and the affine parameters of norms, weights frozen;
+        ``"finetune"`` fixes the masks at exactly the budget and trains everything else. What
+        was frozen before attaching stays frozen. Scores and rates get no weight decay: it would
+        pull every rate to one half. Wrap in DDP after this call.
+
+        Raises:
+            ValueError: if the phase is unknown, or out of order: prune, finetune, finalize.
+        """
+        self._check_order(phase)
+        if phase == "finetune" and self.phase != "finetune":
+            self._settle()
+        self.phase = phase
+        norms = set(norm_parameters(self.model))
+        own = {parameter for mask in self.masks for parameter in mask.parameters()}
+        for parameter in self.model.parameters():
+            if parameter not in own and parameter not in self._user_frozen:
+                parameter.requires_grad_(phase == "finetune" or parameter in norms)
+        scores = [mask.scores for mask in self.masks if "scores" in self.learn]
+        rates = [mask.rate for mask in self.masks if mask.rate is not None]
+        for parameter in (*scores, *rates):
+            parameter.requires_grad_(phase == "prune")
+        for mask in self.masks:
+            mask.unfollowed = phase == "prune" and self._hook is None
+        self.update_masks()
+        others = [p for p in self.model.parameters() if p.requires_grad and p not in own]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if phase == "prune":
+            groups += [{"params": learned, "weight_decay": 0.0} for learned in (scores, rates)]
+        return [group for group in groups if group["params"]]
+
+    def _check_order(self, phase: str) -> None:
+        if phase not in ("prune", "finetune"):
+            raise ValueError(f"phase is {phase!r}; legal: 'prune', then 'finetune'.")
+        name = type(self).__name__
+        if phase == "prune" and not self.learn:
+            raise ValueError(
+                f"{name} learns nothing, so it has no prune phase; start at set_phase('finetune')."
+            )
+        if self.phase == "finalized" or (phase == "prune" and self.phase == "finetune"):
+            raise ValueError(
+                f"phase {phase!r} cannot follow {self.phase!r}; the order is prune, finetune, "
+                "finalize."
+            )
+        if phase == "finetune" and self.phase == "attached" and self.learn:
+            raise ValueError(
+                f"{name} has learned nothing yet; run the phase 'prune' before 'finetune', or "
+                "take MagnitudePruner."
+            )
+
+    def _settle(self) -> None:
+        """End the learning: from here on every count is fixed, their sum exactly the budget."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if "rates" not in self.learn or self.phase != "prune":
+            return
+        if isinstance(self.control, HeldRates) and self.control.total(self.schedule) != self.budget:
+            warnings.warn(
+                f"the prune phase ended at step {self.schedule.step} of {self.schedule.steps}, "
+                "while the budget was still falling; follow(epochs=, steps_per_epoch=) counts "
+                "optimizer steps, not batches.",
+                stacklevel=3,
+            )
+        set_logits(self.masks, self.budget.hold(rate_logits(self.masks), self.masks[0].k_min))
+        for mask, count in zip(
+            self.masks, self.budget.round(rate_densities(self.masks)), strict=True
+        ):
+            mask.choose(count)
+        self.control = FixedRates()
+
+    def follow(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        """Choose the masks anew after each step of ``optimizer``, and move what is scheduled.
+
+        A step that a GradScaler skips does not count.
+
+        Args:
+            optimizer: of the prune phase's parameters.
+            epochs: of the prune phase; needed where rates are learned.
+            steps_per_epoch: optimizer steps (not batches) in an epoch; likewise.
+
+        Raises:
+            TypeError: if it is no optimizer.
+            ValueError: outside the prune phase, without the phase's parameters, or without the
+                length of a schedule that rates need.
+        """
+        if self.phase != "prune":
+            raise ValueError(
+                f"follow is for the prune phase, and the phase is {self.phase!r}; call "
+                "set_phase('prune') first. Fine-tuning needs no follow."
+            )
+        check_holds(optimizer, self.model)
+        lengths = (epochs or 0, steps_per_epoch or 0)
+        if "rates" in self.learn and min(lengths) < 1:
+            raise ValueError(
+                f"epochs is {epochs} and steps_per_epoch is {steps_per_epoch}; learned rates move "
+                "on a schedule: give both, at least 1."
+            )
+        self.schedule = Schedule(self.schedule.step, *lengths)
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = optimizer.register_step_post_hook(self._after_step)
+        for mask in self.masks:
+            mask.unfollowed = False
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if step_was_skipped(optimizer):
+            return
+        self.schedule.step += 1
+        if self.schedule.step == 1:
+            check_ranks(self.model)
+        self.control.after_step(self.masks, self.schedule)
+        self.update_masks()
+
+    def set_density(self, density: float) -> None:
+        """Prune further by the magnitude of the weights as they are now (iterative pruning).
+
+        Sehwag 2019, section 3: alternate with fine-tuning along a density schedule. What was
+        pruned before ranks last.
+
+        Raises:
+            ValueError: if something is learned, a pattern is set, or the density is outside
+                (0, 1].
+        """
+        if self.learn or self.pattern is not None:
+            raise ValueError(
+                f"{type(self).__name__} cannot change its density on the way; iterative pruning "
+                "is MagnitudePruner's, without a pattern."
+            )
+        planned = self._plan(density)
+        self.budget = planned.budget
+        for group, mask, count in zip(self.groups, self.masks, planned.counts, strict=True):
+            mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))
+            mask.choose(count)
+
+    def finalize(self, model: nn.Module | None = None) -> None:
+        """Turn every masked layer into the plain layer it was, zeros in place.
+
+        Args:
+            model: a copy of the network (EMA, the best so far), which then gets this pruner's
+                masks; default the network itself, which ends the pruning.
+
+        Raises:
+            ValueError: if it was finalized before, or ``model`` is no copy of the network.
+        """
+        if self.phase == "finalized":
+            raise ValueError("the pruner is finalized already.")
+        if model is not None and model is not self.model:
+            self._lend_masks(model)
+            dense.finalize(model)
+            return
+        self._settle()
+        dense.finalize(self.model)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter not in self._user_frozen)
+        self.phase = "finalized"
+
+    def _lend_masks(self, model: nn.Module) -> None:
+        theirs = {(name, key): carrier for name, _, key, carrier in masked_weights(model)}
+        ours = {(name, key): carrier for name, _, key, carrier in masked_weights(self.model)}
+        if theirs.keys() != ours.keys():
+            raise ValueError("model is no copy of the network this pruner is attached to.")
+        for place, carrier in ours.items():
+            theirs[place].group.mask.copy_(carrier.group.mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what continues the pruning besides the model's own state_dict; plain JSON."""
+        return {
+            "settings": self._settings(),
+            "density": self.budget.density,
+            "phase": self.phase,
+            "schedule": vars(self.schedule).copy(),
+            "control": self.control.state(),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "learn": sorted(self.learn),
+            "groups": [group.name for group in self.groups],
+            "sizes": list(self.budget.sizes),
+            "costs": list(self.budget.costs),
+            "pattern": list(self.pattern) if self.pattern else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; load the model's own state first.
+
+        Raises:
+            ValueError: if the state is of a pruner with other settings or another budget.
+        """
+        self.check_state(state)
+        if not self.learn and self.pattern is None and state["density"] != self.budget.density:
+            self.budget = self._plan(state["density"]).budget
+        self.schedule = Schedule(**state["schedule"])
+        self.phase = state["phase"]
+        if self.phase == "finetune":
+            self.control = FixedRates()
+        self.control.load(state["control"])
+        if self.phase in ("prune", "finetune"):
+            self.set_phase(self.phase)
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise a ValueError unless ``state`` is of a pruner like this one."""
+        saved, ours = dict(state["settings"]), self._settings()
+        if self.learn:
+            saved["density"], ours["density"] = state["density"], self.budget.density
+        differ = [key for key in ours if saved.get(key) != ours[key]]
+        if differ:
+            raise ValueError(
+                "the state is of another pruner: "
+                + "; ".join(f"{key} was {saved.get(key)}, here {ours[key]}" for key in differ)
+            )
+
+
+class MagnitudePruner(Pruner):
+    """Least weight magnitude (LWM), one-shot or iterative (Sehwag 2019, section 3).
+
+    Keeps the largest |w| of each layer. ``rates="erk"`` or ``"lamp"`` is the baseline to beat,
+    ``"global"`` ranks all layers together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        density: float | None = None,
+        *,
+        rates: Rates = "uniform",
+        budget: Unit = "params",
+        pattern: str | None = None,
+        groups: Sequence[Group] | None = None,
+        exclude: Collection[str | nn.Module] = (),
+        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            density,
+            rates=rates,
+            budget=budget,
+            pattern=pattern,
+            groups=groups,
+            exclude=exclude,
+            example_inputs=example_inputs,
+        )
+
+
+class HydraPruner(Pruner):
+    """Learned scores at given rates (HYDRA, Sehwag et al. 2020): s = argmin E[L_robust(w m(s))]."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        density: float | None = None,
+        *,
+        scores: Scores = "scaled_magnitude",
+        rates: Rates = "uniform",
+        budget: Unit = "params",
+        pattern: str | None = None,
+        groups: Sequence[Group] | None = None,
+        exclude: Collection[str | nn.Module] = (),
+        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            density,
+            learn={"scores"},
+            scores=scores,
+            rates=rates,
+            budget=budget,
+            pattern=pattern,
+            groups=groups,
+            exclude=exclude,
+            example_inputs=example_inputs,
+        )
+
+
+class HarpPruner(Pruner):
+    """Learned scores and learned rates (HARP, Zhao and Wressnegger 2023).
+
+    ``learn=("rates",)`` is its rate-only mode.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        density: float,
+        *,
+        learn: Collection[Learnable] = ("scores", "rates"),
+        scores: Scores = "scaled_magnitude",
+        rates: Rates = "uniform",
+        budget: Unit = "params",
+        control: Control = "held",
+        gamma_step: float = 0.01,
+        groups: Sequence[Group] | None = None,
+        exclude: Collection[str | nn.Module] = (),
+        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            density,
+            learn=learn,
+            scores=scores,
+            rates=rates,
+            budget=budget,
+            control=control,
+            gamma_step=gamma_step,
+            groups=groups,
+            exclude=exclude,
+            example_inputs=example_inputs,
+        )
+
+
+def _divisible(
+    groups: Sequence[Group], pattern: tuple[int, int] | None
+) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+    """Split off the groups whose rows a pattern does not divide; they stay dense."""
+    if pattern is None:
+        return tuple(groups), ()
+    fits = [group for group in groups if group.magnitudes.shape[1] % pattern[1] == 0]
+    if not fits:
+        raise ValueError(f"no layer's input dimension is divisible by {pattern[1]}.")
+    return tuple(fits), tuple(group.name for group in groups if group not in fits)
+
+
+def _count_flops(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None
+) -> dict[tuple[str, str], int]:
+    if example_inputs is None:
+        raise ValueError("budget='flops' counts on a forward pass; give example_inputs=x[:1].")
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    return multiply_adds(model, inputs)

@@ -1,0 +1,119 @@
+"""What is pruned: a table by layer, and what no mask covers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from robust_plugin.dense import dense_names
+from robust_plugin.flops import multiply_adds
+from robust_plugin.groups import prunable_members
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One prunable weight: how many of its entries are not zero, and what they compute.
+
+    ``multiply_adds`` is of one dense entry and one example; 0 where nothing was traced.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    kept: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Every prunable weight of a model, and the matrices that no pruner covers.
+
+    Attributes:
+        layers: the prunable weights.
+        parameters: of the whole model, biases and norms included.
+        uncovered: other parameters of two or more dimensions, by name, with their sizes.
+    """
+
+    layers: tuple[LayerSparsity, ...]
+    parameters: int
+    uncovered: tuple[tuple[str, int], ...]
+
+    @property
+    def kept(self) -> int:
+        """Prunable weights that are not zero."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def size(self) -> int:
+        """Prunable weights."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def density(self) -> float:
+        """The share of the prunable weights that is kept."""
+        return self.kept / self.size
+
+    def __str__(self) -> str:
+        """Return the table."""
+        total = sum(layer.multiply_adds * layer.size for layer in self.layers)
+        left = sum(layer.multiply_adds * layer.kept for layer in self.layers)
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [f"{'weight':<{width}}  {'shape':<18}{'kept':>22}{'density':>9}{'MACs':>9}"]
+        for layer in self.layers:
+            share = layer.kept / layer.size
+            macs = f"{layer.multiply_adds * layer.size / total:.1%}" if total else "-"
+            lines.append(
+                f"{layer.name:<{width}}  {'x'.join(map(str, layer.shape)):<18}"
+                f"{layer.kept:>11,}/{layer.size:<10,}{share:>9.2%}{macs:>9}"
+            )
+        dense = self.parameters - self.size
+        lines.append(
+            f"prunable weights {self.size:,} ({self.size / self.parameters:.1%} of "
+            f"{self.parameters:,} parameters), kept {self.kept:,}: {self.density:.2%} of the "
+            f"prunable, {(self.kept + dense) / self.parameters:.2%} of all"
+            + (f", {left / total:.2%} of their multiply-adds" if total else "")
+        )
+        if self.uncovered:
+            names = ", ".join(f"{name} ({size:,})" for name, size in self.uncovered)
+            lines.append(f"not covered, dense: {names}")
+        return "\n".join(lines)
+
+
+def sparsity(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None = None
+) -> Sparsity:
+    """Count what a model keeps, while a pruner is attached or after it was finalized.
+
+    Args:
+        model: any model.
+        example_inputs: what one forward pass takes; then multiply-adds are counted too.
+
+    Raises:
+        ValueError: if the model has no prunable weight.
+    """
+    macs: dict[tuple[str, str], int] = {}
+    if example_inputs is not None:
+        inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        macs = multiply_adds(model, inputs)
+    layers, covered = [], set()
+    for member in prunable_members(model):
+        weight = member.weight
+        covered.add(member.name)
+        layers.append(
+            LayerSparsity(
+                member.name,
+                tuple(weight.shape),
+                weight.numel(),
+                int(weight.count_nonzero()),
+                member.multiply_adds(macs) if macs else 0,
+            )
+        )
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no prunable layer.")
+    own = dict(model.named_parameters())
+    parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
+    uncovered = tuple(
+        (name, p.numel()) for name, p in parameters.items() if p.dim() >= 2 and name not in covered
+    )
+    return Sparsity(tuple(layers), sum(p.numel() for p in parameters.values()), uncovered)

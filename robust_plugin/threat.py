@@ -1,0 +1,129 @@
+"""The threat model: what an adversary may change, and how far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+from torch import Tensor
+
+Norm = Literal["Linf", "L2"]
+
+# Float32 rounding of x + delta moves a point by up to half a unit in the last place of x.
+_TOLERANCE = 1e-5
+
+
+def parse_eps(eps: float | str) -> float:
+    """Read a radius: a number, or a fraction such as ``"8/255"``.
+
+    Raises:
+        ValueError: if ``eps`` is not a finite number >= 0.
+
+    >>> parse_eps("8/255") == 8 / 255
+    True
+    """
+    try:
+        value = float(Fraction(eps)) if isinstance(eps, str) else float(eps)
+    except (ValueError, ZeroDivisionError, TypeError):
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f'eps is {eps!r}; give a number >= 0 or a fraction such as "8/255".')
+    return value
+
+
+@dataclass(frozen=True, init=False)
+class ThreatModel:
+    """All inputs x' with ||x' - x||_norm <= eps and low <= x' <= high.
+
+    Args:
+        norm: ``"Linf"`` or ``"L2"``.
+        eps: radius in input units (pixels in [0, 1]), a number or a fraction as a string.
+        low: smallest legal input value.
+        high: largest legal input value.
+
+    Raises:
+        ValueError: for an unknown norm, an eps that is no finite number >= 0, or low >= high.
+
+    >>> ThreatModel("Linf", eps="8/255").eps
+    0.03137254901960784
+    """
+
+    norm: Norm
+    eps: float
+    low: float
+    high: float
+
+    def __init__(
+        self, norm: Norm, eps: float | str, *, low: float = 0.0, high: float = 1.0
+    ) -> None:
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm is {norm!r}; legal: {', '.join(get_args(Norm))}.")
+        if not low < high:
+            raise ValueError(f"low is {low} and high is {high}; low must be below high.")
+        for name, value in (
+            ("norm", norm),
+            ("eps", parse_eps(eps)),
+            ("low", float(low)),
+            ("high", float(high)),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __str__(self) -> str:
+        return f"{self.norm} eps={self.eps:.4g}"
+
+    def norms(self, delta: Tensor) -> Tensor:
+        """Return ||delta||_norm of each point: shape [B] for delta of shape [B, ...]."""
+        flat = delta.flatten(1)
+        return flat.abs().amax(1) if self.norm == "Linf" else flat.norm(dim=1)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return the point of the threat model nearest to ``x_adv``, for each point of a batch.
+
+        Exact for Linf; for L2 the ball first and the box second, as attacks do (the box only
+        brings a point nearer to x, which lies inside it).
+        """
+        delta = x_adv - x
+        if self.norm == "Linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            delta = delta * per_point(self.eps / self.norms(delta).clamp(min=1e-12), x).clamp(max=1)
+        return (x + delta).clamp(self.low, self.high)
+
+    def check_inputs(self, x: Tensor) -> None:
+        """Raise a ValueError unless ``x`` is finite floats within [low, high]."""
+        if not x.is_floating_point():
+            raise ValueError(
+                f"inputs have dtype {x.dtype}; give floats in [{self.low:g}, {self.high:g}]."
+            )
+        if x.numel() == 0:
+            raise ValueError(f"inputs have shape {tuple(x.shape)}; the batch is empty.")
+        low, high = (float(v) for v in x.aminmax())
+        if not (self.low - _TOLERANCE <= low and high <= self.high + _TOLERANCE):
+            raise ValueError(
+                f"inputs span [{low:g}, {high:g}], outside the threat model's "
+                f"[{self.low:g}, {self.high:g}]; normalise inside the model, or give "
+                "ThreatModel(low=..., high=...)."
+            )
+
+    def check_result(self, x_adv: Tensor, x: Tensor) -> None:
+        """Raise a ValueError unless ``x_adv`` is finite, in the box and in the ball of ``x``."""
+        if x_adv.shape != x.shape:
+            raise ValueError(
+                f"the attack returned shape {tuple(x_adv.shape)} for inputs of {tuple(x.shape)}."
+            )
+        self.check_inputs(x_adv)
+        farthest = float(self.norms(x_adv.double() - x.double()).max())
+        # The input's own precision bounds what an attack in that dtype can promise.
+        slack = _TOLERANCE if x.element_size() >= 4 else 0.01 * max(abs(self.low), abs(self.high))
+        if not farthest <= self.eps * (1 + _TOLERANCE) + slack:
+            raise ValueError(
+                f"the attack moved a point by {farthest:g} in {self.norm}, beyond "
+                f"eps = {self.eps:g}; give the attack the same eps, norm and bounds."
+            )
+
+
+def per_point(values: Tensor, like: Tensor) -> Tensor:
+    """View ``values`` of shape [B] so that it broadcasts over ``like`` of shape [B, ...]."""
+    return values.view(-1, *[1] * (like.dim() - 1))
