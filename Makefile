@@ -1,0 +1,51 @@
+# Everything from python3, pip and make alone: `make demo`, `make test`.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN := .venv/bin
+# For networks as small as those of the tests and the demo one thread is faster than several.
+ONE_THREAD := OMP_NUM_THREADS=1
+
+.PHONY: .venv demo table test bench lint types clean
+
+.venv: .venv/.installed
+
+# A python3 without ensurepip (Debian splits it off) makes the bare venv and fills it by its own pip.
+.venv/.installed: pyproject.toml requirements-nodeps.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || \
+		{ $(PYTHON) -m venv --clear --without-pip .venv && \
+		  $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/pip install -e '.[dev]'
+	$(BIN)/pip install --no-deps -r requirements-nodeps.txt
+	touch $@
+
+demo: .venv
+	$(ONE_THREAD) $(BIN)/robust-plugin compare --config compare/digits-demo --out runs/demo
+
+table: .venv
+	$(ONE_THREAD) $(BIN)/robust-plugin compare --config compare/digits-table --out runs/table
+
+test: .venv
+	$(ONE_THREAD) $(BIN)/pytest -n 2 $(PYTEST_ARGS)
+
+# One process: benchmarks that share the machine measure each other.
+bench: .venv
+	$(ONE_THREAD) $(BIN)/pytest -m bench -s tests/benchmarks $(PYTEST_ARGS)
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Static tools do not follow the editable install, and inside the repository mypy sees only one of
+# the three folders, silently. So: the wheel, in an environment of its own, from outside.
+types: .venv
+	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(BIN)/python -m build --outdir "$$dir" .; \
+	$(BIN)/python -m venv --without-pip "$$dir/venv"; \
+	wheel=$$(echo "$$dir"/*.whl); \
+	$(BIN)/pip --python "$$dir/venv/bin/python" install \
+		"$$wheel[all]" mypy types-PyYAML types-tqdm; \
+	cd "$$dir"; venv/bin/mypy --strict --config-file "$(CURDIR)/pyproject.toml" -p robust_plugin
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

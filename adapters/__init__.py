@@ -1,0 +1,1 @@
+"""Third-party attacks, provers and pruners behind our contracts, one library a file."""

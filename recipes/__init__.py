@@ -1,0 +1,1 @@
+"""The papers as recipes: configurations, data, models and one training loop."""

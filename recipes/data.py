@@ -1,0 +1,268 @@
+"""Data sets in three parts: training, validation and test points, values in [0, 1].
+
+A model is chosen by its validation points, which are held out of the training points and never
+augmented; the test points are looked at once, at the end. Nothing is normalised here: the threat
+model lives in the unit of the pixels, so a model normalises inside itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from robust_plugin.recipes.splits import hold_out, stratified_split
+
+# Class in torchvision.datasets, honest name, number of classes, augmentation. SVHN is not flipped:
+# a mirrored 2 is no 2.
+_TORCHVISION = {
+    "cifar10": ("CIFAR10", "CIFAR-10", 10, "crop+flip"),
+    "cifar100": ("CIFAR100", "CIFAR-100", 100, "crop+flip"),
+    "svhn": ("SVHN", "SVHN", 10, "crop"),
+}
+NAMES = ("digits", "folder", *_TORCHVISION)
+AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
+
+_DIGITS_TEST = 400  # of 1797, always the same ones
+_DIGITS_VALIDATION = 200 / 1397  # share of the others
+_VALIDATION = 0.1
+_LAYOUT = "train/<class>/ and test/<class>/ with images in them, the same classes in both"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in its three parts.
+
+    Attributes:
+        name: what a report may call it: "digits", "CIFAR-10", or the folder's own name.
+        train: training points, augmented at random where the data set allows it.
+        validation: points held out of the training points, as they are.
+        test: the test points, as they are.
+        classes: the number of classes; labels are 0 to classes - 1.
+        shape: (channels, height, width) of one input, float32 in [0, 1].
+    """
+
+    name: str
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    test: Dataset[Any]
+    classes: int
+    shape: tuple[int, int, int]
+
+
+class View(Dataset[tuple[Tensor, int]]):
+    """Chosen points of a data set of images, each made a tensor [C, H, W] when asked for."""
+
+    def __init__(
+        self,
+        images: Dataset[Any],
+        indices: Sequence[int],
+        *,
+        shape: tuple[int, int, int],
+        transform: Callable[[Any], Tensor],
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.images, self.indices, self.shape = images, indices, shape
+        self.transform, self.augment = transform, augment
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[self.indices[index]]
+        x = self.transform(image)
+        if tuple(x.shape) != self.shape:  # named here, before a batch fails on it
+            raise ValueError(
+                f"image {self.indices[index]} has the shape {tuple(x.shape)}, the first one "
+                f"{self.shape}: set image_size to bring all images to one size"
+            )
+        return (x if self.augment is None else self.augment(x)), int(label)
+
+
+def load_data(
+    name: str,
+    *,
+    folder: Path | None = None,
+    validation: float | None = None,
+    seed: int = 0,
+    download: bool = False,
+    image_size: int | None = None,
+    augmentation: str | None = None,
+) -> Data:
+    """Load a data set by its name.
+
+    Args:
+        name: "digits" (scikit-learn's 1797 8x8 digits), "folder" (torchvision's ImageFolder
+            layout), "cifar10", "cifar100" or "svhn" (torchvision's files).
+        folder: where the files lie; "digits" needs none.
+        validation: share of the training points to hold out, in (0, 1), stratified by class; by
+            default 0.1, for digits 200 points (1197 are left to train).
+        seed: of the choice of the validation points. Leave it alone when the training seed moves:
+            runs are compared on the same points. The test points never depend on it.
+        download: fetch missing files ("cifar10", "cifar100", "svhn").
+        image_size: for "folder": resize the shorter side to so many pixels and crop the centre.
+        augmentation: of the training points, drawn from torch's global generator: "none", "crop"
+            (at random, after 4 pixels of padding), "flip" (left to right), "crop+flip"; by default
+            crop+flip for CIFAR, crop for SVHN, none for digits and for a folder, whose images may
+            not bear it.
+
+    Returns:
+        The three parts; a folder's images stay on disk and are read when asked for.
+
+    Raises:
+        ValueError: an unknown name or augmentation, a missing or badly laid out folder, a
+            validation share that leaves a class without training points.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown data set {name!r}; legal are {', '.join(NAMES)}")
+    legal = AUGMENTATIONS if name != "digits" else ("none",)  # 8x8 digits bear none
+    if augmentation not in (None, *legal):
+        raise ValueError(f"augmentation={augmentation!r} of {name!r}; legal: {', '.join(legal)}")
+    if image_size is not None and (name != "folder" or image_size < 1):
+        raise ValueError(
+            f"image_size={image_size!r} with {name!r}: a positive number of pixels, and only for "
+            "'folder', whose images have no size of their own"
+        )
+    if name == "digits":
+        return _digits(_DIGITS_VALIDATION if validation is None else validation, seed)
+    if folder is None or not (download or Path(folder).is_dir()):
+        layout = _LAYOUT if name == "folder" else "the files as torchvision stores them"
+        raise ValueError(f"data set {name!r}: no folder {folder}; expected in it: {layout}")
+    validation = _VALIDATION if validation is None else validation
+    if name == "folder":
+        return _image_folder(Path(folder), validation, seed, image_size, augmentation or "none")
+    return _torchvision(name, Path(folder), validation, seed, download, augmentation)
+
+
+def loader(
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    workers: int = 0,
+) -> DataLoader[Any]:
+    """Make the loader of one epoch, whose order is a function of (seed, epoch) alone.
+
+    Make a new one for every epoch: a continued run then sees the batches of the uninterrupted one.
+    The workers are seeded by the same pair; the global generator is left alone, except that without
+    workers augmentation draws from it.
+
+    Args:
+        dataset: any dataset with a length.
+        batch_size: points in a batch; the last batch may have fewer.
+        seed: the run's seed.
+        epoch: the epoch's number.
+        shuffle: permute the points, or keep their order.
+        workers: processes that load; 0 loads in this one.
+    """
+    digest = hashlib.sha256(f"{seed},{epoch}".encode()).digest()  # near pairs, unrelated streams
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    n = len(cast(Sized, dataset))
+    order = torch.randperm(n, generator=generator).tolist() if shuffle else range(n)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        generator=generator,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _digits(validation: float, seed: int) -> Data:
+    bunch = _library("sklearn.datasets").load_digits()
+    x = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16  # ink is counted to 16
+    y = torch.tensor(bunch.target, dtype=torch.int64)
+    rest, test = stratified_split(y.tolist(), _DIGITS_TEST, seed=0)
+    kept, held_out = hold_out(y[rest].tolist(), validation, seed=seed)
+    indices = ([rest[i] for i in kept], [rest[i] for i in held_out], test)
+    parts = [TensorDataset(x[part], y[part]) for part in indices]
+    return Data("digits", parts[0], parts[1], parts[2], classes=10, shape=(1, 8, 8))
+
+
+def _image_folder(
+    folder: Path, validation: float, seed: int, image_size: int | None, augmentation: str
+) -> Data:
+    train, test = (_class_folders(folder / part) for part in ("train", "test"))
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(
+            f"{folder / 'train'} and {folder / 'test'} differ in their classes: only one of them "
+            f"has {', '.join(odd)}; expected {_LAYOUT}"
+        )
+    split = hold_out(train.targets, validation, seed=seed)
+    classes, name = len(train.classes), folder.resolve().name
+    return _images(name, train, test, split, classes, augmentation, image_size)
+
+
+def _class_folders(path: Path) -> Any:
+    try:
+        return _library("torchvision.datasets").ImageFolder(str(path))
+    except FileNotFoundError as error:  # no such folder, no class in it, or a class without images
+        raise ValueError(f"{path} is no folder of classes: {error}; expected {_LAYOUT}") from error
+
+
+def _torchvision(
+    name: str, folder: Path, validation: float, seed: int, download: bool, augmentation: str | None
+) -> Data:
+    kind, title, classes, default = _TORCHVISION[name]
+    dataset = getattr(_library("torchvision.datasets"), kind)
+    parts = ("train", "test") if name == "svhn" else (True, False)
+    try:
+        train, test = (dataset(str(folder), part, download=download) for part in parts)
+    except RuntimeError as error:
+        raise ValueError(f"{title} is not in {folder}, or damaged: {error}") from error
+    labels = [int(label) for label in (train.labels if name == "svhn" else train.targets)]
+    split = hold_out(labels, validation, seed=seed)
+    return _images(title, train, test, split, classes, augmentation or default, None)
+
+
+def _images(
+    name: str,
+    train: Any,
+    test: Any,
+    split: tuple[list[int], list[int]],
+    classes: int,
+    augmentation: str,
+    image_size: int | None,
+) -> Data:
+    """Put together what load_data promises from two datasets of (PIL image, label)."""
+    transforms = _library("torchvision.transforms")
+    steps: list[Callable[[Any], Any]] = [transforms.ToTensor()]
+    if image_size is not None:
+        steps = [transforms.Resize(image_size), transforms.CenterCrop(image_size), *steps]
+    plain = transforms.Compose(steps)
+    channels, height, width = plain(train[0][0]).shape
+    shape = (channels, height, width)
+    random: list[Callable[[Tensor], Tensor]] = []
+    if "crop" in augmentation:
+        random.append(transforms.RandomCrop((height, width), padding=4))
+    if "flip" in augmentation:
+        random.append(transforms.RandomHorizontalFlip())
+    augment = transforms.Compose(random)
+    return Data(
+        name,
+        train=View(train, split[0], shape=shape, transform=plain, augment=augment),
+        validation=View(train, split[1], shape=shape, transform=plain),
+        test=View(test, range(len(test)), shape=shape, transform=plain),
+        classes=classes,
+        shape=shape,
+    )
+
+
+def _library(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{module} is needed for this data set: pip install 'robust-plugin[recipes]'"
+        ) from error

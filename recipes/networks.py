@@ -1,0 +1,209 @@
+"""The networks of the papers: function(classes, shape), shape = (channels, height, width).
+
+A class stands only where nn.Sequential is not enough. Weights start at PyTorch's defaults.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+Window = tuple[int, int, int]  # kernel, stride, padding
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std by channel, as a layer; x is [N, C, H, W] in [0, 1].
+
+    Args:
+        mean: one number a channel, in pixel units.
+        std: one positive number a channel, in pixel units.
+
+    Raises:
+        ValueError: different lengths, or a std that is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean:
+            raise ValueError(f"mean={mean} and std={std}: one number a channel in each")
+        if min(std) <= 0:
+            raise ValueError(f"std={std}: every channel needs a positive one")
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised input, same shape."""
+        return (x - self.mean) / self.std
+
+
+class BasicBlock(nn.Module):
+    """relu(F(x) + shortcut(x)), F = conv3x3-BN-ReLU-conv3x3-BN (He et al. 2016, figure 2)."""
+
+    def __init__(self, channels: int, width: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(channels, width, stride=stride)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, channels, H, W] to [N, width, H / stride, W / stride]."""
+        out = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+class PreactivationBlock(nn.Module):
+    """F(x) + shortcut(x), F = BN-ReLU-conv3x3-BN-ReLU-conv3x3 (Zagoruyko and Komodakis 2016).
+
+    Where the width or the stride changes, the shortcut is a 1x1 convolution of relu(BN(x)).
+    """
+
+    def __init__(self, channels: int, width: int, *, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv1 = _conv3x3(channels, width, stride=stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, channels, H, W] to [N, width, H / stride, W / stride]."""
+        activated = torch.relu(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        out: Tensor = self.conv2(torch.relu(self.norm2(self.conv1(activated))))
+        return out + shortcut
+
+
+def digits_cnn(classes: int, shape: Shape) -> nn.Module:
+    """Three 3x3 convolutions and two linear layers: 89,632 weights on 8x8 digits."""
+    return _plain_cnn(shape, [(32, (3, 1, 1)), (64, (3, 2, 1)), (64, (3, 2, 1))], [128, classes])
+
+
+def cnn_small(classes: int, shape: Shape) -> nn.Module:
+    """CNN-small of Wong and Kolter 2018, as certified training uses it."""
+    return _plain_cnn(shape, [(16, (4, 2, 1)), (32, (4, 2, 1))], [100, classes])
+
+
+def cnn_large(classes: int, shape: Shape) -> nn.Module:
+    """CNN-large of Wong et al. 2018, as certified training uses it."""
+    convs = [(32, (3, 1, 1)), (32, (4, 2, 1)), (64, (3, 1, 1)), (64, (4, 2, 1))]
+    return _plain_cnn(shape, convs, [512, 512, classes])
+
+
+def vgg16_bn(classes: int, shape: Shape) -> nn.Module:
+    """VGG-16 for CIFAR: 13 convolutions with batch norm, then 512-256-256-classes (HYDRA)."""
+    channels = shape[0]
+    layers: list[nn.Module] = []
+    for stage, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            layers += [_conv3x3(channels, stage), nn.BatchNorm2d(stage), nn.ReLU()]
+            channels = stage
+        layers.append(nn.MaxPool2d(2))
+    height, width = _size_after(shape[1:], [(2, 2, 0)] * 5)
+    return nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(*layers),
+            flatten=nn.Flatten(1),
+            classifier=_linear_layers(channels * height * width, [256, 256, classes]),
+        )
+    )
+
+
+def resnet18(classes: int, shape: Shape, *, width: int = 64) -> nn.Module:
+    """ResNet-18 for CIFAR: 3x3 stem, no max-pool, stages of width, 2, 4 and 8 times width."""
+    return nn.Sequential(
+        OrderedDict(
+            stem=nn.Sequential(_conv3x3(shape[0], width), nn.BatchNorm2d(width), nn.ReLU()),
+            stage1=_stage(BasicBlock, 2, width, width, stride=1),
+            stage2=_stage(BasicBlock, 2, width, 2 * width, stride=2),
+            stage3=_stage(BasicBlock, 2, 2 * width, 4 * width, stride=2),
+            stage4=_stage(BasicBlock, 2, 4 * width, 8 * width, stride=2),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(1),
+            classifier=nn.Linear(8 * width, classes),
+        )
+    )
+
+
+def wide_resnet(classes: int, shape: Shape, *, depth: int = 28, width: int = 4) -> nn.Module:
+    """WideResNet-depth-width with pre-activation and no dropout (Zagoruyko and Komodakis 2016).
+
+    Raises:
+        ValueError: a depth that is not 6 n + 4.
+    """
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"depth={depth}: a WideResNet has 6 n + 4 layers: 10, 16, 22, 28, ...")
+    blocks = (depth - 4) // 6
+    return nn.Sequential(
+        OrderedDict(
+            stem=_conv3x3(shape[0], 16),
+            stage1=_stage(PreactivationBlock, blocks, 16, 16 * width, stride=1),
+            stage2=_stage(PreactivationBlock, blocks, 16 * width, 32 * width, stride=2),
+            stage3=_stage(PreactivationBlock, blocks, 32 * width, 64 * width, stride=2),
+            norm=nn.BatchNorm2d(64 * width),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(1),
+            classifier=nn.Linear(64 * width, classes),
+        )
+    )
+
+
+def _conv3x3(channels: int, width: int, *, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)  # BN has the bias
+
+
+def _size_after(size: tuple[int, int], windows: Sequence[Window]) -> tuple[int, int]:
+    height, width = size
+    for kernel, stride, padding in windows:
+        height = (height + 2 * padding - kernel) // stride + 1
+        width = (width + 2 * padding - kernel) // stride + 1
+        if min(height, width) < 1:
+            raise ValueError(f"inputs of {size[0]}x{size[1]} pixels are too small for this network")
+    return height, width
+
+
+def _linear_layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers[:-1])
+
+
+def _plain_cnn(
+    shape: Shape, convolutions: Sequence[tuple[int, Window]], widths: Sequence[int]
+) -> nn.Module:
+    channels = shape[0]
+    layers: list[nn.Module] = []
+    for width, (kernel, stride, padding) in convolutions:
+        layers += [nn.Conv2d(channels, width, kernel, stride=stride, padding=padding), nn.ReLU()]
+        channels = width
+    height, width = _size_after(shape[1:], [window for _, window in convolutions])
+    return nn.Sequential(*layers, nn.Flatten(1), *_linear_layers(channels * height * width, widths))
+
+
+def _stage(
+    block: type[BasicBlock] | type[PreactivationBlock],
+    depth: int,
+    channels: int,
+    width: int,
+    *,
+    stride: int,
+) -> nn.Sequential:
+    rest = (block(width, width, stride=1) for _ in range(depth - 1))
+    return nn.Sequential(block(channels, width, stride=stride), *rest)

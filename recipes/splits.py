@@ -1,0 +1,63 @@
+"""Splits of a data set, by class and reproducible, to choose models without the test points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def stratified_split(
+    labels: Sequence[int], held_out: int, *, seed: int
+) -> tuple[list[int], list[int]]:
+    """Split 0 ... n - 1 at random into (kept, held out), both sorted, each class by its share.
+
+    A class with c of the n points gives floor(c held_out / n) of them, and the classes with the
+    largest remainders one more each (ties by class), so the total is exact.
+
+    Args:
+        labels: class of each point.
+        held_out: how many points to hold out, 0 < held_out < n.
+        seed: of the generator that draws them; the global one is left alone.
+
+    Raises:
+        ValueError: held_out outside (0, n), or a class would keep no point.
+    """
+    n = len(labels)
+    if not 0 < held_out < n:
+        raise ValueError(
+            f"cannot hold {held_out} of {n} points out: at least one must stand on either side; "
+            "change the validation share"
+        )
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(int(label), []).append(index)
+    quota = {label: divmod(len(members[label]) * held_out, n) for label in sorted(members)}
+    take = {label: whole for label, (whole, _) in quota.items()}
+    by_remainder = sorted(quota, key=lambda label: -quota[label][1])
+    for label in by_remainder[: held_out - sum(take.values())]:
+        take[label] += 1
+    generator = torch.Generator().manual_seed(seed)
+    kept: list[int] = []
+    out: list[int] = []
+    for label, count in take.items():
+        if count == len(members[label]):
+            raise ValueError(
+                f"holding {held_out} of {n} points out leaves class {label} with none of its "
+                f"{count}; lower the validation share"
+            )
+        order = torch.randperm(len(members[label]), generator=generator).tolist()
+        out += [members[label][i] for i in order[:count]]
+        kept += [members[label][i] for i in order[count:]]
+    return sorted(kept), sorted(out)
+
+
+def hold_out(labels: Sequence[int], share: float, *, seed: int) -> tuple[list[int], list[int]]:
+    """Split as stratified_split does, by a share of the points instead of their number.
+
+    Raises:
+        ValueError: a share outside (0, 1), or one that stratified_split refuses.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"validation={share!r}; legal is a share of the training points in (0, 1)")
+    return stratified_split(labels, round(share * len(labels)), seed=seed)
