@@ -2,8 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from robust_plugin.attachment import held_weights
+
+_FUNCTIONS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
+
+
+class _FunctionalUse(TorchFunctionMode):
+    """See which weights are handed to a function, as torchvision's Swin does with its qkv.
+
+    Args:
+        weights: layer names by the id of the weight.
+    """
+
+    def __init__(self, weights: dict[int, str]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.positions: dict[str, int] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func in _FUNCTIONS:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            name = self.weights.get(id(weight))
+            if name is not None:
+                positions = out.numel() // weight.shape[0]
+                self.positions[name] = self.positions.get(name, 0) + positions
+        return out
 
 
 def multiply_adds(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[tuple[str, str], int]:
@@ -11,7 +50,8 @@ def multiply_adds(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[tuple[st
 
     A traced forward pass of the model as it is: a convolution's weight is used once an output
     position (transposed: an input position), a linear layer's once a token, layers called twice
-    count twice. Flags, statistics and gradients of the model are left alone.
+    count twice. A weight whose layer is never called counts where it is handed to a function.
+    Flags, statistics and gradients of the model are left alone.
 
     Args:
         model: any model.
@@ -51,12 +91,22 @@ def multiply_adds(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[tuple[st
     handles = [watch(name, layer) for name, layer in model.named_modules()]
     try:
         model.eval()
-        with torch.no_grad():
-            model(*inputs)
+        # Held, a masked weight is one tensor, known by its id, at every access.
+        with torch.no_grad(), held_weights(model):
+            layers = [
+                (name, layer)
+                for name, layer in model.named_modules()
+                if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+            ]
+            with _FunctionalUse({id(layer.weight): name for name, layer in layers}) as functional:
+                model(*inputs)
     finally:
         for handle in handles:
             if handle is not None:
                 handle.remove()
         for module, training in flags.items():
             module.training = training
+    for name, positions in functional.positions.items():
+        if (name, "weight") not in found:
+            count(name, "weight", positions)
     return found

@@ -38,12 +38,10 @@ def topk_mask(scores: Tensor, count: int) -> Tensor:
         _refuse_nan(magnitudes)
         return torch.full_like(scores, count == n, dtype=torch.bool)
     threshold = magnitudes.kthvalue(n - count + 1).values
+    _refuse_nan(magnitudes.amax())  # The maximum of a tensor that holds NaN is NaN.
     mask = magnitudes > threshold
     missing = count - int(mask.sum())
-    ties = (magnitudes == threshold).nonzero().flatten()[:missing]
-    if len(ties) < missing:  # NaN sorts above everything and compares as false.
-        _refuse_nan(magnitudes)
-    mask[ties] = True
+    mask[(magnitudes == threshold).nonzero().flatten()[:missing]] = True
     # torch.empty_like keeps the strides of a channels_last weight.
     return torch.empty_like(scores, dtype=torch.bool).copy_(mask.view(scores.shape))
 

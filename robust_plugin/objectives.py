@@ -101,7 +101,8 @@ def mart(
         wrong = robust.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
         boosted = F.cross_entropy(robust, y) - torch.log(1.0001 - wrong).mean()
         true = clean.softmax(1).gather(1, y[:, None]).squeeze(1)
-        return boosted + beta * (kl_divergence(clean, robust) * (1 - true)).mean()
+        loss: Tensor = boosted + beta * (kl_divergence(clean, robust) * (1 - true)).mean()
+        return loss
 
     return objective
 
@@ -171,10 +172,6 @@ class Free:
         return delta * per_point(
             self.threat.eps / self.threat.norms(delta).clamp(1e-12), delta
         ).clamp(max=1)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the perturbation, which continues the training."""
-        return {} if self._delta is None else {"delta": self._delta}
 
 
 def replay(batches: Iterable[Batch], times: int) -> Iterator[Batch]:

@@ -26,7 +26,7 @@ def parse_eps(eps: float | str) -> float:
     """
     try:
         value = float(Fraction(eps)) if isinstance(eps, str) else float(eps)
-    except (ValueError, ZeroDivisionError, TypeError):
+    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f'eps is {eps!r}; give a number >= 0 or a fraction such as "8/255".')

@@ -1,0 +1,116 @@
+"""The command line: ``robust-plugin magnitude | hydra | harp | compare | evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from robust_plugin.recipes.compare import CompareConfig, compare
+from robust_plugin.recipes.config import read_preset
+from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
+from robust_plugin.recipes.execute import RECIPES, execute
+from robust_plugin.recipes.report import plot_kept
+
+T = TypeVar("T")
+
+_USAGE = """\
+robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
+
+  magnitude   Sehwag 2019: robust training, magnitude pruning (one-shot or iterative), fine-tuning
+  hydra       HYDRA: importance scores learned on the robust loss
+  harp        HARP: scores and layer-wise rates learned on the robust loss
+  compare     rows of methods on equal terms, each with its own tuned learning rate
+  evaluate    a run folder, or any model with a checkpoint, under PGD and AutoAttack
+
+Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
+--threat.eps 8/255. "robust-plugin COMMAND --help" lists them. The same command continues an
+interrupted run.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0
+    command, rest = words[0], words[1:]
+    try:
+        if command in ("magnitude", "hydra", "harp"):
+            _recipe(command, rest)
+        elif command == "compare":
+            _compare(rest)
+        elif command == "evaluate":
+            _evaluate(rest)
+        else:
+            print(f"unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
+            return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _recipe(command: str, words: list[str]) -> None:
+    kind, _ = RECIPES[command]
+    preset, words = _take(words, "--config", f"{command}/digits")
+    out, words = _take(words, "--out", f"runs/{command}")
+    config = _parse(kind, read_preset(preset, kind), words, f"robust-plugin {command}")
+    report = execute(command, config, Path(out))
+    kept = _kept(Path(out))
+    plot_kept({command: kept}, Path(out) / "kept.png")
+    share = sum(k for k, _ in kept.values()) / sum(n for _, n in kept.values())
+    print(f"{report}\nkept {100 * share:.3g} % of the prunable weights; all of it in {out}")
+
+
+def _compare(words: list[str]) -> None:
+    preset, words = _take(words, "--config", "compare/digits-demo")
+    out, words = _take(words, "--out", "runs/compare")
+    config = _parse(
+        CompareConfig, read_preset(preset, CompareConfig), words, "robust-plugin compare"
+    )
+    print(compare(config, Path(out)))
+    print(f"\nreport.json, report.txt and kept.png are in {out}")
+
+
+def _evaluate(words: list[str]) -> None:
+    default = EvaluateConfig()
+    if words and not words[0].startswith("-"):
+        default, words = of_run(Path(words[0])), words[1:]
+    out, words = _take(words, "--out", "")
+    config = _parse(EvaluateConfig, default, words, "robust-plugin evaluate [RUN FOLDER]")
+    print(evaluate_network(config, Path(out) if out else None))
+
+
+def _take(words: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:
+    """Take one option, ``--x VALUE`` or ``--x=VALUE``, out of the command line."""
+    left, value = list(words), default
+    for i, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+            del left[i]
+        elif word == option:
+            if i + 1 == len(words):
+                raise ValueError(f"{option} needs a value.")
+            value = words[i + 1]
+            del left[i : i + 2]
+    return value, left
+
+
+def _parse(kind: type[T], default: T, words: list[str], prog: str) -> T:
+    parsed: Any = tyro.cli(kind, default=default, args=words, prog=prog)
+    return parsed  # type: ignore[no-any-return]
+
+
+def _kept(folder: Path) -> dict[str, list[int]]:
+    import json
+
+    kept: dict[str, list[int]] = json.loads((folder / "report.json").read_text())["kept"]
+    return kept

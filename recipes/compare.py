@@ -1,0 +1,227 @@
+"""Compare methods on equal terms.
+
+Same dense networks, equal epochs, and each row with its own tuned learning rate, chosen on the
+validation points; the test points are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from robust_plugin.checkpoint import load, write_text
+from robust_plugin.evaluation import Report
+from robust_plugin.recipes.config import RecipeConfig, as_plain, build
+from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
+from robust_plugin.recipes.report import Cell, comparison_table, plot_kept
+from robust_plugin.recipes.run import Run
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Rows by densities by seeds.
+
+    Attributes:
+        base: the settings all rows share.
+        rows: by name, the recipe (magnitude, hydra, harp) and the settings that differ.
+        densities: shares kept.
+        seeds: each with a dense network of its own.
+        lrs: fine-tuning learning rates to choose from, by mean robust accuracy on validation.
+        jobs: processes side by side; each computes on ``base.threads`` threads.
+    """
+
+    base: RecipeConfig = field(default_factory=RecipeConfig)
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    densities: tuple[float, ...] = (0.05, 0.01)
+    seeds: tuple[int, ...] = (0,)
+    lrs: tuple[float, ...] = (0.1,)
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a row at a density, a seed and a learning rate."""
+
+    row: str
+    recipe: str
+    config: RecipeConfig
+    folder: Path
+
+    @property
+    def lr(self) -> float:
+        """The fine-tuning learning rate."""
+        return self.config.finetune.lr
+
+
+def compare(config: CompareConfig, folder: Path) -> str:
+    """Run what is left of a comparison; write report.json, report.txt and kept.png.
+
+    Returns:
+        str: the table.
+
+    Raises:
+        ValueError: for a row with an unknown recipe or setting, before anything is trained.
+    """
+    dense = {seed: _dense(config, seed, folder) for seed in config.seeds}
+    cells = [(row, density) for density in config.densities for row in config.rows]
+    jobs = {
+        (row, density, seed, lr): _job(config, row, density, seed, lr, folder)
+        for row, density in cells
+        for seed in config.seeds
+        for lr in config.lrs
+    }
+    _parallel(_train_dense, list(dense.values()), config.jobs, "dense networks")
+    each = [
+        [jobs[row, density, seed, lr] for lr in config.lrs]
+        for row, density in cells
+        for seed in config.seeds
+    ]
+    validated = dict(
+        pair for pairs in _parallel(_tune, each, config.jobs, "training") for pair in pairs
+    )
+    chosen: dict[tuple[str, float], tuple[float, list[Job]]] = {}
+    for row, density in cells:
+        by_lr = {lr: [jobs[row, density, seed, lr] for seed in config.seeds] for lr in config.lrs}
+        scores = {
+            lr: sum(validated[job.folder] for job in of_seeds) / len(of_seeds)
+            for lr, of_seeds in by_lr.items()
+        }
+        best = max(scores, key=lambda lr: scores[lr])
+        chosen[row, density] = (scores[best], by_lr[best])
+    final = [*dense.values(), *(job for _, picked in chosen.values() for job in picked)]
+    reports = dict(_parallel(_measure, final, config.jobs, "test points"))
+    table = [Cell("dense", 1.0, None, [reports[job.folder] for job in dense.values()], None)]
+    for (row, density), (score, picked) in chosen.items():
+        found = [reports[job.folder] for job in picked]
+        table.append(Cell(row, density, picked[0].lr, found, score))
+    return _write(config, folder, table, {cell: picked for cell, (_, picked) in chosen.items()})
+
+
+def _write(
+    config: CompareConfig,
+    folder: Path,
+    table: Sequence[Cell],
+    chosen: Mapping[tuple[str, float], Sequence[Job]],
+) -> str:
+    data = json.loads((folder / f"seed{config.seeds[0]}/dense/report.json").read_text())["data"]
+    text = comparison_table(table, data=data, threat=str(config.base.threat.build()))
+    kept = {
+        f"{row}, {density:.3g}": json.loads((jobs[0].folder / "report.json").read_text())["kept"]
+        for (row, density), jobs in chosen.items()
+    }
+    content = {"data": data, "settings": as_plain(config), "cells": [c.plain() for c in table]}
+    write_text(folder / "report.json", json.dumps({**content, "kept": kept}, indent=1))
+    write_text(folder / "report.txt", text + "\n")
+    plot_kept(kept, folder / "kept.png")
+    return text
+
+
+def _dense(config: CompareConfig, seed: int, folder: Path) -> Job:
+    here = folder / f"seed{seed}" / "dense"
+    return Job("dense", "dense", replace(config.base, seed=seed), here)
+
+
+def _job(
+    config: CompareConfig, row: str, density: float, seed: int, lr: float, folder: Path
+) -> Job:
+    settings = dict(config.rows[row])
+    recipe = settings.pop("recipe", None)
+    if recipe not in RECIPES:
+        raise ValueError(f"row {row!r} has recipe {recipe!r}; legal: {', '.join(RECIPES)}.")
+    merged = _merged(as_plain(config.base), settings)
+    merged = _merged(merged, {"density": density, "seed": seed, "finetune": {"lr": lr}})
+    merged["checkpoint"] = str(folder / f"seed{seed}" / "dense" / "pretrained.safetensors")
+    kind, _ = RECIPES[recipe]
+    here = folder / f"seed{seed}" / row.replace(" ", "-") / f"{density:g}" / f"lr{lr:g}"
+    return Job(row, recipe, build(kind, merged, where=f"row {row!r}"), here)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = _merged(both[key], value) if nested else value
+    return both
+
+
+# --- what runs in the worker processes ---------------------------------------------------------
+
+
+def _train_dense(job: Job) -> None:
+    run = Run(job.folder, job.config)
+    target = job.folder / "pretrained.safetensors"
+    model = train_recipe(job.recipe, run)
+    if not target.is_file():
+        run.save_model(model, target)
+
+
+def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
+    """Train one cell at every learning rate; the prune phase is the same, and run once."""
+    found = []
+    for job in jobs:
+        if job is not jobs[0]:
+            _share_prune_phase(jobs[0].folder, job.folder)
+        train_recipe(job.recipe, Run(job.folder, job.config))
+        records = load(job.folder / "finetune.safetensors").meta["records"]
+        robust = [record["robust"] for record in records]
+        found.append((job.folder, max(robust)))
+    return found
+
+
+def _share_prune_phase(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for stage in source.glob("prune*.safetensors"):
+        if not (target / stage.name).is_file():
+            partial = target / f".{stage.name}.partial"
+            shutil.copy(stage, partial)
+            os.replace(partial, target / stage.name)
+
+
+def _measure(job: Job) -> tuple[Path, Report]:
+    return job.folder, execute(job.recipe, job.config, job.folder)
+
+
+def _parallel(function: Callable[[Any], T], items: Sequence[Any], jobs: int, what: str) -> list[T]:
+    """Map a function over items in their order, in this process or in several."""
+    if jobs == 1:
+        return [function(item) for item in tqdm(items, desc=what, disable=None)]
+    pool = ProcessPoolExecutor(
+        min(jobs, len(items)), multiprocessing.get_context("spawn"), initializer=_as_worker
+    )
+    try:
+        futures = [pool.submit(function, item) for item in items]
+        for future in tqdm(as_completed(futures), total=len(futures), desc=what, disable=None):
+            future.result()
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return [future.result() for future in futures]
+
+
+def _as_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,261 @@
+"""Configurations: frozen dataclasses, YAML presets, and the command line over both."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from robust_plugin.attacks import pgd
+from robust_plugin.objectives import Free, Objective, adversarial, benign, mart, stability, trades
+from robust_plugin.threat import Norm, ThreatModel
+
+CONFIGS = Path(__file__).parent / "configs"
+ObjectiveName = Literal["benign", "adversarial", "trades", "mart", "free", "stability"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from.
+
+    Attributes:
+        name: digits, folder, cifar10, cifar100 or svhn.
+        folder: where the files lie.
+        validation: share of the training points held out; None is the data set's own default.
+        image_size: resize a folder's images to it.
+        augmentation: none, crop, flip or crop+flip; None is the data set's own default.
+        batch_size: points a step.
+        workers: processes that load.
+    """
+
+    name: str = "digits"
+    folder: Path | None = None
+    validation: float | None = None
+    image_size: int | None = None
+    augmentation: str | None = None
+    batch_size: int = 128
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class ThreatConfig:
+    """What the adversary may do: all x' with ||x' - x|| <= eps, values in [0, 1].
+
+    Attributes:
+        norm: Linf or L2.
+        eps: radius, a number or a fraction such as 8/255.
+    """
+
+    norm: Norm = "Linf"
+    eps: str = "8/255"
+
+    def build(self) -> ThreatModel:
+        """Return the threat model."""
+        return ThreatModel(self.norm, self.eps)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss, the same in all phases.
+
+    Attributes:
+        name: which one.
+        steps: of the attack inside.
+        step_size: of the attack inside, as eps is given; None is 2.5 eps / steps.
+        beta: the weight of robustness; None is the paper's: trades 6, mart 5, stability 6.
+        replays: how often free training shows a batch; epochs are divided by it.
+        sigma: of stability's noise.
+    """
+
+    name: ObjectiveName = "adversarial"
+    steps: int = 10
+    step_size: str | None = None
+    beta: float | None = None
+    replays: int = 4
+    sigma: float = 0.25
+
+    def build(self, threat: ThreatModel) -> Objective:
+        """Return the objective."""
+        steps, size = self.steps, self.step_size
+        if self.name == "benign":
+            return benign
+        if self.name == "adversarial":
+            return adversarial(pgd(threat, steps=steps, step_size=size))
+        if self.name == "free":
+            return Free(threat, step_size=size)
+        if self.name == "stability":
+            return stability(sigma=self.sigma, beta=6.0 if self.beta is None else self.beta)
+        if self.name == "trades":
+            beta = 6.0 if self.beta is None else self.beta
+            return trades(threat, beta=beta, steps=steps, step_size=size)
+        beta = 5.0 if self.beta is None else self.beta
+        return mart(threat, beta=beta, steps=steps, step_size=size)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One phase of training: SGD with a cosine from lr to nearly zero, step by step.
+
+    Attributes:
+        epochs: passes over the training points.
+        lr: the learning rate at the first step.
+        optimizer: sgd (Nesterov off) or adam.
+        momentum: of sgd.
+        weight_decay: of everything but scores and rates, unless decay_scores.
+        decay_scores: also decay scores and rates, as the papers' code does; it pulls every rate
+            towards one half.
+        select: keep the last epoch's weights, or those of the best validation epoch.
+    """
+
+    epochs: int = 100
+    lr: float = 0.1
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_scores: bool = False
+    select: Literal["last", "best"] = "best"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the result is measured, on test points that nothing else has seen.
+
+    Attributes:
+        steps: of PGD.
+        restarts: of PGD.
+        autoattack: how many of the first test points AutoAttack gets; 0 for none.
+        batch_size: points at a time.
+    """
+
+    steps: int = 20
+    restarts: int = 5
+    autoattack: int = 0
+    batch_size: int = 500
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """What all recipes share.
+
+    Attributes:
+        model: a name (see recipes/models.py) or package.module:function.
+        checkpoint: a dense, pre-trained network as safetensors or weights_only state_dict;
+            None trains one first.
+        data: what is learned from.
+        threat: what the adversary may do.
+        objective: the loss, the same in all phases.
+        pretrain: the first phase.
+        prune: the second, where scores or rates are learned.
+        finetune: the third.
+        evaluation: how the result is measured.
+        density: the share of the prunable weights that is kept.
+        rates: uniform, erk, lamp or global; for HARP the start.
+        budget: params or flops.
+        exclude: names of layers that stay dense.
+        seed: of weights, order and noise.
+        device: cpu, cuda, cuda:1...; auto takes cuda where there is one.
+        threads: of torch on the CPU; small networks are fastest with 1. None leaves it alone.
+    """
+
+    model: str = "digits-cnn"
+    checkpoint: Path | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    threat: ThreatConfig = field(default_factory=ThreatConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    pretrain: StageConfig = field(default_factory=StageConfig)
+    prune: StageConfig = field(default_factory=lambda: StageConfig(epochs=20, select="last"))
+    finetune: StageConfig = field(default_factory=lambda: StageConfig(lr=0.01))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    density: float = 0.1
+    rates: Literal["uniform", "erk", "lamp", "global"] = "uniform"
+    budget: Literal["params", "flops"] = "params"
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+
+def read_preset(name: str | Path, kind: type[T]) -> T:
+    """Read a YAML preset into a configuration.
+
+    Args:
+        name: a preset such as ``"hydra/digits"`` (see recipes/configs), or a path to a file.
+        kind: the dataclass to fill.
+
+    Raises:
+        ValueError: for an unknown preset, a file that is no YAML mapping, or an unknown key or
+            illegal value, naming it and what is legal.
+    """
+    path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        known = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+        raise ValueError(f"there is no preset or file {name}; presets: {', '.join(known)}.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    return build(kind, content or {}, where=str(path))
+
+
+def build(kind: type[T], content: Mapping[str, Any], *, where: str) -> T:
+    """Fill a dataclass from plain mappings, strictly.
+
+    Raises:
+        ValueError: naming an unknown key or an illegal value, where it stands, and what is legal.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}: {content!r} is no mapping of {kind.__name__}'s settings.")
+    hints = typing.get_type_hints(kind)
+    legal = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if unknown := [key for key in content if key not in legal]:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; legal: {', '.join(legal)}.")
+    values = {
+        key: _convert(hints[key], value, where=f"{where}: {key}") for key, value in content.items()
+    }
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where=where)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value not in options:
+            raise ValueError(f"{where} is {value!r}; legal: {', '.join(map(str, options))}.")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in options:
+            return None
+        return _convert(options[0], value, where=where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} is {value!r}; legal: a list.")
+        return tuple(_convert(options[0], each, where=where) for each in value)
+    try:
+        if hint is bool and not isinstance(value, bool):
+            raise TypeError
+        if hint is int and int(value) != float(value):
+            raise TypeError
+        return hint(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where} is {value!r}; legal: {hint.__name__}.") from None
+
+
+def as_plain(config: Any) -> Any:
+    """Return a configuration as mappings, lists, strings and numbers."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {key: as_plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [as_plain(value) for value in config]
+    return str(config) if isinstance(config, Path) else config

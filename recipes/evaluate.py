@@ -1,0 +1,102 @@
+"""Evaluate a finished network: a run folder, or any model with a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import Subset
+
+from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin.attacks import Attack, pgd
+from robust_plugin.checkpoint import write_text
+from robust_plugin.evaluation import Report, evaluate
+from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
+from robust_plugin.recipes.data import load_data, loader
+from robust_plugin.recipes.models import build_model
+from robust_plugin.recipes.run import load_weights
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured, and how.
+
+    Attributes:
+        model: a name or package.module:function; a run folder knows its own.
+        weights: safetensors, or a state_dict that weights_only reads; likewise.
+        data: whose test points are taken.
+        threat: what the adversary may do.
+        attacks: any of pgd, autoattack.
+        steps: of PGD.
+        restarts: of PGD.
+        n: how many of the first test points; None for all.
+        seed: of the attacks.
+        batch_size: points at a time.
+        device: cpu, cuda...
+        threads: of torch on the CPU; None leaves it alone.
+    """
+
+    model: str = "digits-cnn"
+    weights: Path = Path("model.safetensors")
+    data: DataConfig = field(default_factory=DataConfig)
+    threat: ThreatConfig = field(default_factory=ThreatConfig)
+    attacks: tuple[str, ...] = ("pgd", "autoattack")
+    steps: int = 20
+    restarts: int = 5
+    n: int | None = None
+    seed: int = 0
+    batch_size: int = 250
+    device: str = "cpu"
+    threads: int | None = None
+
+
+def of_run(folder: Path) -> EvaluateConfig:
+    """Return the settings that evaluate a finished run as it was trained.
+
+    Raises:
+        ValueError: if the folder holds no finished run.
+    """
+    settings, weights = folder / "config.json", folder / "model.safetensors"
+    if not (settings.is_file() and weights.is_file()):
+        raise ValueError(
+            f"{folder} holds no finished run: config.json and model.safetensors are expected."
+        )
+    content = json.loads(settings.read_text())
+    names = ("model", "data", "threat", "threads")
+    base = build(RecipeConfig, {name: content[name] for name in names}, where=str(settings))
+    return EvaluateConfig(base.model, weights, base.data, base.threat, threads=base.threads)
+
+
+def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Report:
+    """Evaluate a network on the first ``n`` test points; write the report to ``out``.
+
+    Raises:
+        ValueError: for an unknown attack, or what the model, weights and data refuse.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    threat = config.threat.build()
+    legal: dict[str, Attack] = {
+        "pgd": pgd(threat, steps=config.steps, restarts=config.restarts, keep="best"),
+        "autoattack": AutoAttack(threat, seed=config.seed, batch_size=config.batch_size),
+    }
+    if unknown := [name for name in config.attacks if name not in legal]:
+        raise ValueError(f"attack is {unknown[0]!r}; legal: {', '.join(legal)}.")
+    of = config.data
+    data = load_data(of.name, folder=of.folder, image_size=of.image_size)
+    model = build_model(config.model, classes=data.classes, shape=data.shape)
+    load_weights(model, config.weights)
+    test = data.test
+    if config.n is not None:
+        if not 0 < config.n <= len(test):  # type: ignore[arg-type]
+            raise ValueError(f"n is {config.n}; legal: 1 to {len(test)}.")  # type: ignore[arg-type]
+        test = Subset(test, range(config.n))
+    points = loader(test, batch_size=config.batch_size, seed=0, epoch=0, shuffle=False)
+    torch.manual_seed(config.seed)
+    attacks = [legal[name] for name in config.attacks]
+    report = evaluate(model.to(config.device), points, attacks=attacks)
+    if out is not None:
+        write_text(out, report.to_json())
+    return report

@@ -1,0 +1,37 @@
+"""Run one recipe: a name, settings and a folder in; a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robust_plugin.evaluation import Report
+from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.harp import HarpConfig, harp
+from robust_plugin.recipes.hydra import HydraConfig, hydra
+from robust_plugin.recipes.magnitude import MagnitudeConfig, magnitude
+from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.training import pretrained
+
+# Each recipe's settings, and the function (run, settings) -> pruned network.
+RECIPES: dict[str, tuple[type[RecipeConfig], Callable[[Run, Any], nn.Module]]] = {
+    "magnitude": (MagnitudeConfig, magnitude),
+    "hydra": (HydraConfig, hydra),
+    "harp": (HarpConfig, harp),
+    "dense": (RecipeConfig, lambda run, config: pretrained(run)),
+}
+
+
+def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
+    """Run a recipe to its end, or what is left of it, and evaluate the network it returns."""
+    run = Run(folder, config)
+    return run.evaluate(train_recipe(name, run))
+
+
+def train_recipe(name: str, run: Run) -> nn.Module:
+    """Run a recipe up to its finished network."""
+    _, recipe = RECIPES[name]
+    return recipe(run, run.config)

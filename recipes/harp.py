@@ -1,0 +1,55 @@
+"""HARP, Zhao and Wressnegger, ICLR 2023: scores and layer-wise rates learned on the robust loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from robust_plugin.pruner import HarpPruner, Learnable
+from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.training import pretrained, train
+from robust_plugin.scores import ScoreName
+
+
+@dataclass(frozen=True)
+class HarpConfig(RecipeConfig):
+    """Robust training, learned scores and rates under one budget, robust fine-tuning.
+
+    Attributes:
+        scores: the initial scores.
+        learn: both, or rates alone at magnitude scores. (Scores alone at given rates: hydra.)
+        control: how the rates meet the budget: held at every step, or by the paper's hinge.
+        gamma_step: how fast the hinge's weight grows: .01, .1 for ImageNet.
+    """
+
+    scores: ScoreName = "scaled_magnitude"
+    learn: Literal["both", "rates"] = "both"
+    control: Literal["held", "hinge"] = "held"
+    gamma_step: float = 0.01
+
+
+def harp(run: Run, config: HarpConfig) -> nn.Module:
+    """Return the pruned network, finalized."""
+    model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
+    learn: tuple[Learnable, ...] = ("scores", "rates") if config.learn == "both" else ("rates",)
+    pruner = HarpPruner(
+        model,
+        config.density,
+        learn=learn,
+        scores=config.scores,
+        rates=config.rates,
+        budget=config.budget,
+        control=config.control,
+        gamma_step=config.gamma_step,
+        exclude=config.exclude,
+        example_inputs=run.example,
+    )
+    # 2. r, s = argmin E[L_robust(theta * m(s, r))] + gamma L_hw(r), theta frozen
+    train(run, "prune", model, config.prune, pruner=pruner, phase="prune")
+    # 3. theta = argmin E[L_robust(theta * m)], m fixed at exactly the budget
+    train(run, "finetune", model, config.finetune, pruner=pruner)
+    pruner.finalize()
+    return model

@@ -1,0 +1,49 @@
+"""HYDRA, Sehwag et al., NeurIPS 2020: importance scores learned by SGD on the robust loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from robust_plugin.pruner import HydraPruner
+from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.training import pretrained, train
+from robust_plugin.scores import ScoreName
+
+
+@dataclass(frozen=True)
+class HydraConfig(RecipeConfig):
+    """Robust training, learned scores at given rates, robust fine-tuning.
+
+    Attributes:
+        scores: the initial scores.
+        pattern: n:m, such as 2:4, instead of the density; none for unstructured masks.
+    """
+
+    scores: ScoreName = "scaled_magnitude"
+    pattern: Literal["none", "1:4", "2:4", "4:8"] = "none"
+
+
+def hydra(run: Run, config: HydraConfig) -> nn.Module:
+    """Return the pruned network, finalized."""
+    model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
+    pattern = None if config.pattern == "none" else config.pattern
+    pruner = HydraPruner(
+        model,
+        config.density if pattern is None else None,
+        scores=config.scores,
+        rates=config.rates,
+        budget=config.budget,
+        pattern=pattern,
+        exclude=config.exclude,
+        example_inputs=run.example,
+    )
+    # 2. s = argmin E[L_robust(theta * m(s))], theta frozen
+    train(run, "prune", model, config.prune, pruner=pruner, phase="prune")
+    # 3. theta = argmin E[L_robust(theta * m)], m fixed
+    train(run, "finetune", model, config.finetune, pruner=pruner)
+    pruner.finalize()
+    return model

@@ -1,0 +1,57 @@
+"""Sehwag et al. 2019: robust training, least weight magnitude, robust fine-tuning.
+
+"Towards Compact and Robust Deep Neural Networks", arXiv 1906.06110. Its point is that
+pre-training and fine-tuning share one robust objective, and that the pruning between them may be
+agnostic of it. The baseline of every other recipe: it trains as many epochs as they do, prune and
+finetune together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from robust_plugin.pruner import MagnitudePruner
+from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.training import pretrained, train
+
+
+@dataclass(frozen=True)
+class MagnitudeConfig(RecipeConfig):
+    """Robust training, magnitude pruning, robust fine-tuning.
+
+    Attributes:
+        rounds: 1 prunes at once; more alternate pruning and fine-tuning (iterative), each
+            round keeping the same share of the one before.
+    """
+
+    rounds: int = 1
+
+
+def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
+    """Return the pruned network, finalized."""
+    if config.rounds < 1:
+        raise ValueError(f"rounds is {config.rounds}; legal: at least 1.")
+    model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
+    epochs = config.prune.epochs + config.finetune.epochs
+    # The last density gets half of the epochs, the ones on the way share the other half.
+    early = epochs // 2 // (config.rounds - 1) if config.rounds > 1 else 0
+    first = config.density ** (1 / config.rounds)
+    pruner = MagnitudePruner(
+        model,
+        first,
+        rates=config.rates,
+        budget=config.budget,
+        exclude=config.exclude,
+        example_inputs=run.example,
+    )
+    for round_ in range(1, config.rounds):
+        stage = replace(config.finetune, epochs=early, select="last")
+        train(run, f"finetune-{round_}", model, stage, pruner=pruner)
+        pruner.set_density(config.density ** ((round_ + 1) / config.rounds))  # 2. m = P(theta, k)
+    last = replace(config.finetune, epochs=epochs - early * (config.rounds - 1))
+    train(run, "finetune", model, last, pruner=pruner)  # 3. theta = argmin E[L_robust(theta m)]
+    pruner.finalize()
+    return model

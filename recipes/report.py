@@ -1,0 +1,147 @@
+"""What is shown: tables with n and intervals, and the plot of the kept share per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robust_plugin.evaluation import Report
+
+# Rows whose scores nobody learned; the strongest of them is what learning has to beat.
+_FIXED = ("LWM", "global", "iterative")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a comparison at one density, over all seeds.
+
+    Attributes:
+        row: the method.
+        density: the share kept.
+        lr: the fine-tuning learning rate that validation chose; None for the dense network.
+        reports: one a seed, on the same test points.
+        validation: mean robust accuracy on the validation points at that rate, in [0, 1].
+    """
+
+    row: str
+    density: float
+    lr: float | None
+    reports: Sequence[Report]
+    validation: float | None
+
+    def values(self, row: str) -> list[float]:
+        """Return the accuracy of each seed, in [0, 1]."""
+        return [report.accuracy(row) for report in self.reports]
+
+    def plain(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {
+            "row": self.row,
+            "density": self.density,
+            "lr": self.lr,
+            "validation": self.validation,
+            "accuracy": {row: self.values(row) for row in self.reports[0].rows},
+        }
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean over seeds and the half-width of its 95 % t interval; NaN for one seed."""
+    from scipy.stats import t
+
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
+
+
+def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
+    """Return the comparison as Markdown: a line a cell, then learned minus the best magnitude.
+
+    One seed: accuracy with its Wilson 95 % interval over the points. Several: the mean over
+    seeds with the half-width of its 95 % t interval.
+    """
+    rows = cells[0].reports[0].rows
+    seeds = len(cells[0].reports)
+    points = ", ".join(f"{row} {len(cells[0].reports[0].flags[row])}" for row in rows)
+    lines = [
+        f"{data}, {threat}, {seeds} seed{'s' * (seeds > 1)}; test points: {points}",
+        "",
+        f"| kept | method | lr | {' | '.join(rows)} |",
+        f"|---|---|---|{'---|' * len(rows)}",
+    ]
+    for cell in cells:
+        lr = "" if cell.lr is None else f"{cell.lr:g}"
+        shown = " | ".join(_shown(cell, row) for row in rows)
+        lines.append(f"| {100 * cell.density:g} % | {cell.row} | {lr} | {shown} |")
+    lines += [line for density in _densities(cells) for line in _gain(cells, density, rows)]
+    return "\n".join(lines)
+
+
+def _shown(cell: Cell, row: str) -> str:
+    values = cell.values(row)
+    if len(values) == 1:
+        low, high = cell.reports[0].interval(row)
+        return f"{100 * values[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    mean, half = mean_interval(values)
+    return f"{100 * mean:.1f} ± {100 * half:.1f}"
+
+
+def _densities(cells: Sequence[Cell]) -> list[float]:
+    return list(dict.fromkeys(cell.density for cell in cells if cell.lr is not None))
+
+
+def _gain(cells: Sequence[Cell], density: float, rows: Sequence[str]) -> list[str]:
+    """Compare the best learned with the best magnitude row, both chosen on validation."""
+    here = [cell for cell in cells if cell.density == density and cell.validation is not None]
+    fixed = [cell for cell in here if cell.row.startswith(_FIXED)]
+    learned = [cell for cell in here if not cell.row.startswith(_FIXED)]
+    if not fixed or not learned or len(rows) < 2:
+        return []
+    best = [max(group, key=lambda cell: cell.validation or 0.0) for group in (learned, fixed)]
+    attack = rows[1]
+    pairs = zip(best[0].values(attack), best[1].values(attack), strict=True)
+    mean, half = mean_interval([a - b for a, b in pairs])
+    interval = f" ± {100 * half:.1f}" if not math.isnan(half) else ""
+    p_values = [
+        f"{a.compare(b, attack):.2g}" for a, b in zip(best[0].reports, best[1].reports, strict=True)
+    ]
+    return [
+        "",
+        f"{100 * density:g} % kept, chosen on validation: {best[0].row} minus {best[1].row}, "
+        f"{attack}: {100 * mean:+.1f}{interval} points (McNemar p a seed: {', '.join(p_values)})",
+    ]
+
+
+def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> None:
+    """Draw the kept share of each layer, one line a network, to a PNG.
+
+    Args:
+        kept: by network, then by layer: [kept, size].
+        path: the file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    layers = list(next(iter(kept.values())))
+    figure, axes = plt.subplots(figsize=(max(6.0, 0.5 * len(layers) + 4), 4.5))
+    styles = ["-", "--", ":", "-."]
+    for number, (name, shares) in enumerate(kept.items()):
+        values = [shares[layer][0] / shares[layer][1] for layer in layers]
+        axes.plot(values, styles[number // 10 % 4], marker="o", ms=3, label=name)
+    axes.set_yscale("log")
+    axes.set_ylabel("share kept")
+    axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", fontsize=7)
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    partial = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(partial, dpi=130)
+    plt.close(figure)
+    partial.replace(path)

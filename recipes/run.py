@@ -1,0 +1,250 @@
+"""A run folder: what is in it, and how an interrupted run goes on.
+
+    config.json           all settings
+    log.jsonl             a line an epoch
+    <stage>.safetensors   model, pruner and optimizer after the stage's last finished epoch
+    <stage>.best.safetensors   after its best one, by the validation points
+    model.safetensors     the finished network, plain, dense names
+    report.json           its evaluation on the test points
+
+Every file is written whole or not at all, and every stage file names the settings it came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robust_plugin import checkpoint
+from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin.attacks import Attack, pgd
+from robust_plugin.dense import load_dense_state_dict
+from robust_plugin.evaluation import Report, evaluate
+from robust_plugin.pruner import Pruner
+from robust_plugin.recipes.config import RecipeConfig, StageConfig, as_plain
+from robust_plugin.recipes.data import load_data, loader
+from robust_plugin.recipes.models import build_model
+from robust_plugin.sparsity import sparsity
+
+
+class Run:
+    """One run of a recipe in its folder.
+
+    Args:
+        folder: made if missing; an interrupted run in it is continued.
+        config: the settings.
+
+    Attributes:
+        data: training, validation and test points.
+        threat: the threat model.
+        device: where it runs.
+
+    Raises:
+        ValueError: for data, a device or a checkpoint that is not there.
+    """
+
+    def __init__(self, folder: Path, config: RecipeConfig) -> None:
+        self.folder, self.config = Path(folder), config
+        self.threat = config.threat.build()
+        self.device = _device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        of = config.data
+        self.data = load_data(
+            of.name,
+            folder=of.folder,
+            validation=of.validation,
+            image_size=of.image_size,
+            augmentation=of.augmentation,
+        )
+        self._identity: dict[str, Any] = {
+            name: as_plain(getattr(config, name))
+            for name in ("model", "data", "threat", "objective", "seed", "exclude")
+        }
+        if config.checkpoint is not None:
+            self._identity["checkpoint"] = _digest(config.checkpoint)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(
+            self.folder / "config.json",
+            json.dumps({"recipe": type(config).__name__, **as_plain(config)}, indent=1),
+        )
+
+    @property
+    def example(self) -> torch.Tensor:
+        """One input, for what is counted on a forward pass."""
+        return torch.zeros(1, *self.data.shape, device=self.device)
+
+    def fresh_model(self) -> nn.Module:
+        """Return the network with random weights, a function of the seed alone."""
+        torch.manual_seed(seed_of(self.config.seed, "weights"))
+        model = build_model(self.config.model, classes=self.data.classes, shape=self.data.shape)
+        return model.to(self.device)
+
+    # --- stages -----------------------------------------------------------------------------
+
+    def enter(self, name: str, stage: StageConfig, pruner: Pruner | None) -> None:
+        """Name the settings of the stage that begins; all later ones depend on them."""
+        self._identity = {
+            **self._identity,
+            name: {
+                **as_plain(stage),
+                "pruner": None if pruner is None else type(pruner).__name__,
+                "density": None if pruner is None else pruner.budget.density,
+                "rates": None if pruner is None else [int(mask.kept) for mask in pruner.masks],
+            },
+        }
+
+    def saved(self, name: str, *, best: bool = False) -> checkpoint.Checkpoint | None:
+        """Return the stage's last (or best) checkpoint, or None if there is none yet.
+
+        Raises:
+            ValueError: if it came from other settings.
+        """
+        path = self._path(name, best=best)
+        if not path.is_file():
+            return None
+        found = checkpoint.load(path)
+        refuse_other_settings(found.meta["identity"], self._identity, self.folder)
+        return found
+
+    def save_epoch(
+        self,
+        name: str,
+        *,
+        model: nn.Module,
+        pruner: Pruner | None,
+        optimizer: torch.optim.Optimizer,
+        records: list[dict[str, Any]],
+        best: bool,
+    ) -> None:
+        """Write the stage's checkpoint and the log after an epoch; the best one first.
+
+        A kill between the two repeats the epoch, and the epoch writes the same best again.
+        """
+        meta = {"identity": self._identity, "records": records, **_versions()}
+        if best:
+            checkpoint.save(self._path(name, best=True), model=model, pruner=pruner, meta=meta)
+        checkpoint.save(
+            self._path(name), model=model, pruner=pruner, optimizer=optimizer, meta=meta
+        )
+        log = self.folder / "log.jsonl"
+        lines = log.read_text().splitlines() if log.is_file() else []
+        others = [line for line in lines if json.loads(line)["stage"] != name]
+        checkpoint.write_text(
+            log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n"
+        )
+
+    def _path(self, name: str, *, best: bool = False) -> Path:
+        return self.folder / f"{name}{'.best' if best else ''}.safetensors"
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def evaluate(self, model: nn.Module) -> Report:
+        """Evaluate a finished network on the test points, or return the report that is there.
+
+        Writes model.safetensors and report.json.
+        """
+        path, of = self.folder / "report.json", self.config.evaluation
+        identity = {**self._identity, "evaluation": as_plain(of)}
+        if path.is_file():
+            content = json.loads(path.read_text())
+            if content["identity"] == identity:
+                return Report.from_json(json.dumps(content["report"]))
+        attacks: list[Attack] = [
+            pgd(self.threat, steps=of.steps, restarts=of.restarts, keep="best")
+        ]
+        limits = {}
+        if of.autoattack:
+            attacks.append(AutoAttack(self.threat, seed=self.config.seed))
+            limits["AutoAttack"] = of.autoattack
+        points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
+        torch.manual_seed(seed_of(self.config.seed, "evaluation"))
+        report = evaluate(model, points, attacks=attacks, limits=limits)
+        self.save_model(model, self.folder / "model.safetensors")
+        table = sparsity(model, self.example)
+        content = {
+            "data": self.data.name,
+            "report": json.loads(report.to_json()),
+            "kept": {layer.name: [layer.kept, layer.size] for layer in table.layers},
+            "identity": identity,
+            **_versions(),
+        }
+        checkpoint.write_text(path, json.dumps(content, indent=1))
+        return report
+
+    def save_model(self, model: nn.Module, path: Path) -> None:
+        """Write a plain network's state with the settings it came from."""
+        checkpoint.write_tensors(path, model.state_dict(), {"identity": self._identity})
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a dense network: safetensors, or a state_dict that ``weights_only`` can read.
+
+    Raises:
+        ValueError: if the file is missing, unreadable or of another model.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint at {path}.")
+    if path.suffix == ".safetensors":
+        tensors, _ = checkpoint.read_tensors(path)
+        stage = {k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")}
+        state: Mapping[str, Any] = stage or tensors
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds; none of them names the file
+            raise ValueError(f"{path} holds no plain state_dict: {error}") from error
+        state = state.get("state_dict", state)
+    load_dense_state_dict(model, state)
+
+
+def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise a ValueError that names the first setting in which two identities differ."""
+    before, after = _flat(saved), _flat(now)
+    for key in [*before, *after]:
+        if before.get(key) != after.get(key):
+            raise ValueError(
+                f"{folder} holds a run with other settings: {key} was {before.get(key)!r} and is "
+                f"now {after.get(key)!r}. Give another --out, or delete the folder."
+            )
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {prefix: settings}
+    return {
+        key: value
+        for name, each in settings.items()
+        for key, value in _flat(each, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed that is a function of its parts alone; near parts give unrelated seeds."""
+    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint at {path}.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}: {error}") from error
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__}
