@@ -32,9 +32,10 @@ class Budget:
 
     Attributes:
         sizes: n_l, the number of prunable entries of each group.
-        costs: c_l, what one kept entry costs: 1 for parameters, multiply-adds for FLOPs.
+        costs: c_l, what one kept entry costs: for parameters 1 (a channel: its weights), for
+            FLOPs multiply-adds.
         density: the share k.
-        total: in parameters K = sum_l max(1, n_l - int((1-k) n_l)), the uniform network's
+        total: in parameters K = sum_l c_l max(1, n_l - int((1-k) n_l)), the uniform network's
             count; in FLOPs floor(k sum_l c_l n_l), or one entry a group where that is more.
     """
 
@@ -56,7 +57,7 @@ class Budget:
         if unit not in get_args(Unit):
             raise ValueError(f"budget is {unit!r}; legal: {', '.join(get_args(Unit))}.")
         if unit == "params":
-            total = sum(kept_count(n, density) for n in sizes)
+            total = sum(c * kept_count(n, density) for c, n in zip(costs, sizes, strict=True))
         else:
             full = sum(c * n for c, n in zip(costs, sizes, strict=True))
             total = max(sum(costs), math.floor(density * full * (1 + 1e-12)))
@@ -80,7 +81,7 @@ class Budget:
 
         Densities are first scaled by one common factor to cost the total, then rounded down, and
         what is left goes to the largest remainders. With unit costs the sum is the total
-        exactly; with others no group's next entry would fit in its turn.
+        exactly; with others what is left is less than one more entry of any group would cost.
         """
         wishes = [k * n for k, n in zip(densities, self.sizes, strict=True)]
 
@@ -103,6 +104,11 @@ class Budget:
             if self.costs[i] <= left and counts[i] < self.sizes[i]:
                 counts[i] += 1
                 left -= self.costs[i]
+        # What is less than one dear entry still buys some cheap ones.
+        for i in sorted(range(len(counts)), key=lambda i: -self.costs[i]):
+            more = min(int(left // self.costs[i]), self.sizes[i] - counts[i])
+            counts[i] += more
+            left -= more * self.costs[i]
         return counts
 
     def hold(self, logits: Tensor, k_min: float) -> Tensor:
@@ -115,16 +121,20 @@ class Budget:
             logits: r, float64 on the CPU, shape [groups].
             k_min: the least density.
         """
-        weights = torch.tensor(
-            [c * n for c, n in zip(self.costs, self.sizes, strict=True)], dtype=torch.float64
-        )
 
         def spent(shift: float) -> float:
-            return float((weights * (k_min + (1 - k_min) * (logits + shift).sigmoid())).sum())
+            return self.share(logits + shift, k_min) * self.full
 
         widest = 2 * _MAX_LOGIT + float(logits.abs().max())
         shift = bisect(spent, self.total, low=-widest, high=widest)
         return (logits + shift).clamp(-_MAX_LOGIT, _MAX_LOGIT)
+
+    def share(self, logits: Tensor, k_min: float) -> float:
+        """Return sum_l c_l k_l n_l / sum_l c_l n_l for k_l = k_min + (1 - k_min) sigmoid(r_l)."""
+        weights = torch.tensor(
+            [c * n for c, n in zip(self.costs, self.sizes, strict=True)], dtype=torch.float64
+        )
+        return float((weights * (k_min + (1 - k_min) * logits.sigmoid())).sum() / self.full)
 
     def hinge(self, densities: Sequence[Tensor]) -> Tensor:
         """L_hw = max(sum_l c_l k_l n_l / (k sum_l c_l n_l) - 1, 0), HARP equation 5; a scalar."""

@@ -18,12 +18,11 @@ Control = Literal["held", "hinge"]
 # The budget reaches its target after this share of the phase, so that scores and rates have the
 # rest to settle in.
 _ANNEAL_SHARE = 0.6
-# The most that one step moves a rate's logit: the sum of a large layer's gradients is large.
+# The most that one step moves a rate's logit.
 _MAX_RATE_CHANGE = 0.1
 
-# The paper's networks see 50,000 images in batches of 128 for 20 epochs of pruning. On shorter
-# schedules gamma grows faster, to the same sum over all steps.
-_PAPER_STEPS = 20 * 391
+# The paper's networks see 50,000 images in batches of 128.
+_PAPER_STEPS = 391
 
 
 @dataclass
@@ -48,6 +47,9 @@ class Schedule:
 class RateControl(Protocol):
     """What a Pruner asks of the rates while it learns them."""
 
+    def begin(self, masks: Sequence[GroupMask]) -> None:
+        """Set the rates that the prune phase starts from."""
+
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
         """Move what is scheduled, once an optimizer step has moved scores and rates."""
 
@@ -66,6 +68,9 @@ class RateControl(Protocol):
 
 class FixedRates:
     """Rates that nobody learns: every group keeps the count it has."""
+
+    def begin(self, masks: Sequence[GroupMask]) -> None:
+        """Nothing to set."""
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
         """Nothing moves."""
@@ -102,6 +107,15 @@ class HeldRates:
         self.budget, self.start, self.k_min = budget, start, k_min
         self._previous: Tensor | None = None
 
+    def begin(self, masks: Sequence[GroupMask]) -> None:
+        """Shift the rates, which are those of the target, up to the start.
+
+        The fall then leads back to them: without gradients the phase ends at the very rates it
+        was given. (ERK's rates of the start have layers at 1, which no shift brings down.)
+        """
+        self._previous = self.total(Schedule()).hold(rate_logits(masks), self.k_min)
+        set_logits(masks, self._previous)
+
     def total(self, schedule: Schedule) -> Budget:
         """Return the budget K(t) of this step."""
         passed = min(1.0, schedule.progress / _ANNEAL_SHARE)
@@ -111,13 +125,10 @@ class HeldRates:
         return self.budget.rescaled(max(self.budget.total, share * self.budget.full))
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
-        """Limit each logit's change, then shift all to the budget of this step."""
-        logits = rate_logits(masks)
-        if self._previous is not None:
-            change = (logits - self._previous).clamp(-_MAX_RATE_CHANGE, _MAX_RATE_CHANGE)
-            logits = self._previous + change
-        set_logits(masks, self.total(schedule).hold(logits, self.k_min))
-        self._previous = rate_logits(masks)
+        """Limit the change of the logits, then shift all to the budget of this step."""
+        moved = limited(rate_logits(masks), self._previous)
+        self._previous = self.total(schedule).hold(moved, self.k_min)
+        set_logits(masks, self._previous)
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
         """Whole counts that sum to the budget of this step."""
@@ -129,41 +140,58 @@ class HeldRates:
 
     def state(self) -> dict[str, Any]:
         """The logits that the next change is measured from."""
-        return {"previous": None if self._previous is None else self._previous.tolist()}
+        return {"previous": _listed(self._previous)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        previous = state["previous"]
-        self._previous = None if previous is None else torch.tensor(previous, dtype=torch.float64)
+        self._previous = _tensor(state["previous"])
 
 
 class HingeRates:
     """The paper's penalty: gamma(epoch) L_hw, gamma(epoch) = (epoch + 1) gamma_step.
 
-    HARP, equations 4 and 5. It freezes gamma for good once L_hw rounds to 0 at an epoch's end;
-    the kept share then drifts above the target again (0.0959 -> 0.1019 for a target of 0.1).
-    Here gamma grows on after any later epoch that ends above the target.
+    HARP, equations 4 and 5, with three departures that make the budget a promise on schedules of
+    any length. gamma_step is scaled to the steps an epoch has. Where the paper freezes gamma for
+    good once L_hw rounds to 0 at an epoch's end, and the kept share drifts above the target
+    again (0.0959 -> 0.1019 for 0.1), here gamma grows on after any later epoch that ends above.
+    And a step that takes the sum from above the target to below it, as momentum does, ends on it:
+    below the target the penalty has nothing to say.
 
     Args:
         budget: the target.
-        gamma_step: .01 in the paper (.1 for ImageNet) for its 7,820 steps of pruning.
+        gamma_step: .01 in the paper (.1 for ImageNet), at its 391 steps an epoch.
+        k_min: the least share of a group.
     """
 
-    def __init__(self, budget: Budget, gamma_step: float) -> None:
-        self.budget, self.gamma_step = budget, gamma_step
+    def __init__(self, budget: Budget, gamma_step: float, k_min: float) -> None:
+        self.budget, self.gamma_step, self.k_min = budget, gamma_step, k_min
         self.growths = 1
+        self._previous: Tensor | None = None
+
+    def begin(self, masks: Sequence[GroupMask]) -> None:
+        """The rates start where they are: at 10 %, or at the target if that is more."""
+        self._previous = rate_logits(masks)
 
     def gamma(self, schedule: Schedule) -> float:
         """Return gamma at this step."""
-        scale = max(1.0, _PAPER_STEPS / schedule.steps) if schedule.steps else 1.0
+        scale = max(1.0, _PAPER_STEPS / schedule.steps_per_epoch) if schedule.steps else 1.0
         return self.gamma_step * scale * self.growths
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
-        """Let gamma grow where an epoch ended above the target."""
+        """Limit the change of the logits, stop at the target, and let gamma grow."""
+        before, logits = self._previous, limited(rate_logits(masks), self._previous)
+        if before is not None and self._share(before) >= 1 > self._share(logits):
+            logits = self.budget.hold(logits, self.k_min)
+        set_logits(masks, logits)
+        self._previous = logits
         if schedule.step % schedule.steps_per_epoch == 0:
-            with torch.no_grad():
-                above = round(float(self._hinge(masks)), 2) > 0
-            self.growths += above
+            # Above by half a per cent or more: L_hw does not round to 0.
+            self.growths += round(self._share(logits) - 1, 2) > 0
+
+    def _share(self, logits: Tensor) -> float:
+        """The kept share over the target; a hair below 1 counts as 1, which hold() solves for."""
+        found = self.budget.share(logits, self.k_min) / self.budget.density
+        return found if abs(found - 1) > 1e-9 else 1.0
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
         """The counts that the rates ask for, on budget or not."""
@@ -172,18 +200,35 @@ class HingeRates:
 
     def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
         """gamma L_hw, differentiable by the rates."""
-        return self.gamma(schedule) * self._hinge(masks)
-
-    def _hinge(self, masks: Sequence[GroupMask]) -> Tensor:
-        return self.budget.hinge([mask.density() for mask in masks])
+        return self.gamma(schedule) * self.budget.hinge([mask.density() for mask in masks])
 
     def state(self) -> dict[str, Any]:
-        """How often gamma has grown."""
-        return {"growths": self.growths}
+        """How often gamma has grown, and the logits that the next change is measured from."""
+        return {"growths": self.growths, "previous": _listed(self._previous)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.growths = int(state["growths"])
+        self.growths, self._previous = int(state["growths"]), _tensor(state["previous"])
+
+
+def limited(logits: Tensor, previous: Tensor | None) -> Tensor:
+    """Scale a step so that no logit moves by more than 0.1; between layers it keeps its direction.
+
+    A large layer's rate gradient is a sum over all its weights, and a single step could empty or
+    fill the layer. (A gradient hook would see scaled, per-rank, per-micro-batch gradients.)
+    """
+    if previous is None:
+        return logits
+    change = logits - previous
+    return previous + change * min(1.0, _MAX_RATE_CHANGE / max(1e-12, float(change.abs().max())))
+
+
+def _listed(logits: Tensor | None) -> list[float] | None:
+    return None if logits is None else logits.tolist()
+
+
+def _tensor(logits: list[float] | None) -> Tensor | None:
+    return None if logits is None else torch.tensor(logits, dtype=torch.float64)
 
 
 def rate_logits(masks: Sequence[GroupMask]) -> Tensor:

@@ -51,6 +51,20 @@ def _detach(layer: nn.Module) -> None:
         layer._parameters[parameter] = layer._parameters.pop(parameter)
 
 
+def lend_masks(source: nn.Module, copy: nn.Module) -> None:
+    """Give a copy of a masked network the masks of the original.
+
+    Raises:
+        ValueError: if the two are not masked in the same places.
+    """
+    ours = {(name, key): carrier for name, _, key, carrier in masked_weights(source)}
+    theirs = {(name, key): carrier for name, _, key, carrier in masked_weights(copy)}
+    if ours.keys() != theirs.keys():
+        raise ValueError("the model is no copy of the network that this pruner is attached to.")
+    for place, carrier in ours.items():
+        theirs[place].group.mask.copy_(carrier.group.mask)
+
+
 def dense_names(model: nn.Module) -> dict[str, str]:
     """Map each name of the plain architecture's state to the tensor's name in this model.
 

@@ -45,7 +45,9 @@ class _FunctionalUse(TorchFunctionMode):
         return out
 
 
-def multiply_adds(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[tuple[str, str], int]:
+def multiply_adds(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
+) -> dict[tuple[str, str], int]:
     """Count the multiply-adds a single weight of each layer takes part in, for one example.
 
     A traced forward pass of the model as it is: a convolution's weight is used once an output
@@ -55,11 +57,12 @@ def multiply_adds(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[tuple[st
 
     Args:
         model: any model.
-        inputs: the arguments of its forward, with a batch dimension first.
+        example_inputs: what its forward takes, with a batch dimension first.
 
     Returns:
         dict: (layer name, parameter name) -> multiply-adds a weight.
     """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     batch = inputs[0].shape[0]
     found: dict[tuple[str, str], int] = {}
 

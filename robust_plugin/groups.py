@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -182,6 +182,25 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
                 f"first can be masked; untie them, or give exclude=[{members[0].layer_name!r}]."
             )
     return tuple(Group(tuple(members)) for members in owners.values())
+
+
+def divisible(
+    groups: Sequence[Group], pattern: tuple[int, int] | None
+) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+    """Split off the names of groups whose rows an n:m pattern does not divide; they stay dense.
+
+    Raises:
+        ValueError: if the pattern fits no group.
+    """
+    if pattern is None:
+        return tuple(groups), ()
+    fits = tuple(g for g in groups if not g.channels and g.magnitudes.shape[1] % pattern[1] == 0)
+    if not fits:
+        raise ValueError(
+            f"pattern {pattern[0]}:{pattern[1]} fits no layer; it needs an input dimension "
+            f"divisible by {pattern[1]}."
+        )
+    return fits, tuple(group.name for group in groups if group not in fits)
 
 
 def prunable_members(model: nn.Module) -> Iterator[Member]:

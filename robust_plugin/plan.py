@@ -10,11 +10,6 @@ from robust_plugin.groups import Group
 from robust_plugin.masks import kept_count
 from robust_plugin.rates import Rates, initial_rates
 
-# HARP, section 4: pruning starts with 10 % kept everywhere, also where the target is below, and
-# no layer's rate falls under k_min = .1 k.
-_START_DENSITY = 0.1
-_K_MIN_SHARE = 0.1
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -22,17 +17,13 @@ class Plan:
 
     Attributes:
         budget: what may be kept at the end of the prune phase.
-        start: the share kept at its beginning; more than the budget's where rates are learned.
         densities: each group's share at the beginning.
         counts: the whole counts that follow.
-        k_min: the least share a learned rate can reach.
     """
 
     budget: Budget
-    start: float
     densities: tuple[float, ...]
     counts: tuple[int, ...]
-    k_min: float
 
 
 def plan(
@@ -43,7 +34,7 @@ def plan(
     unit: Unit = "params",
     multiply_adds: Mapping[tuple[str, str], int] | None = None,
     pattern: tuple[int, int] | None = None,
-    learned: bool = False,
+    least_start: float = 0.0,
 ) -> Plan:
     """Lay out the budget of ``density`` over the groups.
 
@@ -55,7 +46,7 @@ def plan(
         unit: what the budget counts.
         multiply_adds: for FLOPs, per (layer, parameter).
         pattern: (n, m) of an n:m mask.
-        learned: whether the rates will be learned from this start.
+        least_start: the densities begin at this share, if the target is below it.
 
     Raises:
         ValueError: naming the value and what is legal.
@@ -69,7 +60,7 @@ def plan(
         raise ValueError(
             f"density is {density!r}, but a pattern or a dict of rates implies it; omit it."
         )
-    if pattern is not None and (learned or rates != "uniform"):
+    if pattern is not None and rates != "uniform":
         raise ValueError(
             f"rates is {rates!r}; a {pattern[0]}:{pattern[1]} pattern fixes the rates."
         )
@@ -85,12 +76,11 @@ def plan(
         density = bare.cost(whole) / bare.full
     target = check_density(density)
     budget = Budget.of(sizes, costs, target, unit=unit)
-    start = max(_START_DENSITY, target) if learned else target
+    start = max(least_start, target)
     densities = initial_rates(rates, names, weights, costs, start)
     each = [kept_count(n, k) for n, k in zip(sizes, densities, strict=True)]
     if isinstance(rates, Mapping):
         budget = budget.rescaled(budget.cost(each))
     elif rates != "uniform" or unit != "params":
         each = Budget.of(sizes, costs, start, unit=unit).round(densities)
-    k_min = _K_MIN_SHARE * target if learned else 0.0
-    return Plan(budget, start, tuple(densities), tuple(each), k_min)
+    return Plan(budget, tuple(densities), tuple(each))

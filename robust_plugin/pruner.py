@@ -1,4 +1,4 @@
-"""The Pruner: scores and rates, each fixed or learned, on any model; and its three presets.
+"""The Pruner: scores and rates, each fixed or learned, on any model.
 
 |                | rates uniform    | rates given (ERK, LAMP) | rates learned  |
 |----------------|------------------|-------------------------|----------------|
@@ -32,11 +32,22 @@ from robust_plugin.control import (
 from robust_plugin.control import densities as rate_densities
 from robust_plugin.flops import multiply_adds
 from robust_plugin.following import check_holds, check_ranks, step_was_skipped
-from robust_plugin.groups import Group, norm_parameters, refuse_wrapped, weight_groups
+from robust_plugin.groups import (
+    Group,
+    divisible,
+    norm_parameters,
+    refuse_wrapped,
+    weight_groups,
+)
 from robust_plugin.masks import parse_pattern
 from robust_plugin.plan import plan
 from robust_plugin.rates import Rates
 from robust_plugin.scores import Scores, initial_scores
+
+# HARP, section 4: pruning starts with 10 % kept, also where the target is below, and no layer's
+# rate falls under k_min = .1 k.
+_START_DENSITY = 0.1
+_K_MIN_SHARE = 0.1
 
 Learnable = Literal["scores", "rates"]
 Phase = Literal["attached", "prune", "finetune", "finalized"]
@@ -100,25 +111,26 @@ class Pruner:
         self.learn = frozenset(learn)
         self.pattern = parse_pattern(pattern) if pattern is not None else None
         found = groups if groups is not None else weight_groups(model, exclude)
-        self.groups, self.left_dense = _divisible(found, self.pattern)
+        self.groups, self.left_dense = divisible(found, self.pattern)
         self._plan = partial(
             plan,
             self.groups,
             rates=rates,
             unit=budget,
-            multiply_adds=_count_flops(model, example_inputs) if budget == "flops" else None,
+            multiply_adds=_multiply_adds(model, example_inputs) if budget == "flops" else None,
             pattern=self.pattern,
-            learned="rates" in self.learn,
+            least_start=_START_DENSITY if "rates" in self.learn and control == "hinge" else 0.0,
         )
         first = self._plan(density)
         self.budget = first.budget
+        k_min = _K_MIN_SHARE * self.budget.density if "rates" in self.learn else 0.0
         self.schedule = Schedule()
         self.phase: Phase = "attached"
         self.control: RateControl = FixedRates()
         if "rates" in self.learn and control == "held":
-            self.control = HeldRates(first.budget, first.start, first.k_min)
+            self.control = HeldRates(self.budget, max(_START_DENSITY, self.budget.density), k_min)
         elif "rates" in self.learn:
-            self.control = HingeRates(first.budget, gamma_step)
+            self.control = HingeRates(self.budget, gamma_step, k_min)
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._user_frozen = {p for p in model.parameters() if not p.requires_grad}
         # All masks are built before the first is attached: an error leaves the model alone.
@@ -126,8 +138,8 @@ class Pruner:
             GroupMask(
                 initial_scores(scores, group.name, group.magnitudes),
                 count,
-                k_min=first.k_min,
-                rate=rate_logit(k, first.k_min) if "rates" in self.learn else None,
+                k_min=k_min,
+                rate=rate_logit(k, k_min) if "rates" in self.learn else None,
                 pattern=self.pattern,
             )
             for group, k, count in zip(self.groups, first.densities, first.counts, strict=True)
@@ -176,6 +188,8 @@ class Pruner:
             ValueError: if the phase is unknown, or out of order: prune, finetune, finalize.
         """
         self._check_order(phase)
+        if phase == "prune" and self.phase == "attached":
+            self.control.begin(self.masks)
         if phase == "finetune" and self.phase != "finetune":
             self._settle()
         self.phase = phase
@@ -320,7 +334,7 @@ class Pruner:
         if self.phase == "finalized":
             raise ValueError("the pruner is finalized already.")
         if model is not None and model is not self.model:
-            self._lend_masks(model)
+            dense.lend_masks(self.model, model)
             dense.finalize(model)
             return
         self._settle()
@@ -328,14 +342,6 @@ class Pruner:
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter not in self._user_frozen)
         self.phase = "finalized"
-
-    def _lend_masks(self, model: nn.Module) -> None:
-        theirs = {(name, key): carrier for name, _, key, carrier in masked_weights(model)}
-        ours = {(name, key): carrier for name, _, key, carrier in masked_weights(self.model)}
-        if theirs.keys() != ours.keys():
-            raise ValueError("model is no copy of the network this pruner is attached to.")
-        for place, carrier in ours.items():
-            theirs[place].group.mask.copy_(carrier.group.mask)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what continues the pruning besides the model's own state_dict; plain JSON."""
@@ -386,119 +392,9 @@ class Pruner:
             )
 
 
-class MagnitudePruner(Pruner):
-    """Least weight magnitude (LWM), one-shot or iterative (Sehwag 2019, section 3).
-
-    Keeps the largest |w| of each layer. ``rates="erk"`` or ``"lamp"`` is the baseline to beat,
-    ``"global"`` ranks all layers together.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        density: float | None = None,
-        *,
-        rates: Rates = "uniform",
-        budget: Unit = "params",
-        pattern: str | None = None,
-        groups: Sequence[Group] | None = None,
-        exclude: Collection[str | nn.Module] = (),
-        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            density,
-            rates=rates,
-            budget=budget,
-            pattern=pattern,
-            groups=groups,
-            exclude=exclude,
-            example_inputs=example_inputs,
-        )
-
-
-class HydraPruner(Pruner):
-    """Learned scores at given rates (HYDRA, Sehwag et al. 2020): s = argmin E[L_robust(w m(s))]."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        density: float | None = None,
-        *,
-        scores: Scores = "scaled_magnitude",
-        rates: Rates = "uniform",
-        budget: Unit = "params",
-        pattern: str | None = None,
-        groups: Sequence[Group] | None = None,
-        exclude: Collection[str | nn.Module] = (),
-        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            density,
-            learn={"scores"},
-            scores=scores,
-            rates=rates,
-            budget=budget,
-            pattern=pattern,
-            groups=groups,
-            exclude=exclude,
-            example_inputs=example_inputs,
-        )
-
-
-class HarpPruner(Pruner):
-    """Learned scores and learned rates (HARP, Zhao and Wressnegger 2023).
-
-    ``learn=("rates",)`` is its rate-only mode.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        density: float,
-        *,
-        learn: Collection[Learnable] = ("scores", "rates"),
-        scores: Scores = "scaled_magnitude",
-        rates: Rates = "uniform",
-        budget: Unit = "params",
-        control: Control = "held",
-        gamma_step: float = 0.01,
-        groups: Sequence[Group] | None = None,
-        exclude: Collection[str | nn.Module] = (),
-        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            density,
-            learn=learn,
-            scores=scores,
-            rates=rates,
-            budget=budget,
-            control=control,
-            gamma_step=gamma_step,
-            groups=groups,
-            exclude=exclude,
-            example_inputs=example_inputs,
-        )
-
-
-def _divisible(
-    groups: Sequence[Group], pattern: tuple[int, int] | None
-) -> tuple[tuple[Group, ...], tuple[str, ...]]:
-    """Split off the groups whose rows a pattern does not divide; they stay dense."""
-    if pattern is None:
-        return tuple(groups), ()
-    fits = [group for group in groups if group.magnitudes.shape[1] % pattern[1] == 0]
-    if not fits:
-        raise ValueError(f"no layer's input dimension is divisible by {pattern[1]}.")
-    return tuple(fits), tuple(group.name for group in groups if group not in fits)
-
-
-def _count_flops(
+def _multiply_adds(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None
 ) -> dict[tuple[str, str], int]:
     if example_inputs is None:
         raise ValueError("budget='flops' counts on a forward pass; give example_inputs=x[:1].")
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return multiply_adds(model, inputs)
+    return multiply_adds(model, example_inputs)

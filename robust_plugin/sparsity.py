@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -96,24 +96,29 @@ def sparsity(
     if example_inputs is not None:
         inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         macs = multiply_adds(model, inputs)
-    layers, covered = [], set()
+    own = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
+    # By the parameter: a tied weight is stored once, under its first name, and works for all.
+    layers: dict[nn.Parameter, LayerSparsity] = {}
     for member in prunable_members(model):
-        weight = member.weight
-        covered.add(member.name)
-        layers.append(
+        weight, stored = member.weight, parameters[member.name]
+        before = layers[stored].multiply_adds if stored in layers else 0
+        layers.setdefault(
+            stored,
             LayerSparsity(
                 member.name,
                 tuple(weight.shape),
                 weight.numel(),
                 int(weight.count_nonzero()),
-                member.multiply_adds(macs) if macs else 0,
-            )
+                0,
+            ),
         )
+        each = member.multiply_adds(macs) if macs else 0
+        layers[stored] = replace(layers[stored], multiply_adds=before + each)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no prunable layer.")
-    own = dict(model.named_parameters())
-    parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
+    names = {parameter: name for name, parameter in reversed(parameters.items())}
     uncovered = tuple(
-        (name, p.numel()) for name, p in parameters.items() if p.dim() >= 2 and name not in covered
+        (name, p.numel()) for p, name in reversed(names.items()) if p.dim() >= 2 and p not in layers
     )
-    return Sparsity(tuple(layers), sum(p.numel() for p in parameters.values()), uncovered)
+    return Sparsity(tuple(layers.values()), sum(p.numel() for p in names), uncovered)
