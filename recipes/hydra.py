@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from robust_plugin.pruner import HydraPruner
+from robust_plugin.presets import HydraPruner
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train

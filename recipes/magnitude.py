@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from robust_plugin.pruner import MagnitudePruner
+from robust_plugin.presets import MagnitudePruner
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train

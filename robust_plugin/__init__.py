@@ -23,7 +23,8 @@ from robust_plugin.objectives import (
     stability,
     trades,
 )
-from robust_plugin.pruner import HarpPruner, HydraPruner, MagnitudePruner, Pruner
+from robust_plugin.presets import HarpPruner, HydraPruner, MagnitudePruner
+from robust_plugin.pruner import Pruner
 from robust_plugin.scores import scaled_magnitude, snip_scores
 from robust_plugin.sparsity import Sparsity, sparsity
 from robust_plugin.threat import ThreatModel

@@ -94,8 +94,7 @@ def sparsity(
     """
     macs: dict[tuple[str, str], int] = {}
     if example_inputs is not None:
-        inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        macs = multiply_adds(model, inputs)
+        macs = multiply_adds(model, example_inputs)
     own = dict(model.named_parameters(remove_duplicate=False))
     parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
     # By the parameter: a tied weight is stored once, under its first name, and works for all.
