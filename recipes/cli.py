@@ -90,17 +90,19 @@ def _evaluate(words: list[str]) -> None:
 
 
 def _take(words: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:
-    """Take one option, ``--x VALUE`` or ``--x=VALUE``, out of the command line."""
-    left, value = list(words), default
-    for i, word in enumerate(words):
+    """Take one option, ``--x VALUE`` or ``--x=VALUE``, out of the command line; the last wins."""
+    left, value = [], default
+    rest = iter(words)
+    for word in rest:
         if word.startswith(f"{option}="):
             value = word.partition("=")[2]
-            del left[i]
         elif word == option:
-            if i + 1 == len(words):
+            following = next(rest, None)
+            if following is None:
                 raise ValueError(f"{option} needs a value.")
-            value = words[i + 1]
-            del left[i : i + 2]
+            value = following
+        else:
+            left.append(word)
     return value, left
 
 

@@ -206,8 +206,16 @@ def read_preset(name: str | Path, kind: type[T]) -> T:
     return build(kind, content or {}, where=str(path))
 
 
-def build(kind: type[T], content: Mapping[str, Any], *, where: str) -> T:
+def build(
+    kind: type[T], content: Mapping[str, Any], *, where: str, default: T | None = None
+) -> T:
     """Fill a dataclass from plain mappings, strictly.
+
+    Args:
+        kind: the dataclass.
+        content: its settings; sections may be partial.
+        where: what an error calls the place.
+        default: has what the content leaves out; None takes the dataclass's defaults.
 
     Raises:
         ValueError: naming an unknown key or an illegal value, where it stands, and what is legal.
@@ -218,16 +226,19 @@ def build(kind: type[T], content: Mapping[str, Any], *, where: str) -> T:
     legal = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if unknown := [key for key in content if key not in legal]:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; legal: {', '.join(legal)}.")
+    base: Any = kind() if default is None else default
     values = {
-        key: _convert(hints[key], value, where=f"{where}: {key}") for key, value in content.items()
+        key: _convert(hints[key], value, where=f"{where}: {key}", default=getattr(base, key))
+        for key, value in content.items()
     }
-    return kind(**values)
+    filled: T = dataclasses.replace(base, **values)
+    return filled
 
 
-def _convert(hint: Any, value: Any, *, where: str) -> Any:
+def _convert(hint: Any, value: Any, *, where: str, default: Any = None) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, where=where)  # type: ignore[arg-type]
+        return build(hint, value, where=where, default=default)  # type: ignore[arg-type]
     if origin is Literal:
         if value not in options:
             raise ValueError(f"{where} is {value!r}; legal: {', '.join(map(str, options))}.")
@@ -236,6 +247,14 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         if value is None and type(None) in options:
             return None
         return _convert(options[0], value, where=where)
+    if hint is Any:
+        return value
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is {value!r}; legal: a mapping.")
+        return {
+            key: _convert(options[1], each, where=f"{where}: {key}") for key, each in value.items()
+        }
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} is {value!r}; legal: a list.")

@@ -149,8 +149,11 @@ class MaskedWeight(nn.Module):
 
 
 def masked_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, MaskedWeight]]:
-    """Yield (layer name, layer, parameter name, its MaskedWeight) of a model with a pruner."""
-    for name, layer in model.named_modules():
+    """Yield (layer name, layer, parameter name, its MaskedWeight) of a model with a pruner.
+
+    A layer that a model holds under two names comes twice.
+    """
+    for name, layer in model.named_modules(remove_duplicate=False):
         chains = layer.parametrizations if parametrize.is_parametrized(layer) else {}
         for parameter, chain in cast(nn.ModuleDict, chains).items():
             carrier = cast(nn.ModuleList, chain)[0]

@@ -62,8 +62,20 @@ def attacked(model: nn.Module) -> Iterator[None]:
             parameter.grad = grad
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside DDP or DataParallel, which attacks run on.
+
+    A forward pass of the wrapper talks to the other processes, and attacks need not make equally
+    many on each.
+    """
+    kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return model.module if isinstance(model, kinds) else model
+
+
 def guarded(attack: Attack, threat: ThreatModel) -> Attack:
     """Wrap any attack so that it leaves the model untouched and stays in the threat model.
+
+    The attack sees the network inside a DDP or DataParallel wrapper.
 
     Raises (when called):
         TypeError: if the model returns no tensor.
@@ -73,6 +85,7 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
 
     def guarded_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         threat.check_inputs(x)
+        model = unwrapped(model)
         with attacked(model):
             # Tensors made in inference mode cannot take part in a backward pass.
             x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))

@@ -112,22 +112,28 @@ class Budget:
         return counts
 
     def hold(self, logits: Tensor, k_min: float) -> Tensor:
-        """Shift all rate logits by one constant so that sum_l c_l k_l n_l is the total.
+        """Project rate logits on the budget, so that sum_l c_l k_l n_l is the total.
 
-        k_l = k_min + (1 - k_min) sigmoid(r_l + c), c by bisection; no gradient passes. With the
-        sum held, the rates' gradients only move weights between groups.
+        r_l <- r_l - x d_l with d_l = c_l n_l sigmoid'(r_l), the gradient of the sum, and x by
+        bisection; no gradient passes. What a descent step of the loss gained is kept where it
+        does not change the sum. (One common shift of all logits would also meet the budget, but
+        comes to rest where the loss's gradients are equal instead of proportional to d.)
 
         Args:
             logits: r, float64 on the CPU, shape [groups].
             k_min: the least density.
         """
+        costs = torch.tensor([c * n for c, n in zip(self.costs, self.sizes, strict=True)])
+        share = logits.sigmoid()
+        direction = costs * share * (1 - share)
+        direction = direction / direction.max()
 
-        def spent(shift: float) -> float:
-            return self.share(logits + shift, k_min) * self.full
+        def spent(x: float) -> float:
+            return self.share(logits + x * direction, k_min) * self.full
 
-        widest = 2 * _MAX_LOGIT + float(logits.abs().max())
-        shift = bisect(spent, self.total, low=-widest, high=widest)
-        return (logits + shift).clamp(-_MAX_LOGIT, _MAX_LOGIT)
+        farthest = 2 * _MAX_LOGIT / float(direction.min())
+        x = bisect(spent, self.total, low=-farthest, high=farthest)
+        return (logits + x * direction).clamp(-_MAX_LOGIT, _MAX_LOGIT)
 
     def share(self, logits: Tensor, k_min: float) -> float:
         """Return sum_l c_l k_l n_l / sum_l c_l n_l for k_l = k_min + (1 - k_min) sigmoid(r_l)."""

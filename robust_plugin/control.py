@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robust_plugin.attachment import GroupMask
-from robust_plugin.budget import Budget
+from robust_plugin.budget import Budget, rate_logit
 from robust_plugin.masks import kept_count
 
 Control = Literal["held", "hinge"]
@@ -18,8 +18,9 @@ Control = Literal["held", "hinge"]
 # The budget reaches its target after this share of the phase, so that scores and rates have the
 # rest to settle in.
 _ANNEAL_SHARE = 0.6
-# The most that one step moves a rate's logit.
-_MAX_RATE_CHANGE = 0.1
+# How far gradients may move a rate's logit over the whole phase: a factor of e in density. (Digits,
+# 1 % kept: a factor of 20 let the last layer take a quarter of its weights, and cost accuracy.)
+_TRAVEL = 1.0
 
 # The paper's networks see 50,000 images in batches of 128.
 _PAPER_STEPS = 391
@@ -47,9 +48,6 @@ class Schedule:
 class RateControl(Protocol):
     """What a Pruner asks of the rates while it learns them."""
 
-    def begin(self, masks: Sequence[GroupMask]) -> None:
-        """Set the rates that the prune phase starts from."""
-
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
         """Move what is scheduled, once an optimizer step has moved scores and rates."""
 
@@ -68,9 +66,6 @@ class RateControl(Protocol):
 
 class FixedRates:
     """Rates that nobody learns: every group keeps the count it has."""
-
-    def begin(self, masks: Sequence[GroupMask]) -> None:
-        """Nothing to set."""
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
         """Nothing moves."""
@@ -92,29 +87,23 @@ class FixedRates:
 
 
 class HeldRates:
-    """The budget met exactly at every step; rates only move weights between groups.
+    """The budget met exactly at every step, by a projection; gradients only trade between groups.
 
-    After each step one common shift of all logits restores sum_l c_l k_l n_l = K(t). K falls
-    geometrically from the start to the target over the first 60 % of the phase.
+    After each step the logits are moved along the budget's own gradient until sum_l c_l k_l n_l =
+    K(t) (``Budget.hold``). At rest the rates' gradients are then proportional to the budget's: no
+    trade between two groups at equal cost would lower the loss. K falls geometrically from where
+    the rates start to the target over the first 60 % of the phase.
 
     Args:
         budget: the target.
-        start: the share kept at the beginning.
+        logits: the rates to start from, float64, shape [groups].
         k_min: the least share of a group.
     """
 
-    def __init__(self, budget: Budget, start: float, k_min: float) -> None:
-        self.budget, self.start, self.k_min = budget, start, k_min
-        self._previous: Tensor | None = None
-
-    def begin(self, masks: Sequence[GroupMask]) -> None:
-        """Shift the rates, which are those of the target, up to the start.
-
-        The fall then leads back to them: without gradients the phase ends at the very rates it
-        was given. (ERK's rates of the start have layers at 1, which no shift brings down.)
-        """
-        self._previous = self.total(Schedule()).hold(rate_logits(masks), self.k_min)
-        set_logits(masks, self._previous)
+    def __init__(self, budget: Budget, logits: Tensor, k_min: float) -> None:
+        self.budget, self.k_min = budget, k_min
+        self.start = max(budget.density, budget.share(logits, k_min))
+        self._previous = logits
 
     def total(self, schedule: Schedule) -> Budget:
         """Return the budget K(t) of this step."""
@@ -125,8 +114,8 @@ class HeldRates:
         return self.budget.rescaled(max(self.budget.total, share * self.budget.full))
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
-        """Limit the change of the logits, then shift all to the budget of this step."""
-        moved = limited(rate_logits(masks), self._previous)
+        """Limit the change of the logits, then project them on the budget of this step."""
+        moved = limited(rate_logits(masks), self._previous, _TRAVEL / schedule.steps)
         self._previous = self.total(schedule).hold(moved, self.k_min)
         set_logits(masks, self._previous)
 
@@ -140,11 +129,11 @@ class HeldRates:
 
     def state(self) -> dict[str, Any]:
         """The logits that the next change is measured from."""
-        return {"previous": _listed(self._previous)}
+        return {"previous": self._previous.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self._previous = _tensor(state["previous"])
+        self._previous = torch.tensor(state["previous"], dtype=torch.float64)
 
 
 class HingeRates:
@@ -159,18 +148,20 @@ class HingeRates:
 
     Args:
         budget: the target.
-        gamma_step: .01 in the paper (.1 for ImageNet), at its 391 steps an epoch.
+        logits: the rates to start from, float64, shape [groups].
         k_min: the least share of a group.
+        gamma_step: .01 in the paper (.1 for ImageNet), at its 391 steps an epoch.
     """
 
-    def __init__(self, budget: Budget, gamma_step: float, k_min: float) -> None:
-        self.budget, self.gamma_step, self.k_min = budget, gamma_step, k_min
+    def __init__(
+        self, budget: Budget, logits: Tensor, k_min: float, *, gamma_step: float = 0.01
+    ) -> None:
+        self.budget, self.k_min, self.gamma_step = budget, k_min, gamma_step
         self.growths = 1
-        self._previous: Tensor | None = None
-
-    def begin(self, masks: Sequence[GroupMask]) -> None:
-        """The rates start where they are: at 10 %, or at the target if that is more."""
-        self._previous = rate_logits(masks)
+        self._previous = logits
+        start = max(budget.density, budget.share(logits, k_min))
+        # What the penalty itself has to move the logits by comes on top of what gradients may.
+        self._travel = _TRAVEL + rate_logit(start, k_min) - rate_logit(budget.density, k_min)
 
     def gamma(self, schedule: Schedule) -> float:
         """Return gamma at this step."""
@@ -179,8 +170,9 @@ class HingeRates:
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
         """Limit the change of the logits, stop at the target, and let gamma grow."""
-        before, logits = self._previous, limited(rate_logits(masks), self._previous)
-        if before is not None and self._share(before) >= 1 > self._share(logits):
+        before = self._previous
+        logits = limited(rate_logits(masks), before, self._travel / schedule.steps)
+        if self._share(before) >= 1 > self._share(logits):
             logits = self.budget.hold(logits, self.k_min)
         set_logits(masks, logits)
         self._previous = logits
@@ -204,31 +196,22 @@ class HingeRates:
 
     def state(self) -> dict[str, Any]:
         """How often gamma has grown, and the logits that the next change is measured from."""
-        return {"growths": self.growths, "previous": _listed(self._previous)}
+        return {"growths": self.growths, "previous": self._previous.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.growths, self._previous = int(state["growths"]), _tensor(state["previous"])
+        self.growths = int(state["growths"])
+        self._previous = torch.tensor(state["previous"], dtype=torch.float64)
 
 
-def limited(logits: Tensor, previous: Tensor | None) -> Tensor:
-    """Scale a step so that no logit moves by more than 0.1; between layers it keeps its direction.
+def limited(logits: Tensor, previous: Tensor, most: float) -> Tensor:
+    """Scale a step so that no logit moves by more than ``most``; its direction stays.
 
-    A large layer's rate gradient is a sum over all its weights, and a single step could empty or
-    fill the layer. (A gradient hook would see scaled, per-rank, per-micro-batch gradients.)
+    A large layer's rate gradient is a sum over all its weights, and one step could empty or fill
+    the layer. (A gradient hook would see scaled, per-rank, per-micro-batch gradients.)
     """
-    if previous is None:
-        return logits
     change = logits - previous
-    return previous + change * min(1.0, _MAX_RATE_CHANGE / max(1e-12, float(change.abs().max())))
-
-
-def _listed(logits: Tensor | None) -> list[float] | None:
-    return None if logits is None else logits.tolist()
-
-
-def _tensor(logits: list[float] | None) -> Tensor | None:
-    return None if logits is None else torch.tensor(logits, dtype=torch.float64)
+    return previous + change * min(1.0, most / max(1e-12, float(change.abs().max())))
 
 
 def rate_logits(masks: Sequence[GroupMask]) -> Tensor:

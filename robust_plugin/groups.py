@@ -150,7 +150,7 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
         ValueError: if nothing is left to prune, an excluded layer is not in the model, a weight
             is tied to a parameter that cannot be masked, or a layer is parametrized already.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     dense = _below(modules, exclude)
     owners: dict[nn.Parameter, list[Member]] = {}
     for member in prunable_members(model):
@@ -163,11 +163,12 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
             )
         parameter = member.layer._parameters[member.parameter]
         owners.setdefault(cast(nn.Parameter, parameter), []).append(member)
-    masked = {member.name for members in owners.values() for member in members}
+    masked = {(member.layer, member.parameter) for each in owners.values() for member in each}
     others = {
-        parameter: name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name not in masked
+        parameter: f"{name}.{key}" if name else key
+        for name, layer in modules.items()
+        for key, parameter in layer._parameters.items()
+        if parameter is not None and (layer, key) not in masked
     }
     if not owners:
         raise ValueError(
@@ -182,6 +183,57 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
                 f"first can be masked; untie them, or give exclude=[{members[0].layer_name!r}]."
             )
     return tuple(Group(tuple(members)) for members in owners.values())
+
+
+def check_groups(
+    model: nn.Module, groups: Sequence[Group], exclude: Collection[str | nn.Module] = ()
+) -> tuple[Group, ...]:
+    """Return groups that somebody made for this model, if masks can attach as they say.
+
+    Raises:
+        ValueError: naming the member that is not the model's, is covered twice, or whose shape
+            does not fit its group.
+    """
+    if not groups or exclude:
+        raise ValueError(
+            f"there are {len(groups)} groups, and exclude is {exclude!r}; give at least one group, "
+            "and leave out of the groups what stays dense."
+        )
+    modules = dict(model.named_modules(remove_duplicate=False))
+    seen: set[tuple[nn.Module, str]] = set()
+    for group in groups:
+        for member in group.members:
+            if modules.get(member.layer_name) is not member.layer or not isinstance(
+                member.layer._parameters.get(member.parameter), nn.Parameter
+            ):
+                raise ValueError(
+                    f"group {group.name}: {member.name} is no parameter of the model, or is "
+                    "parametrized already."
+                )
+            if (member.layer, member.parameter) in seen:
+                raise ValueError(f"group {group.name}: {member.name} has a mask already.")
+            seen.add((member.layer, member.parameter))
+            _check_shape(group, member)
+    return tuple(groups)
+
+
+def _check_shape(group: Group, member: Member) -> None:
+    shape = tuple(member.weight.shape)
+    if group.channels is None or member.dim is None:
+        fits = shape == tuple(group.members[0].weight.shape)
+    elif not 0 <= member.dim < len(shape):
+        fits = False
+    elif member.index is None:
+        fits = shape[member.dim] == group.channels
+    else:
+        fits = member.index.shape == shape[member.dim : member.dim + 1] and bool(
+            ((member.index >= 0) & (member.index < group.channels)).all()
+        )
+    if not fits:
+        raise ValueError(
+            f"group {group.name}: {member.name} of shape {shape} does not fit a mask of "
+            f"{group.channels or tuple(group.members[0].weight.shape)} along dim {member.dim}."
+        )
 
 
 def divisible(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.attacks import Attack, kl_divergence, pgd
+from robust_plugin.attacks import Attack, kl_divergence, pgd, unwrapped
 from robust_plugin.threat import ThreatModel, parse_eps, per_point
 
 Batch = TypeVar("Batch")
@@ -150,7 +150,7 @@ class Free:
 
     def _moved(self, x: Tensor) -> Tensor:
         if self._delta is None or self._delta.shape[1:] != x.shape[1:]:
-            self._delta = torch.zeros_like(x)
+            self._delta, self._leaf = torch.zeros_like(x), None
         if self._leaf is not None and self._leaf.grad is not None:
             # A step that a GradScaler skips has infinite gradients.
             grad = self._leaf.grad.nan_to_num(0.0, 0.0, 0.0)
@@ -181,9 +181,3 @@ def replay(batches: Iterable[Batch], times: int) -> Iterator[Batch]:
     for batch in batches:
         for _ in range(times):
             yield batch
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside DDP or DataParallel, which attacks run on."""
-    kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return model.module if isinstance(model, kinds) else model

@@ -27,13 +27,13 @@ from robust_plugin.control import (
     RateControl,
     Schedule,
     rate_logits,
-    set_logits,
 )
 from robust_plugin.control import densities as rate_densities
 from robust_plugin.flops import multiply_adds
 from robust_plugin.following import check_holds, check_ranks, step_was_skipped
 from robust_plugin.groups import (
     Group,
+    check_groups,
     divisible,
     norm_parameters,
     refuse_wrapped,
@@ -44,8 +44,9 @@ from robust_plugin.plan import plan
 from robust_plugin.rates import Rates
 from robust_plugin.scores import Scores, initial_scores
 
-# HARP, section 4: pruning starts with 10 % kept, also where the target is below, and no layer's
-# rate falls under k_min = .1 k.
+# HARP, section 4: uniform rates start at 10 %, also where the target is below, and no layer's rate
+# falls under k_min = .1 k. Other rules give the rates of the target itself to start from: at 10 %
+# ERK leaves small layers dense, which no gradient would bring down again.
 _START_DENSITY = 0.1
 _K_MIN_SHARE = 0.1
 
@@ -110,7 +111,12 @@ class Pruner:
         self.model = model
         self.learn = frozenset(learn)
         self.pattern = parse_pattern(pattern) if pattern is not None else None
-        found = groups if groups is not None else weight_groups(model, exclude)
+        if self.pattern is not None and "rates" in self.learn:
+            raise ValueError(f"learn is {learn!r}; a {pattern} pattern fixes the rates.")
+        if groups is None:
+            found = weight_groups(model, exclude)
+        else:
+            found = check_groups(model, groups, exclude)
         self.groups, self.left_dense = divisible(found, self.pattern)
         self._plan = partial(
             plan,
@@ -119,18 +125,13 @@ class Pruner:
             unit=budget,
             multiply_adds=_multiply_adds(model, example_inputs) if budget == "flops" else None,
             pattern=self.pattern,
-            least_start=_START_DENSITY if "rates" in self.learn and control == "hinge" else 0.0,
+            least_start=_START_DENSITY if "rates" in self.learn and rates == "uniform" else 0.0,
         )
         first = self._plan(density)
         self.budget = first.budget
         k_min = _K_MIN_SHARE * self.budget.density if "rates" in self.learn else 0.0
         self.schedule = Schedule()
         self.phase: Phase = "attached"
-        self.control: RateControl = FixedRates()
-        if "rates" in self.learn and control == "held":
-            self.control = HeldRates(self.budget, max(_START_DENSITY, self.budget.density), k_min)
-        elif "rates" in self.learn:
-            self.control = HingeRates(self.budget, gamma_step, k_min)
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._user_frozen = {p for p in model.parameters() if not p.requires_grad}
         # All masks are built before the first is attached: an error leaves the model alone.
@@ -144,6 +145,12 @@ class Pruner:
             )
             for group, k, count in zip(self.groups, first.densities, first.counts, strict=True)
         )
+        self.control: RateControl = FixedRates()
+        if "rates" in self.learn and control == "held":
+            self.control = HeldRates(self.budget, rate_logits(self.masks), k_min)
+        elif "rates" in self.learn:
+            logits = rate_logits(self.masks)
+            self.control = HingeRates(self.budget, logits, k_min, gamma_step=gamma_step)
         for group, mask in zip(self.groups, self.masks, strict=True):
             for member in group.members:
                 carrier = MaskedWeight(mask, dim=member.dim, index=member.index)
@@ -188,8 +195,6 @@ class Pruner:
             ValueError: if the phase is unknown, or out of order: prune, finetune, finalize.
         """
         self._check_order(phase)
-        if phase == "prune" and self.phase == "attached":
-            self.control.begin(self.masks)
         if phase == "finetune" and self.phase != "finetune":
             self._settle()
         self.phase = phase
@@ -244,10 +249,8 @@ class Pruner:
                 "optimizer steps, not batches.",
                 stacklevel=3,
             )
-        set_logits(self.masks, self.budget.hold(rate_logits(self.masks), self.masks[0].k_min))
-        for mask, count in zip(
-            self.masks, self.budget.round(rate_densities(self.masks)), strict=True
-        ):
+        counts = self.budget.round(rate_densities(self.masks))
+        for mask, count in zip(self.masks, counts, strict=True):
             mask.choose(count)
         self.control = FixedRates()
 
