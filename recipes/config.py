@@ -206,9 +206,7 @@ def read_preset(name: str | Path, kind: type[T]) -> T:
     return build(kind, content or {}, where=str(path))
 
 
-def build(
-    kind: type[T], content: Mapping[str, Any], *, where: str, default: T | None = None
-) -> T:
+def build(kind: type[T], content: Mapping[str, Any], *, where: str, default: T | None = None) -> T:
     """Fill a dataclass from plain mappings, strictly.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from robust_plugin.evaluation import Report, evaluate
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
 from robust_plugin.recipes.data import load_data, loader
 from robust_plugin.recipes.models import build_model
-from robust_plugin.recipes.run import load_weights
+from robust_plugin.recipes.run import device_of, load_weights, seed_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EvaluateConfig:
         n: how many of the first test points; None for all.
         seed: of the attacks.
         batch_size: points at a time.
-        device: cpu, cuda...
+        device: cpu, cuda, cuda:1...; auto takes cuda where there is one.
         threads: of torch on the CPU; None leaves it alone.
     """
 
@@ -48,12 +49,12 @@ class EvaluateConfig:
     n: int | None = None
     seed: int = 0
     batch_size: int = 250
-    device: str = "cpu"
+    device: str = "auto"
     threads: int | None = None
 
 
 def of_run(folder: Path) -> EvaluateConfig:
-    """Return the settings that evaluate a finished run as it was trained.
+    """Return the settings that evaluate a finished run as its report did.
 
     Raises:
         ValueError: if the folder holds no finished run.
@@ -64,9 +65,20 @@ def of_run(folder: Path) -> EvaluateConfig:
             f"{folder} holds no finished run: config.json and model.safetensors are expected."
         )
     content = json.loads(settings.read_text())
-    names = ("model", "data", "threat", "threads")
+    names = [field.name for field in dataclasses.fields(RecipeConfig)]
     base = build(RecipeConfig, {name: content[name] for name in names}, where=str(settings))
-    return EvaluateConfig(base.model, weights, base.data, base.threat, threads=base.threads)
+    return EvaluateConfig(
+        base.model,
+        weights,
+        base.data,
+        base.threat,
+        steps=base.evaluation.steps,
+        restarts=base.evaluation.restarts,
+        seed=base.seed,
+        batch_size=base.evaluation.batch_size,
+        device=base.device,
+        threads=base.threads,
+    )
 
 
 def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Report:
@@ -77,10 +89,10 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Report:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    threat = config.threat.build()
+    threat, device = config.threat.build(), device_of(config.device)
     legal: dict[str, Attack] = {
         "pgd": pgd(threat, steps=config.steps, restarts=config.restarts, keep="best"),
-        "autoattack": AutoAttack(threat, seed=config.seed, batch_size=config.batch_size),
+        "autoattack": AutoAttack(threat, seed=config.seed),
     }
     if unknown := [name for name in config.attacks if name not in legal]:
         raise ValueError(f"attack is {unknown[0]!r}; legal: {', '.join(legal)}.")
@@ -94,9 +106,10 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Report:
             raise ValueError(f"n is {config.n}; legal: 1 to {len(test)}.")  # type: ignore[arg-type]
         test = Subset(test, range(config.n))
     points = loader(test, batch_size=config.batch_size, seed=0, epoch=0, shuffle=False)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
     attacks = [legal[name] for name in config.attacks]
-    report = evaluate(model.to(config.device), points, attacks=attacks)
+    report = evaluate(model.to(device), points, attacks=attacks)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, report.to_json())
     return report

@@ -32,10 +32,13 @@ class MagnitudeConfig(RecipeConfig):
 
 def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
     """Return the pruned network, finalized."""
-    if config.rounds < 1:
-        raise ValueError(f"rounds is {config.rounds}; legal: at least 1.")
-    model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     epochs = config.prune.epochs + config.finetune.epochs
+    if not 1 <= config.rounds <= epochs // 2 + 1:
+        raise ValueError(
+            f"rounds is {config.rounds}; legal: 1 to {epochs // 2 + 1}, each on the way takes an "
+            f"epoch from the first half of {epochs} (prune and finetune together)."
+        )
+    model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     # The last density gets half of the epochs, the ones on the way share the other half.
     early = epochs // 2 // (config.rounds - 1) if config.rounds > 1 else 0
     first = config.density ** (1 / config.rounds)

@@ -8,6 +8,7 @@
     report.json           its evaluation on the test points
 
 Every file is written whole or not at all, and every stage file names the settings it came from.
+Nothing is written before the first epoch has passed, nor where the settings are refused.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import nn
 from robust_plugin import checkpoint
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.attacks import Attack, pgd
+from robust_plugin.budget import check_density
 from robust_plugin.dense import load_dense_state_dict
 from robust_plugin.evaluation import Report, evaluate
 from robust_plugin.pruner import Pruner
@@ -32,12 +34,15 @@ from robust_plugin.recipes.data import load_data, loader
 from robust_plugin.recipes.models import build_model
 from robust_plugin.sparsity import sparsity
 
+# Settings that no trained weight depends on, or that the stage or file that does brings itself.
+_NOT_IDENTITY = ("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads")
+
 
 class Run:
     """One run of a recipe in its folder.
 
     Args:
-        folder: made if missing; an interrupted run in it is continued.
+        folder: made when there is something to write; an interrupted run in it is continued.
         config: the settings.
 
     Attributes:
@@ -46,13 +51,14 @@ class Run:
         device: where it runs.
 
     Raises:
-        ValueError: for data, a device or a checkpoint that is not there.
+        ValueError: for data, a device or a checkpoint that is not there, or an illegal setting.
     """
 
     def __init__(self, folder: Path, config: RecipeConfig) -> None:
         self.folder, self.config = Path(folder), config
         self.threat = config.threat.build()
-        self.device = _device(config.device)
+        check_settings(config)
+        self.device = device_of(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         of = config.data
@@ -64,16 +70,10 @@ class Run:
             augmentation=of.augmentation,
         )
         self._identity: dict[str, Any] = {
-            name: as_plain(getattr(config, name))
-            for name in ("model", "data", "threat", "objective", "seed", "exclude")
+            name: setting for name, setting in as_plain(config).items() if name not in _NOT_IDENTITY
         }
         if config.checkpoint is not None:
             self._identity["checkpoint"] = _digest(config.checkpoint)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(
-            self.folder / "config.json",
-            json.dumps({"recipe": type(config).__name__, **as_plain(config)}, indent=1),
-        )
 
     @property
     def example(self) -> torch.Tensor:
@@ -123,21 +123,29 @@ class Run:
         records: list[dict[str, Any]],
         best: bool,
     ) -> None:
-        """Write the stage's checkpoint and the log after an epoch; the best one first.
+        """Write the log, the best checkpoint and the last one after an epoch, in this order.
 
-        A kill between the two repeats the epoch, and the epoch writes the same best again.
+        A kill before the last repeats the epoch, and the epoch writes the same log and best again.
         """
+        self._write_config()
+        log = self.folder / "log.jsonl"
+        lines = log.read_text().splitlines() if log.is_file() else []
+        others = [line for line in lines if json.loads(line)["stage"] != name]
+        checkpoint.write_text(
+            log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n"
+        )
         meta = {"identity": self._identity, "records": records, **_versions()}
         if best:
             checkpoint.save(self._path(name, best=True), model=model, pruner=pruner, meta=meta)
         checkpoint.save(
             self._path(name), model=model, pruner=pruner, optimizer=optimizer, meta=meta
         )
-        log = self.folder / "log.jsonl"
-        lines = log.read_text().splitlines() if log.is_file() else []
-        others = [line for line in lines if json.loads(line)["stage"] != name]
+
+    def _write_config(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(
-            log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n"
+            self.folder / "config.json",
+            json.dumps({"recipe": type(self.config).__name__, **as_plain(self.config)}, indent=1),
         )
 
     def _path(self, name: str, *, best: bool = False) -> Path:
@@ -180,6 +188,7 @@ class Run:
 
     def save_model(self, model: nn.Module, path: Path) -> None:
         """Write a plain network's state with the settings it came from."""
+        self._write_config()
         checkpoint.write_tensors(path, model.state_dict(), {"identity": self._identity})
 
 
@@ -199,8 +208,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds; none of them names the file
-            raise ValueError(f"{path} holds no plain state_dict: {error}") from error
-        state = state.get("state_dict", state)
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{path} holds no plain state_dict: {reason}") from error
+        state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
+        if not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
+            raise ValueError(f"{path} holds no plain state_dict: no mapping of names to tensors.")
     load_dense_state_dict(model, state)
 
 
@@ -237,7 +249,35 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _device(name: str) -> torch.device:
+def check_settings(config: RecipeConfig) -> None:
+    """Raise a ValueError for a setting that would only fail hours later."""
+    check_density(config.density)
+    for name, value in (
+        ("pretrain.epochs", config.pretrain.epochs),
+        ("prune.epochs", config.prune.epochs),
+        ("finetune.epochs", config.finetune.epochs),
+        ("data.batch_size", config.data.batch_size),
+        ("evaluation.batch_size", config.evaluation.batch_size),
+        ("threads", 1 if config.threads is None else config.threads),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; legal: at least 1.")
+    if config.evaluation.autoattack < 0:
+        raise ValueError(
+            f"evaluation.autoattack is {config.evaluation.autoattack}; legal: 0 or more."
+        )
+    threat = config.threat.build()
+    config.objective.build(threat)
+    pgd(threat, steps=config.objective.steps)  # of the validation
+    pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` takes cuda where there is one.
+
+    Raises:
+        ValueError: if this machine has no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -23,8 +23,11 @@ def pretrained(run: Run) -> nn.Module:
     model = run.fresh_model()
     if run.config.checkpoint is not None:
         load_weights(model, run.config.checkpoint)
-        return model
-    return train(run, "pretrain", model, run.config.pretrain)
+    else:
+        train(run, "pretrain", model, run.config.pretrain)
+    # What is drawn next, random scores, must not depend on whether it was trained just now.
+    torch.manual_seed(seed_of(run.config.seed, "scores"))
+    return model
 
 
 def train(
