@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,23 +59,29 @@ class AutoAttack:
         """Return adversarial inputs of the shape of ``x``."""
         return guarded(self._run, self.threat)(model, x, y)
 
-    def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        try:
-            from pyautoattack import AutoAttack as Library  # noqa: TID251
-        except ImportError as error:
-            raise ImportError("AutoAttack needs: pip install pyautoattack") from error
-        with torch.no_grad():
-            classes = model(x[:1]).shape[1]
+    def check(self, classes: int) -> None:
+        """Raise now what a call would raise after hours of training.
+
+        Raises:
+            ImportError: without pyautoattack.
+            ValueError: for fewer than four classes.
+        """
+        _library()
         if classes < _LEAST_CLASSES:
             raise ValueError(
                 f"the model has {classes} classes; AutoAttack's DLR loss needs {_LEAST_CLASSES}. "
                 "Take pgd(threat, loss='margin', restarts=...)."
             )
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        self.check(classes)
         seed = self.seed if self.seed is not None else int(torch.randint(2**31, (1,)))
         tracer = sys.gettrace()
         try:
             with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-                library = Library(
+                library = _library()(
                     model, norm=self.threat.norm, eps=self.threat.eps, seed=seed, device=x.device
                 )
                 library.apgd_targeted.n_target_classes = min(_TARGETS, classes - 1)
@@ -84,3 +91,11 @@ class AutoAttack:
             sys.settrace(tracer)
         adversarial: Tensor = x_adv
         return adversarial
+
+
+def _library() -> Any:
+    try:
+        from pyautoattack import AutoAttack as Library  # noqa: TID251
+    except ImportError as error:
+        raise ImportError("AutoAttack needs: pip install pyautoattack") from error
+    return Library

@@ -25,7 +25,7 @@ from robust_plugin.evaluation import Report
 from robust_plugin.recipes.config import RecipeConfig, as_plain, build
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
 from robust_plugin.recipes.report import Cell, comparison_table, plot_kept
-from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.run import Run, check_settings
 
 T = TypeVar("T")
 
@@ -75,6 +75,7 @@ def compare(config: CompareConfig, folder: Path) -> str:
     Raises:
         ValueError: for a row with an unknown recipe or setting, before anything is trained.
     """
+    _check(config)
     dense = {seed: _dense(config, seed, folder) for seed in config.seeds}
     cells = [(row, density) for density in config.densities for row in config.rows]
     jobs = {
@@ -129,6 +130,28 @@ def _write(
     return text
 
 
+def _check(config: CompareConfig) -> None:
+    for name in ("rows", "densities", "seeds", "lrs"):
+        given = list(getattr(config, name))
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"{name} is {given}; legal: at least one, and none twice.")
+    if config.jobs < 1:
+        raise ValueError(f"jobs is {config.jobs}; legal: at least 1.")
+    taken = {"dense": "the dense network"}
+    for row in config.rows:
+        name = _folder_name(row)
+        if name in taken or Path(name).name != name:
+            raise ValueError(
+                f"row {row!r} needs a folder {name!r} of its own"
+                + (f", which is that of {taken[name]!r}." if name in taken else ".")
+            )
+        taken[name] = row
+
+
+def _folder_name(row: str) -> str:
+    return row.replace(" ", "-")
+
+
 def _dense(config: CompareConfig, seed: int, folder: Path) -> Job:
     here = folder / f"seed{seed}" / "dense"
     return Job("dense", "dense", replace(config.base, seed=seed), here)
@@ -146,8 +169,10 @@ def _job(
     merged = _merged(merged, {"density": density, "seed": seed, "finetune": {"lr": lr}})
     merged["checkpoint"] = str(folder / f"seed{seed}" / "dense" / "pretrained.safetensors")
     kind, _ = RECIPES[recipe]
-    here = folder / f"seed{seed}" / row.replace(" ", "-") / f"{density:g}" / f"lr{lr:g}"
-    return Job(row, recipe, build(kind, merged, where=f"row {row!r}"), here)
+    built = build(kind, merged, where=f"row {row!r}")
+    check_settings(built)
+    here = folder / f"seed{seed}" / _folder_name(row) / f"{density:g}" / f"lr{lr:g}"
+    return Job(row, recipe, built, here)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +223,7 @@ def _measure(job: Job) -> tuple[Path, Report]:
 
 def _parallel(function: Callable[[Any], T], items: Sequence[Any], jobs: int, what: str) -> list[T]:
     """Map a function over items in their order, in this process or in several."""
-    if jobs == 1:
+    if min(jobs, len(items)) == 1:
         return [function(item) for item in tqdm(items, desc=what, disable=None)]
     pool = ProcessPoolExecutor(
         min(jobs, len(items)), multiprocessing.get_context("spawn"), initializer=_as_worker

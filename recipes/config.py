@@ -202,7 +202,7 @@ def read_preset(name: str | Path, kind: type[T]) -> T:
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     return build(kind, content or {}, where=str(path))
 
 

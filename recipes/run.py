@@ -69,6 +69,8 @@ class Run:
             image_size=of.image_size,
             augmentation=of.augmentation,
         )
+        if config.evaluation.autoattack:
+            AutoAttack(self.threat).check(self.data.classes)
         self._identity: dict[str, Any] = {
             name: setting for name, setting in as_plain(config).items() if name not in _NOT_IDENTITY
         }

@@ -232,13 +232,13 @@ class PGD:
     def _first(self, x: Tensor) -> Tensor:
         if self.start == "clean":
             return x.clone()
-        noise = torch.randn_like(x)
         if self.start == "gaussian":
-            return self.threat.project(x + _GAUSSIAN_START * noise, x)
+            return self.threat.project(x + _GAUSSIAN_START * torch.randn_like(x), x)
         if self.threat.norm == "Linf":
             noise = torch.empty_like(x).uniform_(-self.threat.eps, self.threat.eps)
         else:
             # A uniform point of a d-ball has radius eps u^(1/d).
+            noise = torch.randn_like(x)
             radius = self.threat.eps * torch.rand(len(x), device=x.device) ** (1 / x[0].numel())
             noise = noise * per_point(radius / self.threat.norms(noise), x)
         return self.threat.project(x + noise, x)

@@ -19,13 +19,21 @@ def finalize(model: nn.Module) -> None:
     the masks it carries itself; for the pruner's masks in a copy, see ``Pruner.finalize``.
 
     Raises:
-        ValueError: if no layer of the model is masked.
+        ValueError: if no layer of the model is masked, or if a mask is not of the size that it
+            was chosen with: some averages of models also average masks.
     """
     found = list(masked_weights(model))
     if not found:
         raise ValueError(
             "finalize found no masked layer; is it this model a pruner is attached to?"
         )
+    for name, _, _, carrier in found:
+        ones, kept = int(carrier.group.mask.sum()), int(carrier.group.kept)
+        if ones != kept:
+            raise ValueError(
+                f"the mask of {name} keeps {ones} entries instead of {kept}, as in a copy whose "
+                "buffers were averaged; call pruner.finalize(copy), which lends it the masks."
+            )
     with torch.no_grad():
         effective = [getattr(layer, parameter) for _, layer, parameter, _ in found]
         for (_, layer, parameter, _), value in zip(found, effective, strict=True):
@@ -63,6 +71,7 @@ def lend_masks(source: nn.Module, copy: nn.Module) -> None:
         raise ValueError("the model is no copy of the network that this pruner is attached to.")
     for place, carrier in ours.items():
         theirs[place].group.mask.copy_(carrier.group.mask)
+        theirs[place].group.kept.copy_(carrier.group.kept)
 
 
 def dense_names(model: nn.Module) -> dict[str, str]:

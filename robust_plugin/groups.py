@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -161,8 +160,13 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
                 f"layer {member.layer_name!r} is parametrized already; finalize or "
                 "remove_parametrizations first, or exclude it."
             )
-        parameter = member.layer._parameters[member.parameter]
-        owners.setdefault(cast(nn.Parameter, parameter), []).append(member)
+        parameter = member.layer._parameters.get(member.parameter)
+        if parameter is None:
+            raise ValueError(
+                f"{member.name} is no parameter but made by a hook (torch's prune, weight_norm or "
+                "spectral_norm); remove that first, or exclude the layer."
+            )
+        owners.setdefault(parameter, []).append(member)
     masked = {(member.layer, member.parameter) for each in owners.values() for member in each}
     others = {
         parameter: f"{name}.{key}" if name else key

@@ -79,7 +79,9 @@ def plan(
     start = max(least_start, target)
     densities = initial_rates(rates, names, weights, costs, start)
     each = [kept_count(n, k) for n, k in zip(sizes, densities, strict=True)]
-    if isinstance(rates, Mapping):
+    if pattern is not None:  # n/m is not always the float that gives back n of every m
+        each = [size // pattern[1] * pattern[0] for size in sizes]
+    if pattern is not None or isinstance(rates, Mapping):
         budget = budget.rescaled(budget.cost(each))
     elif rates != "uniform" or unit != "params":
         each = Budget.of(sizes, costs, start, unit=unit).round(densities)

@@ -132,6 +132,7 @@ class Pruner:
         k_min = _K_MIN_SHARE * self.budget.density if "rates" in self.learn else 0.0
         self.schedule = Schedule()
         self.phase: Phase = "attached"
+        self._control = (control, gamma_step) if "rates" in self.learn else (None, None)
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._user_frozen = {p for p in model.parameters() if not p.requires_grad}
         # All masks are built before the first is attached: an error leaves the model alone.
@@ -242,11 +243,12 @@ class Pruner:
             self._hook = None
         if "rates" not in self.learn or self.phase != "prune":
             return
-        if isinstance(self.control, HeldRates) and self.control.total(self.schedule) != self.budget:
+        share = self.budget.share(rate_logits(self.masks), self.masks[0].k_min)
+        if share > 1.01 * self.budget.total / self.budget.full:
             warnings.warn(
-                f"the prune phase ended at step {self.schedule.step} of {self.schedule.steps}, "
-                "while the budget was still falling; follow(epochs=, steps_per_epoch=) counts "
-                "optimizer steps, not batches.",
+                f"the rates ended at {share:.4g}, the budget is {self.budget.density:.4g}, at step "
+                f"{self.schedule.step} of {self.schedule.steps}; the rest is cut at once. follow() "
+                "counts optimizer steps, not batches; the hinge may need more of them.",
                 stacklevel=3,
             )
         counts = self.budget.round(rate_densities(self.masks))
@@ -363,6 +365,8 @@ class Pruner:
             "sizes": list(self.budget.sizes),
             "costs": list(self.budget.costs),
             "pattern": list(self.pattern) if self.pattern else None,
+            "control": self._control[0],
+            "gamma_step": self._control[1],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -125,9 +125,11 @@ def initial_rates(
 def bisect(
     increasing: Callable[[float], float], target: float, *, low: float, high: float
 ) -> float:
-    """Solve increasing(x) = target on [low, high], or return the nearer end."""
-    for _ in range(100):
+    """Solve increasing(x) = target on [low, high] to float precision, or return the nearer end."""
+    for _ in range(100):  # a root at zero would be approached for as long as floats get smaller
         middle = (low + high) / 2
+        if not low < middle < high:
+            break
         if increasing(middle) < target:
             low = middle
         else:

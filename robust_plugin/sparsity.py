@@ -98,9 +98,10 @@ def sparsity(
     own = dict(model.named_parameters(remove_duplicate=False))
     parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
     # By the parameter: a tied weight is stored once, under its first name, and works for all.
-    layers: dict[nn.Parameter, LayerSparsity] = {}
+    layers: dict[Tensor, LayerSparsity] = {}
     for member in prunable_members(model):
-        weight, stored = member.weight, parameters[member.name]
+        weight = member.weight
+        stored = parameters.get(member.name, weight)  # torch's own prune makes it in a hook
         before = layers[stored].multiply_adds if stored in layers else 0
         layers.setdefault(
             stored,

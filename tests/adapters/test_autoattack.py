@@ -1,0 +1,251 @@
+"""AutoAttack as an attack like any other, against the library's own standard evaluation."""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Literal
+
+import pyautoattack
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from robust_plugin import HydraPruner, ThreatModel, evaluate
+from robust_plugin.adapters.autoattack import AutoAttack
+
+Trained = Callable[[int], tuple[nn.Module, Tensor, Tensor]]
+
+
+def network(classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, classes),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    """A network trained on digits below a number of classes, and points it has not seen."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    labels = torch.tensor(digits.target, dtype=torch.int64)
+    known: dict[int, tuple[nn.Module, Tensor, Tensor]] = {}
+
+    def train(classes: int) -> tuple[nn.Module, Tensor, Tensor]:
+        if classes not in known:
+            x, y = images[labels < classes], labels[labels < classes]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = network(classes)
+                optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+                for _ in range(60):
+                    chosen = torch.randint(40, len(x), (128,))
+                    noisy = x[chosen] + 0.1 * torch.randn(128, 1, 8, 8).sign()
+                    loss = nn.functional.cross_entropy(model(noisy), y[chosen])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            known[classes] = (model.eval(), x[:40], y[:40])
+        return known[classes]
+
+    return train
+
+
+def by_the_library(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, batch_size: int = 250
+) -> Tensor:
+    """The library as its readme runs it; fewer targets where there are fewer classes."""
+    with torch.random.fork_rng(devices=[]):
+        library = pyautoattack.AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=3)
+        targets = min(9, model(x[:1]).shape[1] - 1)
+        library.apgd_targeted.n_target_classes = library.fab.n_target_classes = targets
+        x_adv, _ = library.run_standard_evaluation(x, y, batch_size=batch_size)
+    return torch.as_tensor(x_adv)
+
+
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own attacks with few steps, for both sides of a test alike."""
+    set_version = pyautoattack.AutoAttack._set_version
+
+    def short(self: Any, version: str = "standard") -> None:
+        set_version(self, version)
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
+        self.square.n_queries = 20
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", short)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "classes", "length"),
+    [
+        ("Linf", 0.06, 10, "full"),
+        ("L2", 0.4, 10, "quick"),
+        ("Linf", 0.06, 7, "quick"),
+        ("L2", 0.4, 7, "full"),
+    ],
+)
+def test_its_verdicts_are_the_librarys_own(
+    norm: Literal["Linf", "L2"],
+    eps: float,
+    classes: int,
+    length: str,
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if length == "quick":
+        quick(monkeypatch)
+    model, x, y = trained(classes)
+    threat = ThreatModel(norm, eps)
+    ours = AutoAttack(threat, seed=3)(model, x, y)
+    theirs = by_the_library(model, x, y, threat)
+    assert torch.equal(ours, theirs)
+    right, left = model(x).argmax(1) == y, model(ours).argmax(1) == y
+    assert 0 < left.sum() < right.sum() <= len(y)  # verdicts of both kinds
+    assert torch.equal(ours[left], x[left])  # points it cannot fool come back as they were
+    distance = (ours - x).flatten(1)
+    size = distance.abs().amax(1) if norm == "Linf" else distance.norm(dim=1)
+    assert size.max() <= eps + 1e-5 and size[right & ~left].min() > 0
+    assert ours.min() >= 0 and ours.max() <= 1
+
+
+def test_a_report_gives_the_librarys_verdicts(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    threat = ThreatModel("Linf", 0.06)
+    report = evaluate(model, [(x, y)], attacks=[AutoAttack(threat, seed=3)])
+    assert report.rows == ("clean", "AutoAttack")
+    right = model(x).argmax(1) == y
+    theirs = by_the_library(model, x[right], y[right], threat)  # the others are lost anyway
+    robust = right.clone()
+    robust[right] = model(theirs).argmax(1) == y[right]
+    assert list(report.flags["AutoAttack"]) == robust.tolist()
+
+
+def test_the_global_generator_is_drawn_from_but_never_reseeded(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    threat = ThreatModel("Linf", 0.1)
+    before = torch.get_rng_state()
+    AutoAttack(threat, seed=3)(model, x, y)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    first = AutoAttack(threat)(model, x, y)  # one draw
+    after = torch.rand(4)
+    torch.manual_seed(5)
+    torch.randint(2**31, (1,))
+    assert torch.equal(torch.rand(4), after)
+    torch.manual_seed(5)
+    assert torch.equal(AutoAttack(threat)(model, x, y), first)
+    assert not torch.equal(AutoAttack(threat)(model, x, y), first)  # a fresh seed at each call
+
+
+def test_a_debugger_is_left_in_place(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+
+    def tracer(frame: FrameType, event: str, argument: object) -> None:
+        return None
+
+    outer = sys.gettrace()
+    try:
+        sys.settrace(tracer)
+        AutoAttack(ThreatModel("Linf", 0.05), seed=3)(model, x, y)
+        kept = sys.gettrace()
+    finally:
+        sys.settrace(outer)
+    assert kept is tracer
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_model_is_left_as_it_was(
+    masked: bool, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    _, x, y = trained(10)
+    model = network(10)
+    model.train()
+    model[1].eval()  # frozen BatchNorm in a training network
+    for parameter in model[1].parameters():
+        parameter.requires_grad_(False)
+    if masked:
+        HydraPruner(model, 0.5).set_phase("prune")
+    model[4].bias.grad = torch.full((10,), 7.0)
+    flags = [module.training for module in model.modules()]
+    needed = [parameter.requires_grad for parameter in model.parameters()]
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x_before = x.clone()
+    AutoAttack(ThreatModel("Linf", 0.1), seed=3)(model, x, y)
+    assert [module.training for module in model.modules()] == flags
+    assert flags.count(False) == 1
+    assert [parameter.requires_grad for parameter in model.parameters()] == needed
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        assert (parameter.grad is None) == (grad is None)
+        assert grad is None or torch.equal(parameter.grad, grad)  # type: ignore[arg-type]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(x, x_before)
+
+
+def test_a_point_alone_and_batches_of_any_size(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    threat = ThreatModel("Linf", 0.06)
+    for n, batch_size in ((1, 250), (5, 2), (7, 7)):
+        x_adv = AutoAttack(threat, seed=3, batch_size=batch_size)(model, x[:n], y[:n])
+        assert torch.equal(x_adv, by_the_library(model, x[:n], y[:n], threat, batch_size))
+
+
+def test_a_network_it_cannot_fool_or_need_not(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    wrong = (model(x).argmax(1) + 1) % 10
+    assert torch.equal(AutoAttack(ThreatModel("Linf", 0.1), seed=3)(model, x, wrong), x)
+    x_adv = AutoAttack(ThreatModel("Linf", 1e-4), seed=3)(model, x, y)
+    assert torch.equal(model(x_adv).argmax(1), model(x).argmax(1))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_fewer_classes_than_its_loss_needs_are_refused(classes: int) -> None:
+    attack = AutoAttack(ThreatModel("Linf", 0.1))
+    x, y = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 0])
+    with pytest.raises(ValueError, match=rf"{classes} classes; .*needs 4\. Take pgd\(threat"):
+        attack(network(classes), x, y)
+    with pytest.raises(ValueError, match=f"{classes} classes"):
+        attack.check(classes)
+    attack.check(4)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (-1.0, 1.0), (0.1, 1.0)])
+def test_another_box_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match=rf"inputs in \[0, 1\]; .* \[{low:g}, {high:g}\]"):
+        AutoAttack(ThreatModel("Linf", 0.1, low=low, high=high))
+
+
+def test_inputs_outside_the_box_are_refused(trained: Trained) -> None:
+    model, x, y = trained(10)
+    with pytest.raises(ValueError, match="outside the threat model"):
+        AutoAttack(ThreatModel("Linf", 0.1))(model, 2 * x, y)
+
+
+def test_without_the_library_one_sentence_says_what_to_type(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, y = trained(10)
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    attack = AutoAttack(ThreatModel("Linf", 0.1))  # making one needs nothing
+    for call in (lambda: attack(model, x, y), lambda: attack.check(10)):
+        with pytest.raises(ImportError) as error:
+            call()
+        assert str(error.value) == "AutoAttack needs: pip install pyautoattack"

@@ -1,0 +1,189 @@
+"""Measures one training step of the prune phase, ours against two others; prints JSON.
+
+Run by test_training_step.py in a process of its own: the allocator's settings have to be in the
+environment before it starts, or the figures are glibc's and not ours.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_plugin import HydraPruner, ThreatModel, adversarial, pgd, trades
+from robust_plugin.masks import topk_mask
+from robust_plugin.objectives import Objective
+from robust_plugin.recipes.networks import resnet18
+
+BATCH = 16
+DENSITY = 0.1
+EPS, STEP_SIZE, STEPS, BETA = 8 / 255, 2 / 255, 10, 6.0
+THREAT = ThreatModel("Linf", eps=EPS)
+Step = Callable[[], None]
+
+
+class SortedMask(torch.autograd.Function):
+    """Ones at the largest entries, found by a full sort; the identity in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, magnitudes: Tensor, density: float) -> Tensor:
+        flat = magnitudes.flatten()
+        order = flat.sort().indices
+        pruned = int((1 - density) * flat.numel())
+        mask = torch.empty_like(flat)
+        mask.scatter_(0, order[:pruned], 0.0)
+        mask.scatter_(0, order[pruned:], 1.0)
+        return mask.view_as(magnitudes)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class SortingConv2d(nn.Conv2d):
+    """A convolution that finds its mask anew at every forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = SortedMask.apply(self.scores.abs(), DENSITY)
+        return self._conv_forward(x, self.weight * mask, self.bias)
+
+
+class SortingLinear(nn.Linear):
+    """Likewise, linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = SortedMask.apply(self.scores.abs(), DENSITY)
+        return F.linear(x, self.weight * mask, self.bias)
+
+
+def straightforward_network(width: int) -> nn.Module:
+    model = resnet18(10, (3, 32, 32), width=width)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.detach()
+            fan_in = weight[0].numel()
+            module.scores = nn.Parameter((6 / fan_in) ** 0.5 * weight / weight.abs().max())
+            module.weight.requires_grad_(False)
+            if module.bias is not None:
+                module.bias.requires_grad_(False)
+            module.__class__ = SortingConv2d if isinstance(module, nn.Conv2d) else SortingLinear
+    return model
+
+
+def kl(clean: Tensor, robust: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(robust, 1), F.softmax(clean, 1), reduction="batchmean")
+
+
+def climb(model: nn.Module, x: Tensor, x_adv: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    model.eval()
+    for _ in range(STEPS):
+        x_adv.requires_grad_()
+        (grad,) = torch.autograd.grad(loss(x_adv), [x_adv])
+        x_adv = x_adv.detach() + STEP_SIZE * grad.sign()
+        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+    model.train()
+    return x_adv
+
+
+def straightforward_trades(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """24 forward passes: two in each step of the attack, three in the loss, one for the log."""
+    start = x + 0.001 * torch.randn_like(x)
+    x_adv = climb(model, x, start, lambda z: kl(model(x), model(z)))
+    loss = F.cross_entropy(model(x), y) + BETA * kl(model(x), model(x_adv))
+    (model(x).argmax(1) == y).float().mean().item()
+    return loss
+
+
+def straightforward_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    start = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
+    x_adv = climb(model, x, start, lambda z: F.cross_entropy(model(z), y))
+    return F.cross_entropy(model(x_adv), y)
+
+
+def step_of(
+    model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, data: list[Tensor]
+) -> Step:
+    x, y = data
+
+    def step() -> None:
+        loss = objective(model, x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def sgd(parameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+
+OURS = {
+    "trades": trades(THREAT, beta=BETA, steps=STEPS, step_size=STEP_SIZE),
+    "pgd": adversarial(pgd(THREAT, steps=STEPS, step_size=STEP_SIZE)),
+}
+STRAIGHTFORWARD = {"trades": straightforward_trades, "pgd": straightforward_pgd}
+
+
+def random_batch() -> list[Tensor]:
+    return [torch.rand(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))]
+
+
+def contenders(width: int, objective: str) -> tuple[dict[str, Step], Step]:
+    """The three training steps on equal inputs, and one top-k over all layers."""
+    ours, data = OURS[objective], random_batch()
+    masked = resnet18(10, (3, 32, 32), width=width)
+    pruner = HydraPruner(masked, density=DENSITY)
+    optimizer = sgd(pruner.set_phase("prune"))
+    pruner.follow(optimizer)
+    sorting = straightforward_network(width)
+    learned = sgd([p for p in sorting.parameters() if p.requires_grad])
+    dense = resnet18(10, (3, 32, 32), width=width)
+    steps = {
+        "ours": step_of(masked, ours, optimizer, data),
+        "sorted": step_of(sorting, STRAIGHTFORWARD[objective], learned, data),
+        "dense": step_of(dense, ours, sgd(dense.parameters()), data),
+    }
+    scores = [(mask.scores.detach(), int(mask.kept)) for mask in pruner.masks]
+
+    def topk() -> None:
+        for values, kept in scores:
+            topk_mask(values, kept)
+
+    return steps, topk
+
+
+def seconds(step: Step) -> float:
+    # CPU time of this process: what others do on the machine is not charged to the step.
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def measure(width: int, objective: str, repetitions: dict[str, int]) -> dict[str, list[float]]:
+    torch.manual_seed(0)
+    steps, topk = contenders(width, objective)
+    times: dict[str, list[float]] = {name: [] for name in [*steps, "topk"]}
+    for name, step in steps.items():
+        if repetitions[name] > 1:
+            step()  # the first step allocates
+    topk()
+    for repetition in range(max(repetitions.values())):
+        for name, step in steps.items():
+            if repetition < repetitions[name]:
+                times[name].append(seconds(step))
+        times["topk"].append(seconds(topk))
+    return times
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    width, objective, *counts = sys.argv[1:]
+    wanted = dict(zip(("ours", "sorted", "dense"), map(int, counts), strict=True))
+    found = measure(int(width), objective, wanted)
+    print(json.dumps(found))

@@ -1,0 +1,36 @@
+"""A training script of somebody else: a trainer object whose optimizer takes a closure."""
+
+import torch
+from torch.nn import functional as F
+
+from robust_plugin import HydraPruner
+
+
+class Trainer:
+    def __init__(self, model, lr=0.01, noise=0.1):
+        self.model = model
+        self.noise = noise
+        self.pruner = HydraPruner(model, density=0.1)
+        self.optimizer = torch.optim.Adam(self.pruner.set_phase("prune"), lr=lr)
+        self.pruner.follow(self.optimizer)
+        self.losses = []
+
+    def loss(self, images, labels):
+        noisy = images + self.noise * torch.randn_like(images)
+        return F.cross_entropy(self.model(noisy), labels)
+
+    def fit(self, batches, epochs):
+        for _ in range(epochs):
+            self.model.train()
+            total = 0.0
+            for images, labels in batches:
+
+                def closure(images=images, labels=labels):
+                    self.optimizer.zero_grad()
+                    loss = self.loss(images, labels)
+                    loss.backward()
+                    return loss
+
+                total += float(self.optimizer.step(closure).detach())
+            self.losses.append(total / len(batches))
+        return self.losses

@@ -1,0 +1,310 @@
+"""The command line: what it prints, and that bad input is one line and changes nothing."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from robust_plugin.recipes import cli
+from robust_plugin.recipes.cli import main
+from robust_plugin.recipes.models import build_model
+
+Words = Callable[..., list[str]]
+RunTiny = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a digits-cnn, which is not the tiny network."""
+    path = tmp_path_factory.mktemp("dense") / "dense.safetensors"
+    save_file(build_model("digits-cnn", classes=4, shape=(3, 8, 8)).state_dict(), path)
+    return path
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_command_it_says_what_there_is(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    for command in ("magnitude", "hydra", "harp", "compare", "evaluate", "--config", "--out"):
+        assert command in printed
+
+
+@pytest.mark.parametrize("command", ["magnitude", "hydra", "harp", "compare", "evaluate"])
+def test_help_lists_the_settings(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0 and f"usage: robust-plugin {command}" in printed
+    base = "--base." if command == "compare" else "--"
+    assert f"{base}threat.eps" in printed and f"{base}data.name" in printed
+
+
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hydro", "--density", "0.1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[0] == "unknown command 'hydro'" and printed.out == ""
+    assert all(command in printed.err for command in ("magnitude", "hydra", "harp", "compare"))
+
+
+def test_options_are_taken_in_both_forms_and_the_last_wins() -> None:
+    take = cli._take
+    words = ["--out", "a", "--density", "0.1", "--out=b", "--seed=1", "--out", "c", "--out=d"]
+    assert take(words, "--out", "x") == ("d", ["--density", "0.1", "--seed=1"])
+    assert take(["--outer=1"], "--out", "x") == ("x", ["--outer=1"])
+    assert take(["--out=a=b"], "--out", "x") == ("a=b", [])
+    assert take(["--out="], "--out", "x") == ("", [])
+
+
+def test_a_users_own_network_from_the_current_folder_by_the_real_command(
+    workplace: Path, tmp_path: Path, words: Words
+) -> None:
+    # A fresh place: nothing of ours is on the path but what is installed.
+    shutil.copytree(workplace / "images", tmp_path / "images")
+    text = (workplace / "tiny_networks.py").read_text()
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    (tmp_path / "my_package" / "networks.py").write_text(text)
+    script = Path(sys.executable).parent / "robust-plugin"
+    command = words("harp", Path("runs/mine"), "--model=my_package.networks:net")
+    done = subprocess.run(
+        [str(script), *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kept 30 % of the prunable weights; all of it in runs/mine" in done.stdout
+    assert "threat model: Linf eps=0.01569" in done.stdout
+    assert re.search(r"^clean +\d+\.\d \[\d+\.\d, \d+\.\d\]  n=32", done.stdout, re.MULTILINE)
+    out = tmp_path / "runs" / "mine"
+    state = load_file(out / "model.safetensors")
+    assert {"0.weight", "3.weight", "6.weight"} <= set(state)
+    kept = json.loads((out / "report.json").read_text())["kept"]
+    for name, (count, size) in kept.items():
+        assert int(state[name].count_nonzero()) == count <= size == state[name].numel()
+    assert (out / "kept.png").stat().st_size > 0
+
+
+def test_a_run_prints_the_report_it_writes(
+    tmp_path: Path, run_tiny: RunTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = run_tiny("magnitude", tmp_path / "out", "--rates=erk")
+    printed = capsys.readouterr().out
+    report = left["report"]["report"]
+    low_to_high = r"\[\d+\.\d, \d+\.\d\]"
+    assert re.search(rf"clean +{report['clean_acc']:.1f} {low_to_high}  n=32", printed)
+    assert re.search(rf"PGD-3x2 +{report['worst_case_acc']:.1f} {low_to_high}  n=32", printed)
+    assert left["report"]["data"] == "images" and report["threat"] == "Linf eps=0.01569"
+
+
+# --- bad input
+
+BAD = [
+    ("--config=hydra/mnist", "no preset or file hydra/mnist; presets: .*hydra/digits"),
+    ("--threat.eps=8/0", r"eps is '8/0'; give a number >= 0 or a fraction such as \"8/255\""),
+    ("--threat.eps=-1", "eps is '-1'"),
+    ("--density=2", r"density is 2.0; legal: 0 < density <= 1"),
+    ("--density=0", r"density is 0.0; legal: 0 < density <= 1"),
+    ("--density=nan", r"density is nan; legal: 0 < density <= 1"),
+    ("--data.name=mnist", "unknown data set 'mnist'; legal are digits, folder"),
+    ("--data.folder=absent", r"no folder absent; expected in it: train/<class>/"),
+    ("--data.folder=None", r"no folder None; expected in it: train/<class>/"),
+    ("--data.validation=1.5", r"validation=1.5; legal is a share"),
+    ("--data.augmentation=rotate", "augmentation='rotate' of 'folder'; legal: none, crop"),
+    ("--data.batch-size=0", "data.batch_size is 0; legal: at least 1"),
+    ("--evaluation.batch-size=0", "evaluation.batch_size is 0; legal: at least 1"),
+    ("--evaluation.steps=0", "steps is 0 and restarts is 2; legal: at least 1"),
+    ("--evaluation.restarts=0", "restarts is 0; legal: at least 1"),
+    ("--evaluation.autoattack=-1", "evaluation.autoattack is -1; legal: 0 or more"),
+    ("--objective.steps=0", "steps is 0"),
+    ("--objective.step-size=1/0", "eps is '1/0'"),
+    ("--pretrain.epochs=0", "pretrain.epochs is 0; legal: at least 1"),
+    ("--prune.epochs=-1", "prune.epochs is -1; legal: at least 1"),
+    ("--finetune.epochs=0", "finetune.epochs is 0; legal: at least 1"),
+    ("--checkpoint=absent.safetensors", "no checkpoint at absent.safetensors"),
+    ("--device=gpu", "device is 'gpu'"),
+    ("--device=cuda:77", "device is 'cuda:77'"),
+    ("--threads=0", "threads is 0; legal: at least 1"),
+    ("--model=resnet1", "unknown model 'resnet1'; legal are digits-cnn"),
+    ("--model=absent:net", "cannot import 'absent'"),
+    ("--model=tiny_networks:absent", "has no 'absent'"),
+    ("--out", "--out needs a value"),
+]
+
+
+@pytest.mark.parametrize(("option", "message"), BAD, ids=[option for option, _ in BAD])
+def test_bad_input_is_one_line_and_writes_nothing(
+    option: str,
+    message: str,
+    tmp_path: Path,
+    at_workplace: Path,
+    words: Words,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = tree(at_workplace)
+    assert main(words("hydra", tmp_path / "out", option)) == 2
+    printed = capsys.readouterr()
+    assert re.search(message, printed.err), printed.err
+    assert printed.err.startswith("error: ") and len(printed.err.splitlines()) == 1
+    assert printed.out == ""
+    assert not list(tmp_path.iterdir())
+    after = {name: text for name, text in tree(at_workplace).items() if "__pycache__" not in name}
+    assert after == {name: text for name, text in before.items() if "__pycache__" not in name}
+
+
+@pytest.mark.usefixtures("at_workplace")
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        ("magnitude", "--rounds=0", r"rounds is 0; legal: 1 to 3"),
+        ("magnitude", "--rounds=4", r"rounds is 4; legal: 1 to 3"),
+    ],
+)
+def test_rounds_that_epochs_do_not_reach_for(
+    command: str,
+    option: str,
+    message: str,
+    tmp_path: Path,
+    words: Words,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(words(command, tmp_path / "out", option)) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("at_workplace")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("densty: 0.1", "unknown key 'densty'; legal: model"),
+        ("prune: {rate: 0.1}", "prune: unknown key 'rate'; legal: epochs, lr"),
+        ("density: much", "density is 'much'; legal: float"),
+        ("rates: ekr", "rates is 'ekr'; legal: uniform, erk, lamp, global"),
+        ("threat: {eps: 8/0}", "eps is '8/0'"),
+        ("threat: {norm: L3}", "norm is 'L3'; legal: Linf, L2"),
+        ("- 1", "is no mapping"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_a_bad_file_of_settings_is_one_line_and_writes_nothing(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    out = tmp_path / "out"
+    assert main(["hydra", f"--config={tmp_path / 'mine.yaml'}", f"--out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("at_workplace")
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--densty=0.1", "--densty"),
+        ("--density=much", "much"),
+        ("--rates=ekr", "ekr"),
+        ("--seed=1.5", "1.5"),
+    ],
+)
+def test_a_wrong_option_is_named_with_status_2(
+    option: str, named: str, tmp_path: Path, words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words("hydra", tmp_path / "out", option))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and named in error
+    if named == "ekr":
+        assert all(legal in error for legal in ("uniform", "erk", "lamp", "global"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("at_workplace")
+@pytest.mark.parametrize("kind", ["other model", "truncated", "text", "pt of other model"])
+def test_a_checkpoint_that_does_not_fit_is_named(
+    kind: str,
+    dense: Path,
+    tmp_path: Path,
+    words: Words,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "given.safetensors"
+    message = "truncated or no safetensors file"
+    if kind == "other model":
+        path.write_bytes(dense.read_bytes())
+        message = "the state does not fit the model; these differ: 0.bias, 0.weight"
+    elif kind == "truncated":
+        path.write_bytes(dense.read_bytes()[:-100])
+    elif kind == "text":
+        path.write_text("these are no weights, " * 9)
+    else:
+        path = tmp_path / "given.pt"
+        torch.save(load_file(dense), path)
+        message = "the state does not fit the model; these differ: 0.bias, 0.weight"
+    assert main(words("hydra", tmp_path / "out", f"--checkpoint={path}")) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("at_workplace")
+def test_an_out_that_is_a_file_is_named(
+    tmp_path: Path, words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert main(words("hydra", tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "out") in error and len(error.splitlines()) == 1
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.fixture
+def no_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    yield
+
+
+@pytest.mark.usefixtures("no_autoattack", "at_workplace")
+def test_a_missing_library_is_said_before_the_training(
+    tmp_path: Path, words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("hydra", tmp_path / "out", "--evaluation.autoattack=8")) == 2
+    assert capsys.readouterr().err == "error: AutoAttack needs: pip install pyautoattack\n"
+    assert not list(tmp_path.iterdir())
+    assert main(words("hydra", tmp_path / "out")) == 0  # and nobody else needs it
+
+
+@pytest.mark.usefixtures("at_workplace")
+def test_fewer_classes_than_autoattack_needs_is_said_before_the_training(
+    workplace: Path, tmp_path: Path, words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    for part in ("train", "test"):
+        for label in range(3):
+            name = f"{part}/class{label}"
+            shutil.copytree(workplace / "images" / name, images / name)
+    words_ = words(
+        "hydra", tmp_path / "out", f"--data.folder={images}", "--evaluation.autoattack=8"
+    )
+    assert main(words_) == 2
+    error = capsys.readouterr().err
+    assert "3 classes; AutoAttack's DLR loss needs 4" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,372 @@
+"""Comparisons: equal terms, a learning rate chosen on validation, and jobs that end with us."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+
+from robust_plugin.recipes import run as run_module
+from robust_plugin.recipes import training as training_module
+from robust_plugin.recipes.cli import main
+from robust_plugin.recipes.compare import CompareConfig, compare
+from robust_plugin.recipes.config import build
+from robust_plugin.recipes.data import Data
+from robust_plugin.recipes.training import _epoch
+
+BASE: dict[str, Any] = {
+    "model": "tiny_networks:net",
+    "data": {"batch_size": 16},
+    "threat": {"eps": "2/255"},
+    "objective": {"steps": 2},
+    "pretrain": {"epochs": 2, "lr": 0.1},
+    "prune": {"epochs": 1, "lr": 0.5, "select": "last"},
+    "finetune": {"epochs": 3},
+    "evaluation": {"steps": 2, "restarts": 1, "autoattack": 0},
+    "device": "cpu",
+    "threads": 1,
+}
+ROWS = {
+    "LWM uniform": {"recipe": "magnitude"},
+    "LWM ERK": {"recipe": "magnitude", "rates": "erk"},
+    "HYDRA": {"recipe": "hydra"},
+    "HARP": {"recipe": "harp", "prune": {"lr": 0.3}},
+}
+
+
+def comparison(**more: Any) -> CompareConfig:
+    content = {"base": BASE, "rows": ROWS, "densities": [0.3], "lrs": [0.05], **more}
+    return build(CompareConfig, content, where="test")
+
+
+@pytest.fixture
+def use(at_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Data], None]:
+    return lambda data: monkeypatch.setattr(run_module, "load_data", lambda *_, **__: data)
+
+
+@pytest.fixture
+def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many epochs each stage was trained for, over all runs."""
+    seen: Counter[str] = Counter()
+
+    def counted(run: Any, name: str, *rest: Any) -> float:
+        seen[name] += 1
+        return _epoch(run, name, *rest)
+
+    monkeypatch.setattr(training_module, "_epoch", counted)
+    return seen
+
+
+def cells(folder: Path) -> dict[tuple[str, float], dict[str, Any]]:
+    content = json.loads((folder / "report.json").read_text())
+    return {(cell["row"], cell["density"]): cell for cell in content["cells"]}
+
+
+def test_the_table_has_every_row_with_n_and_intervals(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    use(planted())
+    text = compare(comparison(densities=[0.3, 0.1]), tmp_path)
+    assert text + "\n" == (tmp_path / "report.txt").read_text()
+    assert "planted, Linf eps=0.007843, 1 seed; test points: clean 40, PGD-2 40" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("| 100 %", "dense"),
+        *[("| 30 %", name) for name in ROWS],
+        *[("| 10 %", name) for name in ROWS],
+    ]
+    assert all("[" in cell and "]" in cell for row in rows for cell in row[3:])
+    assert text.count("chosen on validation") == 2
+    found = cells(tmp_path)
+    assert set(found) == {("dense", 1.0), *[(row, k) for k in (0.3, 0.1) for row in ROWS]}
+    kept = json.loads((tmp_path / "report.json").read_text())["kept"]
+    assert set(kept) == {f"{row}, {k}" for k in (0.3, 0.1) for row in ROWS}
+    for name, layers in kept.items():
+        total, size = (sum(each) for each in zip(*layers.values(), strict=True))
+        assert total / size == pytest.approx(float(name.split(", ")[1]), abs=0.005)
+    assert (tmp_path / "kept.png").stat().st_size > 0
+
+
+def test_all_rows_start_from_the_dense_network_of_their_seed(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    use(planted())
+    compare(comparison(seeds=[0, 1], rows={"LWM": {"recipe": "magnitude"}}), tmp_path)
+    firsts = []
+    for seed in (0, 1):
+        dense = tmp_path / f"seed{seed}" / "dense"
+        run = tmp_path / f"seed{seed}" / "LWM" / "0.3" / "lr0.05"
+        config = json.loads((run / "config.json").read_text())
+        assert config["checkpoint"] == str(dense / "pretrained.safetensors")
+        assert config["seed"] == seed
+        assert not (run / "pretrain.safetensors").exists()
+        firsts.append(load_file(dense / "pretrained.safetensors")["0.weight"])
+    assert not firsts[0].equal(firsts[1])
+    assert "2 seeds" in (tmp_path / "report.txt").read_text()
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_learning_rate_is_chosen_on_validation_not_on_test(
+    shift: int, tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    # The dense network knows nothing. With true labels on validation, learning pays; with
+    # labels shifted there, what learns the truth is always wrong, and not learning wins, though
+    # the test points say otherwise.
+    use(planted(shift=shift))
+    config = comparison(
+        base={**BASE, "pretrain": {"epochs": 1, "lr": 1e-9}, "finetune": {"epochs": 8}},
+        lrs=[1e-9, 0.1],
+        rows={"LWM": {"recipe": "magnitude"}},
+        densities=[0.9],
+    )
+    compare(config, tmp_path)
+    found = cells(tmp_path)["LWM", 0.9]
+    assert found["lr"] == (1e-9 if shift else 0.1)
+    (accuracy,) = found["accuracy"]["clean"]
+    assert (accuracy <= 0.5) if shift else (accuracy >= 0.9)
+    # The other one was trained, and never saw a test point.
+    other = tmp_path / "seed0" / "LWM" / "0.9" / f"lr{0.1 if shift else 1e-9:g}"
+    assert (other / "finetune.safetensors").exists() and not (other / "report.json").exists()
+
+
+class Guarded(Dataset[Any]):
+    """Test points that may be looked at once all training is over."""
+
+    def __init__(self, points: Dataset[Any], trained: Callable[[], bool]) -> None:
+        self.points, self.trained = points, trained
+
+    def __len__(self) -> int:
+        return len(self.points)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        assert self.trained(), "a test point was looked at before all training was over"
+        return self.points[index]
+
+
+def test_the_prune_phase_is_trained_once_for_all_learning_rates_and_test_points_come_last(
+    tmp_path: Path,
+    use: Callable[[Data], None],
+    planted: Callable[..., Data],
+    epochs_trained: Counter[str],
+) -> None:
+    lrs = [0.01, 0.03, 0.1]
+    total = {"pretrain": 2, "prune": 2, "finetune": 3 * (2 * (3 + 1) + 2 * 3)}
+    data = planted()
+    use(replace(data, test=Guarded(data.test, lambda: epochs_trained == total)))
+    compare(comparison(lrs=lrs), tmp_path)
+    # Two rows learn a mask, for one epoch; fine-tuning of the magnitude rows gets that epoch too.
+    assert epochs_trained == total
+    here = tmp_path / "seed0" / "HYDRA" / "0.3"
+    first, *others = [(here / f"lr{lr:g}" / "prune.safetensors").read_bytes() for lr in lrs]
+    assert all(other == first for other in others)
+    tuned = [load_file(here / f"lr{lr:g}" / "finetune.safetensors") for lr in lrs]
+    name = "model/3.parametrizations.weight.original"
+    assert not tuned[0][name].equal(tuned[1][name])
+
+
+def test_a_row_alone_gives_what_it_gives_in_the_comparison(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    use(planted(signal=0.15, noise=0.6))
+    compare(comparison(lrs=[0.02, 0.1]), tmp_path / "all")
+    compare(comparison(lrs=[0.1], rows={"HARP": ROWS["HARP"]}), tmp_path / "alone")
+    for file in ("prune.safetensors", "finetune.safetensors"):
+        states = [
+            load_file(tmp_path / which / "seed0" / "HARP" / "0.3" / "lr0.1" / file)
+            for which in ("all", "alone")
+        ]
+        assert all(states[0][key].equal(states[1][key]) for key in states[0])
+
+
+def test_an_interrupted_comparison_goes_on(
+    tmp_path: Path,
+    use: Callable[[Data], None],
+    planted: Callable[..., Data],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(planted(signal=0.15, noise=0.6))
+    config = comparison(lrs=[0.05, 0.1])
+    compare(config, tmp_path / "whole")
+    left = [0]
+
+    def interrupted(*arguments: Any) -> float:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return _epoch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, "_epoch", interrupted)
+        for _ in range(100):
+            left[0] = 5
+            try:
+                compare(config, tmp_path / "stopped")
+                break
+            except KeyboardInterrupt:
+                continue
+    for file in ("report.json", "report.txt"):
+        assert (tmp_path / "stopped" / file).read_text() == (tmp_path / "whole" / file).read_text()
+
+
+def test_the_better_epoch_counts_only_where_it_is_kept(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    # With shifted labels the first epoch looks best; a row that keeps the last is not to be
+    # credited with it.
+    use(planted(shift=1))
+    rows = {
+        "LWM best": {"recipe": "magnitude"},
+        "LWM last": {"recipe": "magnitude", "finetune": {"select": "last"}},
+    }
+    base = {**BASE, "pretrain": {"epochs": 1, "lr": 1e-9}, "finetune": {"epochs": 8}}
+    compare(comparison(base=base, rows=rows, lrs=[0.1], densities=[0.9]), tmp_path)
+    found = cells(tmp_path)
+    lines = (tmp_path / "seed0/LWM-last/0.9/lr0.1/log.jsonl").read_text().splitlines()
+    robust = [json.loads(line)["robust"] for line in lines]
+    assert found["LWM last", 0.9]["validation"] == robust[-1]
+    assert found["LWM best", 0.9]["validation"] == max(robust) > robust[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"rows": {"X": {"recipe": "lwm"}}}, "row 'X' has recipe 'lwm'; legal: magnitude, hydra"),
+        ({"rows": {"X": {"rates": "erk"}}}, "row 'X' has recipe None; legal: magnitude, hydra"),
+        ({"rows": {"X": {"recipe": "dense"}}}, "row 'X' has recipe 'dense'; legal: magnitude"),
+        (
+            {"rows": {"X": {"recipe": "hydra", "control": "held"}}},
+            "row 'X': unknown key 'control'; legal: ",
+        ),
+        (
+            {"rows": {"X": {"recipe": "hydra", "prune": {"rate": 1}}}},
+            "row 'X': prune: unknown key 'rate'; legal: epochs, lr",
+        ),
+        ({"densities": [0.1, 2]}, "density is 2.0; legal: 0 < density <= 1"),
+        ({"lrs": []}, "lrs"),
+        ({"seeds": []}, "seeds"),
+        ({"densities": []}, "densities"),
+        ({"rows": {}}, "rows"),
+        ({"jobs": 0}, "jobs is 0; legal: at least 1"),
+        ({"rows": {"A B": {"recipe": "hydra"}, "A-B": {"recipe": "harp"}}}, "A-B"),
+        ({"rows": {"dense": {"recipe": "hydra"}}}, "dense"),
+    ],
+)
+def test_a_wrong_row_or_list_is_named_before_anything_is_trained(
+    more: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    at_workplace: Path,
+    epochs_trained: Counter[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = {"name": "folder", "folder": "images", "batch_size": 16}
+    content = {"base": {**BASE, "data": data}, "rows": ROWS, "densities": [0.3], **more}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+    assert main(["compare", f"--config={tmp_path / 'mine.yaml'}", f"--out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+    assert not epochs_trained and not out.exists()
+
+
+# --- several processes
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes below one, from /proc."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue  # it ended meanwhile
+            if parent == pid:
+                yield int(entry.name)
+                yield from children(int(entry.name))
+
+
+def ended(pids: list[int]) -> bool:
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state not in "ZX":
+            return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_jobs_end_with_their_parent_and_two_give_what_one_gives(
+    tmp_path: Path, workplace: Path, at_workplace: Path
+) -> None:
+    data = {"name": "folder", "folder": "images", "batch_size": 16, "validation": 0.25}
+    base = {**BASE, "data": data, "finetune": {"epochs": 12}}
+    rows = {"LWM": ROWS["LWM uniform"], "HARP": ROWS["HARP"]}
+    content = {"base": base, "rows": rows, "densities": [0.3], "lrs": [0.05]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    command = ["compare", f"--config={tmp_path / 'mine.yaml'}"]
+    assert main([*command, "--jobs=1", f"--out={tmp_path / 'one'}"]) == 0
+
+    script = Path(sys.executable).parent / "robust-plugin"
+    out = tmp_path / "two"
+
+    def launched() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(script), *command, "--jobs=2", f"--out={out}"],
+            cwd=workplace,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a process group, as a terminal makes one
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    for how, until in (
+        (signal.SIGINT, "seed0/LWM/0.3/lr0.05/log.jsonl"),
+        (signal.SIGKILL, "seed0/HARP/0.3/lr0.05/finetune.safetensors"),
+    ):
+        process = launched()
+        while not (out / until).exists() or len(workers := list(children(process.pid))) < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # Ctrl-C goes to all of the group
+        else:
+            process.kill()
+        printed, errors = process.communicate(timeout=60)
+        deadline = time.monotonic() + 10
+        while not ended(workers):
+            assert time.monotonic() < deadline, "worker processes are left"
+            time.sleep(0.02)
+        if how == signal.SIGINT:
+            assert process.returncode == 130, errors
+            assert "Traceback" not in errors and printed == ""
+        assert not (out / "report.json").exists()
+    process = launched()
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    one, two = (
+        json.loads((tmp_path / each / "report.json").read_text()) for each in ("one", "two")
+    )
+    assert one.pop("settings")["jobs"] == 1 and two.pop("settings")["jobs"] == 2
+    assert one == two
+    assert (out / "report.txt").read_text() == (tmp_path / "one" / "report.txt").read_text()
+    assert (out / "report.txt").read_text() in printed
+    models = [path.relative_to(out) for path in out.rglob("model.safetensors")]
+    assert len(models) == 3
+    for model in models:
+        ours, theirs = load_file(out / model), load_file(tmp_path / "one" / model)
+        assert all(ours[key].equal(theirs[key]) for key in theirs)

@@ -1,0 +1,227 @@
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from robust_plugin.recipes.cli import main
+from robust_plugin.recipes.compare import CompareConfig
+from robust_plugin.recipes.config import (
+    CONFIGS,
+    ObjectiveConfig,
+    RecipeConfig,
+    ThreatConfig,
+    as_plain,
+    build,
+    read_preset,
+)
+from robust_plugin.recipes.execute import RECIPES
+from robust_plugin.recipes.harp import HarpConfig
+from robust_plugin.recipes.hydra import HydraConfig
+
+PRESETS = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+
+
+def kind_of(preset: str) -> Any:
+    command = Path(preset).parts[0]
+    return CompareConfig if command == "compare" else RECIPES[command][0]
+
+
+def launch(preset: str) -> list[str]:
+    """The words of the command in a preset's first line."""
+    first = (CONFIGS / f"{preset}.yaml").read_text().splitlines()[0]
+    command = first.removeprefix("#").split("  ")[0]  # what follows two spaces is a remark
+    return shlex.split(command)
+
+
+def test_there_are_presets_of_every_command() -> None:
+    commands = {Path(preset).parts[0] for preset in PRESETS}
+    assert commands == {"magnitude", "hydra", "harp", "compare"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fills_its_dataclass_and_survives_json(preset: str) -> None:
+    config = read_preset(preset, kind_of(preset))
+    assert type(config) is kind_of(preset)
+    written = yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text())
+    plain = as_plain(config)
+    assert build(kind_of(preset), json.loads(json.dumps(plain)), where="json") == config
+
+    def covered(part: Any, whole: Any) -> bool:
+        if isinstance(part, dict):
+            return all(covered(value, whole[key]) for key, value in part.items())
+        return bool(part == whole)
+
+    assert covered(written, plain)  # what the file says is what the run gets
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_opens_with_the_command_that_launches_it(preset: str) -> None:
+    program, command, *rest = launch(preset)
+    assert program == "robust-plugin" and command == Path(preset).parts[0]
+    assert rest[rest.index("--config") + 1] == preset
+
+
+SHORT = {
+    "data.batch-size": "600",  # two steps an epoch
+    "objective.steps": "1",
+    "pretrain.epochs": "1",
+    "prune.epochs": "1",
+    "finetune.epochs": "1",
+    "finetune.lr": "0.01",
+    "evaluation.steps": "1",
+    "evaluation.restarts": "1",
+    "evaluation.autoattack": "0",
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images of each of four classes to train on, one to validate and one to test, 32x32."""
+    root = tmp_path_factory.mktemp("few")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 3), ("test", 1)):
+        for label in range(4):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_two_steps_of_a_preset_by_its_own_command(
+    preset: str, tmp_path: Path, workplace: Path, few_images: Path
+) -> None:
+    short = dict(SHORT)
+    config = read_preset(preset, kind_of(preset))
+    compared = isinstance(config, CompareConfig)
+    if compared or config.data.name != "digits":  # the same on images at hand
+        folder = workplace / "images" if compared else few_images
+        short |= {"data.name": "folder", "data.folder": str(folder), "data.workers": "0"}
+        short |= {"data.batch-size": "29" if compared else "4", "data.validation": "0.25"}
+    if compared:  # each round of iterative pruning takes an epoch
+        short["finetune.epochs"] = "5"
+    words = launch(preset)[1:] + [f"--out={tmp_path / 'out'}"]
+    words += [f"--{'base.' * compared}{key}={value}" for key, value in short.items()]
+    if compared:
+        words += ["--jobs=1", "--seeds=0", "--densities=0.1", "--lrs=0.01"]
+    assert main(words) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    if compared:
+        assert [cell["row"] for cell in report["cells"]] == ["dense", *config.rows]
+    else:
+        kept, size = (sum(each) for each in zip(*report["kept"].values(), strict=True))
+        density = json.loads((tmp_path / "out" / "config.json").read_text())["density"]
+        assert kept == pytest.approx(density * size, rel=0.01)
+        log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["stage"] for line in log][0] == "pretrain"
+
+
+# --- strictness
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"densty": 0.1}, r"here: unknown key 'densty'; legal: model, .*density"),
+        ({"data": {"nam": "digits"}}, r"here: data: unknown key 'nam'; legal: name, folder"),
+        ({"objective": {"name": "pgd"}}, r"here: objective: name is 'pgd'; legal: benign, "),
+        ({"rates": "ekr"}, r"here: rates is 'ekr'; legal: uniform, erk, lamp, global"),
+        ({"density": "much"}, r"here: density is 'much'; legal: float"),
+        ({"density": None}, r"here: density is None; legal: float"),
+        ({"seed": 1.5}, r"here: seed is 1.5; legal: int"),
+        ({"seed": [1]}, r"here: seed is \[1\]; legal: int"),
+        ({"threads": "one"}, r"here: threads is 'one'; legal: int"),
+        ({"prune": {"decay_scores": "no"}}, r"here: prune: decay_scores is 'no'; legal: bool"),
+        ({"prune": 3}, r"here: prune: 3 is no mapping of StageConfig"),
+        ({"exclude": "fc"}, r"here: exclude is 'fc'; legal: a list"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_legal(content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(RecipeConfig, content, where="here")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"rows": ["LWM"]}, r"rows is \['LWM'\]; legal: a mapping"),
+        ({"rows": {"LWM": "magnitude"}}, r"rows: LWM is 'magnitude'; legal: a mapping"),
+        ({"densities": 0.1}, r"densities is 0.1; legal: a list"),
+        ({"lrs": ["fast"]}, r"lrs is 'fast'; legal: float"),
+        ({"base": {"density": {}}}, r"base: density is \{\}; legal: float"),
+    ],
+)
+def test_a_wrong_setting_of_a_comparison_is_named(content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(CompareConfig, content, where="here")
+
+
+def test_values_take_the_type_of_their_setting() -> None:
+    content = {"data": {"folder": "images", "workers": 0}, "density": 1, "threads": None}
+    config = build(RecipeConfig, content, where="here")
+    assert config.data.folder == Path("images") and config.threads is None
+    assert isinstance(config.density, float)
+    assert build(RecipeConfig, {"exclude": ["a", "b"]}, where="here").exclude == ("a", "b")
+
+
+def test_what_a_preset_leaves_out_is_the_dataclass_default(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("density: 0.2\nprune: {lr: 0.3}\n")
+    config = read_preset(tmp_path / "mine.yaml", HarpConfig)
+    assert config == dataclasses.replace(
+        HarpConfig(), density=0.2, prune=dataclasses.replace(HarpConfig().prune, lr=0.3)
+    )
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert read_preset(tmp_path / "empty.yaml", HydraConfig) == HydraConfig()
+
+
+def test_a_preset_that_is_not_there_lists_those_that_are() -> None:
+    with pytest.raises(ValueError, match="no preset or file hydra/mnist; presets: .*hydra/digits"):
+        read_preset("hydra/mnist", HydraConfig)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [1", "is no YAML"), ("- 1\n", "no mapping")])
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"bad.yaml.*{message}"):
+        read_preset(tmp_path / "bad.yaml", HydraConfig)
+
+
+@pytest.mark.parametrize("name", ["benign", "adversarial", "trades", "mart", "free", "stability"])
+def test_every_objective_trains_through_all_phases(
+    name: str, tmp_path: Path, run_tiny: Callable[..., dict[str, Any]]
+) -> None:
+    epochs = (
+        [f"--{s}.epochs=4" for s in ("pretrain", "prune", "finetune")] if name == "free" else []
+    )
+    left = run_tiny("hydra", tmp_path / "out", f"--objective.name={name}", *epochs)
+    stages = {line["stage"] for line in left["log"]}
+    assert stages == {"pretrain", "prune", "finetune"}
+
+
+def test_objectives_take_the_papers_beta_unless_given() -> None:
+    threat = ThreatConfig(eps="0.1").build()
+
+    def beta(config: ObjectiveConfig) -> float:
+        (cell,) = [
+            cell.cell_contents
+            for name, cell in zip(
+                config.build(threat).__code__.co_freevars,  # type: ignore[attr-defined]
+                config.build(threat).__closure__,  # type: ignore[attr-defined]
+                strict=True,
+            )
+            if name == "beta"
+        ]
+        return float(cell)
+
+    assert [beta(ObjectiveConfig(name)) for name in ("trades", "mart", "stability")] == [6, 5, 6]
+    assert beta(ObjectiveConfig("trades", beta=1.5)) == 1.5

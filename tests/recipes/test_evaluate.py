@@ -1,0 +1,209 @@
+"""What `evaluate` measures: the figures of a run's own report, and any checkpoint that is safe."""
+
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from robust_plugin.evaluation import Report
+from robust_plugin.recipes.cli import main
+from robust_plugin.recipes.config import DataConfig, ThreatConfig
+from robust_plugin.recipes.data import load_data, loader
+from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
+from robust_plugin.recipes.models import build_model
+
+Words = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, workplace: Path, words: Words
+) -> Iterator[Path]:
+    """A finished run, good enough for figures strictly between chance and all."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        patch.setattr(sys, "path", list(sys.path))
+        options = ("--pretrain.epochs=6", "--finetune.epochs=6", "--threat.eps=20/255")
+        assert main(words("hydra", out, *options, "--evaluation.autoattack=8")) == 0
+        yield out
+
+
+@pytest.fixture
+def run(finished: Path, at_workplace: Path) -> Path:
+    return finished
+
+
+def of_weights(weights: Path, *more: str) -> list[str]:
+    return [
+        "evaluate",
+        "--model=tiny_networks:net",
+        f"--weights={weights}",
+        "--data.name=folder",
+        "--data.folder=images",
+        "--threat.eps=20/255",
+        "--attacks=pgd",
+        "--steps=3",
+        "--restarts=2",
+        "--device=cpu",
+        *more,
+    ]
+
+
+def saved(out: Path) -> Report:
+    return Report.from_json(out.read_text())
+
+
+def test_a_run_folder_gives_the_figures_of_its_report(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--attacks", "pgd", "--out", str(tmp_path / "a.json")]) == 0
+    report = Report.from_json(json.dumps(json.loads((run / "report.json").read_text())["report"]))
+    again = saved(tmp_path / "a.json")
+    assert again.rows == ("clean", "PGD-3x2")
+    assert again.labels == report.labels and again.threat == report.threat
+    assert all(again.flags[row] == report.flags[row] for row in again.rows)
+    assert 0.3 < again.accuracy("PGD-3x2") < again.accuracy() <= 1  # figures that could differ
+    assert capsys.readouterr().out.strip() == str(again).strip()
+
+
+def test_autoattack_on_the_first_points_gives_the_reports_verdicts(run: Path) -> None:
+    settings = of_run(run)
+    report = evaluate_network(
+        EvaluateConfig(**{**vars(settings), "attacks": ("autoattack",), "n": 8})
+    )
+    content = json.loads((run / "report.json").read_text())["report"]
+    assert content["n"] == {"clean": 32, "PGD-3x2": 32, "AutoAttack": 8}
+    assert "".join("01"[f] for f in report.flags["AutoAttack"]) == content["flags"]["AutoAttack"]
+    assert report.n == 8
+
+
+def test_of_run_reads_all_it_needs_from_the_folder(run: Path) -> None:
+    settings = of_run(run)
+    assert settings.model == "tiny_networks:net" and settings.weights == run / "model.safetensors"
+    assert settings.data == DataConfig("folder", Path("images"), validation=0.25, batch_size=16)
+    assert settings.threat == ThreatConfig("Linf", "20/255")
+    assert (settings.steps, settings.restarts, settings.seed, settings.threads) == (3, 2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "stage", "pt", "pt state_dict"])
+def test_any_file_of_weights_gives_the_same_figures(kind: str, run: Path, tmp_path: Path) -> None:
+    assert main(of_weights(run / "model.safetensors", f"--out={tmp_path / 'a.json'}")) == 0
+    state = load_file(run / "model.safetensors")
+    path = tmp_path / ("copy.safetensors" if kind in ("safetensors", "stage") else "copy.pt")
+    if kind == "safetensors":
+        save_file(state, path)  # nothing of ours beside the tensors
+    elif kind == "stage":
+        save_file({f"model/{k}": t for k, t in state.items()} | {"rng": torch.zeros(3)}, path)
+    else:
+        torch.save(state if kind == "pt" else {"state_dict": state, "epoch": 3}, path)
+    assert main(of_weights(path, f"--out={tmp_path / 'b.json'}")) == 0
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+
+
+def test_the_figures_are_those_of_the_core_on_the_test_points(run: Path, tmp_path: Path) -> None:
+    assert main(of_weights(run / "model.safetensors", "--n=9", f"--out={tmp_path / 'a.json'}")) == 0
+    model = build_model("tiny_networks:net", classes=4, shape=(3, 8, 8))
+    model.load_state_dict(load_file(run / "model.safetensors"))
+    data = load_data("folder", folder=Path("images"))
+    x, y = next(iter(loader(data.test, batch_size=9, seed=0, epoch=0, shuffle=False)))
+    model.eval()
+    right = (model(x).argmax(1) == y).tolist()
+    assert list(saved(tmp_path / "a.json").flags["clean"]) == right
+    assert saved(tmp_path / "a.json").n == 9
+
+
+class Bomb:
+    """A pickle that runs code when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("how", ["torch", "torch zip member", "plain"])
+def test_a_pickle_with_code_is_refused_and_not_run(
+    how: str, tmp_path: Path, at_workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crater, path = tmp_path / "crater", tmp_path / "model.pt"
+    if how == "torch":
+        torch.save({"0.weight": Bomb(crater)}, path, _use_new_zipfile_serialization=False)
+    elif how == "torch zip member":
+        torch.save({"0.weight": torch.zeros(2), "more": Bomb(crater)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(crater)))
+    assert main(of_weights(path, f"--out={tmp_path / 'a.json'}")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path} holds no plain state_dict") and not crater.exists()
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "a.json").exists()
+    pickle.loads(pickle.dumps(Bomb(crater)))
+    assert crater.exists()  # the bomb is live
+
+
+@pytest.mark.parametrize("content", [3, [torch.zeros(2)], {}, {"0.weight": "text"}])
+def test_a_file_that_is_no_state_dict_is_named(
+    content: Any, tmp_path: Path, at_workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(content, tmp_path / "model.pt")
+    assert main(of_weights(tmp_path / "model.pt")) == 2
+    error = capsys.readouterr().err
+    assert "model.pt holds no plain state_dict" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--attacks=pdg", "attack is 'pdg'; legal: pgd, autoattack"),
+        ("--n=0", "n is 0; legal: 1 to 32"),
+        ("--n=33", "n is 33; legal: 1 to 32"),
+        ("--steps=0", "steps is 0"),
+        ("--restarts=0", "restarts is 0"),
+        ("--device=gpu", "device is 'gpu'"),
+        ("--threat.eps=8/0", "eps is '8/0'"),
+        ("--model=resnet1", "unknown model 'resnet1'; legal are digits-cnn"),
+        ("--model=cnn-small", "the state does not fit the model; these differ: "),
+        ("--weights=absent.pt", "there is no checkpoint at absent.pt"),
+        ("--data.folder=absent", "no folder absent; expected in it: train/<class>/"),
+    ],
+)
+def test_bad_input_is_named(
+    option: str,
+    message: str,
+    tmp_path: Path,
+    at_workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = build_model("tiny_networks:net", classes=4, shape=(3, 8, 8))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    given = option.partition("=")[0] + "="
+    kept = [w for w in of_weights(tmp_path / "model.safetensors") if not w.startswith(given)]
+    assert main([*kept, option, f"--out={tmp_path / 'a.json'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_folder_without_a_finished_run_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    for folder in (tmp_path / "absent", tmp_path):
+        assert main(["evaluate", str(folder)]) == 2
+        assert f"{folder} holds no finished run" in capsys.readouterr().err
+    half = tmp_path / "half"
+    shutil.copytree(run, half)
+    (half / "model.safetensors").unlink()
+    assert main(["evaluate", str(half)]) == 2
+    assert f"{half} holds no finished run" in capsys.readouterr().err

@@ -1,0 +1,138 @@
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from robust_plugin.evaluation import Report, mcnemar, wilson_interval
+from robust_plugin.recipes.report import Cell, comparison_table, mean_interval, plot_kept
+
+
+def report(clean: int, robust: int, n: int = 20, first: int = 0) -> Report:
+    """The first so many points right, beginning with ``first``."""
+
+    def flags(right: int) -> tuple[bool, ...]:
+        return tuple(first <= i < first + right for i in range(n))
+
+    return Report((0,) * n, {"clean": flags(clean), "PGD": flags(robust)}, "Linf eps=0.1")
+
+
+def cell(row: str, robust: int, validation: float | None, first: int = 0) -> Cell:
+    lr = None if validation is None else 0.1
+    return Cell(row, 0.05, lr, [report(18, robust, first=first)], validation)
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    # Student's t at 97.5 %: 12.706, 4.303, 2.776 at 1, 2 and 4 degrees of freedom.
+    mean, half = mean_interval([0.4, 0.6])
+    assert mean == pytest.approx(0.5) and half == pytest.approx(12.706 * 0.1, rel=1e-4)
+    mean, half = mean_interval([1.0, 2.0, 3.0])
+    assert mean == pytest.approx(2) and half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    _, half = mean_interval([1.0, 1.0, 1.0, 1.0, 2.0])
+    assert half == pytest.approx(2.7764 * math.sqrt(0.2 / 5), rel=1e-4)
+
+
+def test_one_seed_has_no_interval_over_seeds() -> None:
+    mean, half = mean_interval([0.4])
+    assert mean == 0.4 and math.isnan(half)
+
+
+def test_every_cell_of_the_table_has_its_interval_and_the_table_its_n() -> None:
+    text = comparison_table(
+        [cell("dense", 15, None), cell("LWM", 9, 0.4), cell("HYDRA", 12, 0.5)],
+        data="digits",
+        threat="Linf eps=0.1",
+    )
+    lines = text.splitlines()
+    assert lines[0] == "digits, Linf eps=0.1, 1 seed; test points: clean 20, PGD 20"
+    low, high = (100 * end for end in wilson_interval(9, 20))
+    assert f"| 5 % | LWM | 0.1 | 90.0 [69.9, 97.2] | 45.0 [{low:.1f}, {high:.1f}] |" in lines
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    for line in lines[4:7]:
+        assert len(re.findall(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", line)) == 2
+
+
+def test_the_attack_that_saw_fewer_points_says_so() -> None:
+    few = Report((0,) * 20, {"clean": (True,) * 20, "AutoAttack": (True,) * 8}, "Linf")
+    text = comparison_table([Cell("dense", 1.0, None, [few], None)], data="d", threat="t")
+    assert "clean 20, AutoAttack 8" in text
+    low, _ = wilson_interval(8, 8)
+    assert f"100.0 [{100 * low:.1f}, 100.0]" in text
+
+
+def test_several_seeds_show_mean_and_half_width() -> None:
+    reports = [report(18, robust) for robust in (10, 12, 14)]
+    text = comparison_table([Cell("LWM", 0.01, 0.03, reports, 0.5)], data="d", threat="t")
+    assert "3 seeds" in text
+    half = 4.3027 * 10 / math.sqrt(3)
+    assert f"| 1 % | LWM | 0.03 | 90.0 ± 0.0 | 60.0 ± {half:.1f} |" in text
+
+
+def test_the_gain_is_between_the_rows_that_validation_chose() -> None:
+    # On the test points HARP and LWM ERK are the best, which must not matter.
+    cells = [
+        cell("dense", 20, None),
+        cell("LWM uniform", 6, 0.40),
+        cell("LWM ERK", 14, 0.30),
+        cell("HYDRA", 11, 0.60, first=5),
+        cell("HARP", 18, 0.50),
+    ]
+    last = comparison_table(cells, data="d", threat="t").splitlines()[-1]
+    p = mcnemar(cells[3].reports[0].flags["PGD"], cells[1].reports[0].flags["PGD"])
+    assert last == (
+        "5 % kept, chosen on validation: HYDRA minus LWM uniform, PGD: +25.0 points "
+        f"(McNemar p a seed: {p:.2g})"
+    )
+
+
+@pytest.mark.parametrize("row", ["LWM at LAMP", "global magnitude", "iterative magnitude"])
+def test_rows_by_magnitude_are_what_learning_is_measured_against(row: str) -> None:
+    cells = [cell(row, 6, 0.4), cell("HARP", 4, 0.3)]
+    text = comparison_table(cells, data="d", threat="t")
+    assert f"HARP minus {row}, PGD: -10.0 points" in text
+
+
+def test_the_gain_over_seeds_is_paired() -> None:
+    learned = Cell("HYDRA", 0.05, 0.1, [report(18, n) for n in (6, 9, 12)], 0.6)
+    fixed = Cell("LWM", 0.05, 0.1, [report(18, n) for n in (4, 8, 9)], 0.5)
+    last = comparison_table([learned, fixed], data="d", threat="t").splitlines()[-1]
+    differences = [0.10, 0.05, 0.15]
+    mean, half = mean_interval(differences)
+    assert f"{100 * mean:+.1f} ± {100 * half:.1f} points" in last
+    assert last.count(",") == 2 + 2  # two of the text, two between three p-values
+
+
+def test_no_gain_where_there_is_nothing_to_compare() -> None:
+    for rows in (["HYDRA", "HARP"], ["LWM uniform", "LWM ERK"]):
+        cells = [cell(row, 6, 0.4) for row in rows]
+        assert "minus" not in comparison_table(cells, data="d", threat="t")
+
+
+def test_a_cell_is_plain_json() -> None:
+    plain = json.loads(json.dumps(cell("LWM", 9, 0.4).plain()))
+    assert plain == {
+        "row": "LWM",
+        "density": 0.05,
+        "lr": 0.1,
+        "validation": 0.4,
+        "accuracy": {"clean": [0.9], "PGD": [0.45]},
+    }
+
+
+def test_the_plot_is_a_picture_and_leaves_nothing_else(tmp_path: Path) -> None:
+    kept = {"LWM": {"a.weight": [1, 10], "b.weight": [5, 10]}, "HARP": {"a.weight": [3, 10]}}
+    kept["HARP"]["b.weight"] = [3, 10]
+    plot_kept(kept, tmp_path / "kept.png")
+    with Image.open(tmp_path / "kept.png") as picture:
+        width, height = picture.size
+        colours = picture.convert("RGB").getcolors(1 << 24)
+    assert width > 400 and height > 300 and colours is not None
+    assert len(colours) > 10  # not an empty sheet
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.png"]
+
+
+def test_the_plot_bears_a_layer_that_one_network_lacks_zeros_in(tmp_path: Path) -> None:
+    plot_kept({"x": {"a": [0, 10], "b": [10, 10]}}, tmp_path / "kept.png")
+    assert (tmp_path / "kept.png").stat().st_size > 0

@@ -1,0 +1,331 @@
+import json
+import random
+
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+from robust_plugin import (
+    HydraPruner,
+    MagnitudePruner,
+    Report,
+    ThreatModel,
+    evaluate,
+    mcnemar,
+    pgd,
+    wilson_interval,
+)
+
+
+def test_wilson_equals_scipy_and_the_quadratic():
+    draw = random.Random(0)
+    cases = [(0, 1), (1, 1), (0, 1000), (1000, 1000), (4500, 10_000)]
+    cases += [(draw.randint(0, n), n) for n in (draw.randint(1, 3000) for _ in range(100))]
+    for k, n in cases:
+        low, high = wilson_interval(k, n)
+        wanted = scipy.stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+        assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+        for end in (low, high):  # where |p - end| = z sqrt(end (1 - end) / n)
+            assert (k / n - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, abs=1e-6)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_mcnemar_equals_scipy():
+    draw = random.Random(0)
+    for _ in range(60):
+        n, share = draw.randint(1, 400), draw.random()
+        first = [draw.random() < 0.7 for _ in range(n)]
+        second = [a if draw.random() < share else draw.random() < 0.5 for a in first]
+        b = sum(x and not y for x, y in zip(first, second, strict=True))
+        c = sum(y and not x for x, y in zip(first, second, strict=True))
+        wanted = scipy.stats.binomtest(b, b + c).pvalue if b + c else 1.0
+        assert mcnemar(first, second) == pytest.approx(wanted, rel=1e-9)
+        assert mcnemar(second, first) == mcnemar(first, second)
+    assert mcnemar([True] * 5000, [False] * 5000) == pytest.approx(0.0, abs=1e-300)
+    with pytest.raises(ValueError, match="2 points against 3"):
+        mcnemar([True] * 2, [True] * 3)
+
+
+class Threshold(nn.Module):
+    """Two classes: whether the first pixel exceeds one half."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.inner = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+
+    def forward(self, x):
+        self.inner(self.norm(x))
+        return torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], 1) * 10
+
+
+@pytest.fixture
+def points():
+    x = torch.rand(90, 4)
+    y = (x[:, 0] > 0.5).long()
+    y[::7] = 1 - y[::7]  # some are wrong clean
+    return x, y
+
+
+def batches(x, y, size=25):
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def down(threat):
+    def down(model, x, y):
+        return (x - 0.1).clamp(0, 1)
+
+    down.threat = threat
+    return down
+
+
+def up(model, x, y):
+    return (x + 0.1).clamp(0, 1)
+
+
+@pytest.mark.parametrize("size", [1, 25, 90])
+def test_flags_of_every_point(points, size):
+    x, y = points
+    threat = ThreatModel("Linf", eps=0.1)
+    report = evaluate(Threshold(), batches(x, y, size), attacks=[down(threat), up], threat=threat)
+    value = x[:, 0]
+    clean = [(v > 0.5) == bool(t) for v, t in zip(value.tolist(), y.tolist(), strict=True)]
+    lower = [
+        c and (max(v - torch.tensor(0.1), torch.tensor(0.0)) > 0.5) == bool(t)
+        for c, v, t in zip(clean, value, y.tolist(), strict=True)
+    ]
+    upper = [
+        c and (min(v + torch.tensor(0.1), torch.tensor(1.0)) > 0.5) == bool(t)
+        for c, v, t in zip(clean, value, y.tolist(), strict=True)
+    ]
+    assert list(report.flags["clean"]) == clean
+    assert [bool(f) for f in lower] == list(report.flags["down"])
+    assert [bool(f) for f in upper] == list(report.flags["up"])
+    assert list(report.worst) == [bool(a and b) for a, b in zip(lower, upper, strict=True)]
+    assert report.rows == ("clean", "down", "up") and report.n == 90
+    assert report.labels == tuple(y.tolist()) and report.findings == ()
+    assert report.accuracy() == sum(clean) / 90
+    assert report.accuracy("worst case") == sum(report.worst) / 90
+    assert report.interval("down") == wilson_interval(sum(report.flags["down"]), 90)
+    for label in (0, 1):
+        own = [f for f, t in zip(clean, y.tolist(), strict=True) if t == label]
+        assert report.per_class()[label] == sum(own) / len(own)
+    assert report.balanced() == pytest.approx(sum(report.per_class().values()) / 2)
+    assert 0 < report.accuracy("worst case") < report.accuracy("down") < report.accuracy() < 1
+
+
+def test_attacks_see_only_points_that_are_right_clean(points):
+    x, y = points
+    threat, seen = ThreatModel("Linf", eps=0.1), []
+
+    def look(model, x, y):
+        assert not model.training and torch.is_grad_enabled()
+        seen.append(len(x))
+        assert bool((model(x).argmax(1) == y).all())
+        return x
+
+    report = evaluate(Threshold(), batches(x, y), attacks=[look], threat=threat)
+    assert sum(seen) == sum(report.flags["clean"])
+    assert report.flags["look"] == report.flags["clean"]
+
+
+def test_limits(points):
+    x, y = points
+    threat, seen = ThreatModel("Linf", eps=0.1), []
+    counting = lambda model, x, y: seen.append(len(x)) or x  # noqa: E731
+    counting.name = "few"
+    report = evaluate(
+        Threshold(),
+        batches(x, y),
+        attacks=[down(threat), counting],
+        threat=threat,
+        limits={"few": 40},
+    )
+    assert len(report.flags["few"]) == 40 and len(report.flags["down"]) == 90
+    assert report.flags["few"] == report.flags["clean"][:40]
+    assert sum(seen) == sum(report.flags["clean"][:40])
+    assert len(report.worst) == 40 and "n=40" in str(report) and "n=90" in str(report)
+    with pytest.raises(ValueError, match="limits name .'many'.; the attacks are .'few'."):
+        evaluate(Threshold(), batches(x, y), attacks=[counting], threat=threat, limits={"many": 1})
+
+
+def test_deterministic_and_everything_restored(cnn, batch, threat):
+    x, y = batch
+    model = cnn()
+    model[1].eval()
+    model[3].weight.requires_grad_(False)
+    model[6].weight.grad = torch.ones_like(model[6].weight)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    attacks = [pgd(threat, steps=3, restarts=2), pgd(threat, steps=3, loss="margin")]
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = evaluate(model, batches(x, y, 5), attacks=attacks)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert evaluate(model, batches(x, y, 5), attacks=attacks) == first
+    assert first.rows == ("clean", "PGD-3x2", "PGD-3 margin")
+    assert model.training and not model[1].training and model[0].training
+    assert not model[3].weight.requires_grad and model[0].weight.requires_grad
+    assert model[0].weight.grad is None and bool((model[6].weight.grad == 1).all())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+    def broken(model, x, y):
+        raise KeyError("inside")
+
+    y = model.eval()(x).argmax(1)  # right clean, so that the attack has something to see
+    model.train()
+    model[1].eval()
+    with pytest.raises(KeyError):
+        evaluate(model, batches(x, y), attacks=[broken], threat=threat)
+    assert model.training and not model[1].training and not model[3].weight.requires_grad
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.inference_mode():
+        assert evaluate(model, batches(*batch, 5), attacks=attacks) == first
+
+
+def test_a_pruned_model_before_and_after_finalizing(cnn, batch, threat, train):
+    model = cnn()
+    pruner = HydraPruner(model, 0.1)
+    train(pruner, "prune")
+    train(pruner, "finetune", steps=10)
+    attached = evaluate(model, [batch], attacks=[pgd(threat, steps=2)])
+    assert len(list(model.parameters())) == 11  # still attached: scores and all
+    pruner.finalize()
+    assert evaluate(model, [batch], attacks=[pgd(threat, steps=2)]) == attached
+
+
+def test_a_model_that_is_random_in_evaluation_mode_is_refused(batch):
+    class Noisy(nn.Module):
+        def __init__(self, p):
+            super().__init__()
+            self.linear, self.p = nn.Linear(64, 10), p
+
+        def forward(self, x):
+            return self.linear(nn.functional.dropout(x.flatten(1), self.p, training=True))
+
+    with pytest.raises(ValueError, match="different logits for the same input in evaluation mode"):
+        evaluate(Noisy(0.5), [batch])
+    evaluate(Noisy(0.0), [batch])
+
+
+def test_probabilities_are_found(batch):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert evaluate(plain, [batch]).findings == ()
+    report = evaluate(nn.Sequential(plain, nn.Softmax(1)), [batch])
+    assert len(report.findings) == 1 and "probabilities" in report.findings[0]
+    assert "finding: the outputs look like probabilities" in str(report)
+
+
+def test_report_survives_json(points):
+    x, y = points
+    threat = ThreatModel("Linf", eps=0.1)
+    for attacks in ([], [up], [up, down(threat)]):
+        report = evaluate(
+            Threshold(),
+            batches(x, y),
+            attacks=attacks,
+            threat=threat,
+            limits={"up": 30} if attacks else None,
+        )
+        again = Report.from_json(report.to_json())
+        assert again == report and str(again) == str(report)
+        content = json.loads(report.to_json())
+        assert content["clean_acc"] == pytest.approx(100 * report.accuracy())
+        assert content["autoattack_acc"] is None
+        if attacks:
+            assert content["worst_case_acc"] == pytest.approx(100 * report.accuracy("worst case"))
+            assert content["threat"] == "Linf eps=0.1"
+    named = Report((0, 1), {"clean": (True, True), "AutoAttack": (True, False)})
+    assert json.loads(named.to_json())["autoattack_acc"] == 50.0
+
+
+def test_compare_is_mcnemar_on_the_same_points(cnn, batch, threat):
+    x, y = batch
+    models = [cnn(seed).eval() for seed in (0, 1)]
+    y = models[0](x).argmax(1)
+    reports = [evaluate(m, [(x, y)], attacks=[pgd(threat, steps=2)]) for m in models]
+    for row in ("clean", "PGD-2", "worst case"):
+        a, b = (r.worst if row == "worst case" else r.flags[row] for r in reports)
+        assert reports[0].compare(reports[1], row) == mcnemar(a, b)
+    assert reports[0].compare(reports[1]) < 0.05
+    with pytest.raises(ValueError, match="not of the same test points"):
+        reports[0].compare(evaluate(models[0], [(x, 1 - y.clamp(0, 1))]))
+    with pytest.raises(ValueError, match="row is 'APGD'; legal: .'clean', 'PGD-2', 'worst case'."):
+        reports[0].accuracy("APGD")
+
+
+def test_table_by_hand():
+    report = Report(
+        (0, 0, 0, 1),
+        {
+            "clean": (True, True, False, True),
+            "a": (True, False, False, True),
+            "b": (False, False, False, True),
+        },
+        "L2 eps=1",
+    )
+    low, high = wilson_interval(3, 4)
+    lines = str(report).splitlines()
+    assert lines[0] == "threat model: L2 eps=1"
+    assert lines[1].split() == [
+        "clean",
+        "75.0",
+        f"[{100 * low:.1f},",
+        f"{100 * high:.1f}]",
+        "n=4",
+        "balanced",
+        "83.3",
+    ]
+    assert lines[-1].startswith("worst case   25.0 ")
+    assert report.per_class("a") == {0: 1 / 3, 1: 1.0}
+
+
+def test_bad_input(cnn, batch, threat):
+    x, y = batch
+    model = cnn()
+    attack = pgd(threat, steps=1)
+    plain = lambda model, x, y: x  # noqa: E731
+    right = model.eval()(x).argmax(1)
+    for loader, options, kind, says in [
+        ([], {}, ValueError, "loader is empty"),
+        ([(x, y + 10)], {}, ValueError, "legal: integers 0 to 9"),
+        ([(x, y - 3)], {}, ValueError, "labels are torch.int64 from -3"),
+        ([(x * 2, right)], {"attacks": [attack]}, ValueError, "outside the threat model's"),
+        ([(x, right)], {"attacks": [plain]}, ValueError, "says no threat model; give evaluate"),
+        ([(x, y)], {"attacks": [attack, attack]}, ValueError, "two rows would be called 'PGD-1'"),
+        (
+            [(x, right)],
+            {"attacks": [lambda m, x, y: x + 1], "threat": threat},
+            ValueError,
+            "outside the threat model",
+        ),
+        (
+            [(x, right)],
+            {"attacks": [lambda m, x, y: x * torch.nan], "threat": threat},
+            ValueError,
+            "nan",
+        ),
+        ([(x, right)], {"attacks": [lambda m, x, y: x[:1]], "threat": threat}, ValueError, "shape"),
+    ]:
+        with pytest.raises(kind, match=says):
+            evaluate(model, loader, **options)
+    for wrong, kind, says in [
+        (lambda z: (z,), TypeError, "returned a tuple"),
+        (lambda z: z * torch.nan, ValueError, "not finite"),
+        (lambda z: z[:, :5], ValueError, "legal: integers 0 to 4"),
+    ]:
+
+        class Returns(nn.Module):
+            def forward(self, x, wrong=wrong):
+                return wrong(model(x))
+
+        with pytest.raises(kind, match=says):
+            evaluate(Returns(), [batch])
+
+
+def test_a_deeper_prune_is_not_mistaken_for_the_dense_model(cnn, batch):
+    model = cnn()
+    dense = evaluate(model, [batch])
+    MagnitudePruner(model, 0.001)
+    assert evaluate(model, [batch]).labels == dense.labels
+    assert model[6].weight.count_nonzero() == 2

@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+
+from robust_plugin import ThreatModel
+from robust_plugin.threat import parse_eps
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("8/255", 8 / 255), (0.031, 0.031), ("0.25", 0.25), (0, 0.0), ("2", 2.0), (1, 1.0)],
+)
+def test_eps_is_a_number_or_a_fraction(given, value):
+    assert parse_eps(given) == value
+    assert ThreatModel("L2", eps=given).eps == value
+
+
+@pytest.mark.parametrize(
+    "eps", ["8/0", -0.1, "-8/255", "abc", "", None, math.nan, math.inf, "1e999", [1]]
+)
+def test_bad_eps_is_named(eps):
+    with pytest.raises(ValueError, match="eps is .*a number >= 0 or a fraction") as error:
+        ThreatModel("Linf", eps=eps)
+    assert repr(eps) in str(error.value)
+
+
+def test_bad_norm_and_bounds():
+    with pytest.raises(ValueError, match="'L7'; legal: Linf, L2"):
+        ThreatModel("L7", eps=0.1)
+    for low, high in [(1.0, 0.0), (0.5, 0.5), (math.nan, 1.0)]:
+        with pytest.raises(ValueError, match="low must be below high"):
+            ThreatModel("Linf", eps=0.1, low=low, high=high)
+
+
+def test_is_a_value():
+    threat = ThreatModel("Linf", eps="8/255")
+    assert threat == ThreatModel("Linf", eps=8 / 255)
+    assert len({threat, ThreatModel("Linf", eps=8 / 255)}) == 1
+    with pytest.raises(AttributeError):
+        threat.eps = 1.0
+    assert str(threat) == "Linf eps=0.03137"
+
+
+def test_linf_projection_equals_a_loop():
+    threat = ThreatModel("Linf", eps=0.2, low=-1.0, high=0.5)
+    x = torch.rand(4, 3, 5, dtype=torch.float64) * 1.5 - 1
+    x_adv = x + torch.randn_like(x)
+    projected = threat.project(x_adv, x)
+    for got, a, b in zip(projected.flatten(), x_adv.flatten(), x.flatten(), strict=True):
+        wanted = min(max(float(a), float(b) - 0.2), float(b) + 0.2)
+        assert float(got) == pytest.approx(min(max(wanted, -1.0), 0.5), abs=1e-15)
+
+
+def test_l2_projection_ball_then_box():
+    threat = ThreatModel("L2", eps=0.5)
+    x = torch.rand(6, 2, 3, dtype=torch.float64)
+    delta = torch.randn_like(x) * torch.tensor([0.01, 0.1, 1, 10, 0.2, 0]).view(-1, 1, 1)
+    projected = threat.project(x + delta, x)
+    for i in range(6):
+        length = math.sqrt(sum(float(d) ** 2 for d in delta[i].flatten()))
+        wanted = x[i] + delta[i] * (min(1.0, 0.5 / length) if length else 1.0)
+        assert torch.allclose(projected[i], wanted.clamp(0, 1), atol=1e-12)
+    assert float(threat.norms(projected - x).max()) <= 0.5 + 1e-12
+
+
+def test_norms_by_hand():
+    delta = torch.tensor([[[3.0, -4.0]], [[0.0, 1.0]]])
+    assert ThreatModel("L2", eps=1).norms(delta).tolist() == [5.0, 1.0]
+    assert ThreatModel("Linf", eps=1).norms(delta).tolist() == [4.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.full((2, 3), 1.5), r"\[1.5, 1.5\], outside the threat model's \[0, 1\]"),
+        (torch.full((2, 3), -0.1), r"\[-0.1, -0.1\], outside"),
+        (torch.full((2, 3), torch.nan), "nan"),
+        (torch.full((2, 3), torch.inf), "inf"),
+        (torch.zeros(2, 3, dtype=torch.uint8), "dtype torch.uint8"),
+        (torch.zeros(0, 3), "empty"),
+    ],
+)
+def test_bad_inputs(x, says):
+    with pytest.raises(ValueError, match=says):
+        ThreatModel("Linf", eps=0.1).check_inputs(x)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_result_inside_the_ball_passes_and_outside_raises(norm):
+    threat = ThreatModel(norm, eps=0.1)
+    x = torch.full((3, 4), 0.5)
+    direction = torch.zeros(3, 4)
+    direction[1, 2] = 1.0
+    threat.check_result(x + 0.1 * direction, x)
+    with pytest.raises(ValueError, match=f"moved a point by 0.102 in {norm}, beyond eps = 0.1"):
+        threat.check_result(x + 0.102 * direction, x)
+    with pytest.raises(ValueError, match=r"shape \(3, 5\)"):
+        threat.check_result(torch.zeros(3, 5), x)
+    with pytest.raises(ValueError, match="nan"):
+        threat.check_result(x * torch.nan, x)
+    with pytest.raises(ValueError, match="outside"):
+        threat.check_result(x + 0.55, x + 0.49)
