@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.attacks import guarded
+from robust_plugin.guard import guarded
 from robust_plugin.threat import ThreatModel
 
 # The targeted attacks try the nine most likely wrong classes, where there are as many.

@@ -11,13 +11,15 @@ import torch
 from torch.utils.data import Subset
 
 from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.attacks import Attack, pgd
+from robust_plugin.attacks import pgd
 from robust_plugin.checkpoint import write_text
 from robust_plugin.evaluation import Report, evaluate
+from robust_plugin.guard import Attack
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
 from robust_plugin.recipes.data import load_data, loader
+from robust_plugin.recipes.identity import seed_of
 from robust_plugin.recipes.models import build_model
-from robust_plugin.recipes.run import device_of, load_weights, seed_of
+from robust_plugin.recipes.run import device_of, load_weights
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ Nothing is written before the first epoch has passed, nor where the settings are
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,18 +23,17 @@ from torch import nn
 
 from robust_plugin import checkpoint
 from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.attacks import Attack, pgd
+from robust_plugin.attacks import pgd
 from robust_plugin.budget import check_density
 from robust_plugin.dense import load_dense_state_dict
 from robust_plugin.evaluation import Report, evaluate
+from robust_plugin.guard import Attack
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.config import RecipeConfig, StageConfig, as_plain
 from robust_plugin.recipes.data import load_data, loader
+from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
 from robust_plugin.recipes.models import build_model
 from robust_plugin.sparsity import sparsity
-
-# Settings that no trained weight depends on, or that the stage or file that does brings itself.
-_NOT_IDENTITY = ("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads")
 
 
 class Run:
@@ -71,11 +69,7 @@ class Run:
         )
         if config.evaluation.autoattack:
             AutoAttack(self.threat).check(self.data.classes)
-        self._identity: dict[str, Any] = {
-            name: setting for name, setting in as_plain(config).items() if name not in _NOT_IDENTITY
-        }
-        if config.checkpoint is not None:
-            self._identity["checkpoint"] = _digest(config.checkpoint)
+        self._identity = identity_of(config)
 
     @property
     def example(self) -> torch.Tensor:
@@ -216,39 +210,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
             raise ValueError(f"{path} holds no plain state_dict: no mapping of names to tensors.")
     load_dense_state_dict(model, state)
-
-
-def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise a ValueError that names the first setting in which two identities differ."""
-    before, after = _flat(saved), _flat(now)
-    for key in [*before, *after]:
-        if before.get(key) != after.get(key):
-            raise ValueError(
-                f"{folder} holds a run with other settings: {key} was {before.get(key)!r} and is "
-                f"now {after.get(key)!r}. Give another --out, or delete the folder."
-            )
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(settings, Mapping):
-        return {prefix: settings}
-    return {
-        key: value
-        for name, each in settings.items()
-        for key, value in _flat(each, f"{prefix}.{name}" if prefix else name).items()
-    }
-
-
-def seed_of(*parts: object) -> int:
-    """Return a seed that is a function of its parts alone; near parts give unrelated seeds."""
-    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint at {path}.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_settings(config: RecipeConfig) -> None:

@@ -15,7 +15,8 @@ from robust_plugin.objectives import replay
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.config import StageConfig
 from robust_plugin.recipes.data import loader
-from robust_plugin.recipes.run import Run, load_weights, seed_of
+from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.run import Run, load_weights
 
 
 def pretrained(run: Run) -> nn.Module:

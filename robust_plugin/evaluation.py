@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attachment import held_weights
-from robust_plugin.attacks import Attack, attacked, check_logits, guarded
+from robust_plugin.guard import Attack, attacked, check_logits, guarded
 from robust_plugin.threat import ThreatModel
 
 # The 97.5 % point of the normal distribution: intervals are 95 %.
@@ -67,7 +67,7 @@ class Report:
         flags: for ``"clean"`` and each attack, whether each point is right; a point that is
             wrong clean is wrong under every attack.
         points: for each row, how many points were evaluated; an attack given fewer points
-            (``Limited``) speaks of the first ones only.
+            (see ``limits``) speaks of the first ones only.
         threat: the threat model in words, or None without attacks.
         findings: what looked wrong with the model.
     """

@@ -1,19 +1,12 @@
-"""What can be pruned in a model: which weights share one score tensor and one rate."""
+"""Groups: which weights share one score tensor and one rate."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-
-_PRUNABLE: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("weight",),
-    nn.modules.conv._ConvNd: ("weight",),
-    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-}
 
 
 @dataclass(frozen=True)
@@ -116,79 +109,6 @@ class Group:
         return total
 
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise unless ``model`` is a bare network: masks attach below wrappers, never above.
-
-    Raises:
-        TypeError: if it is no nn.Module.
-        ValueError: for DataParallel, DistributedDataParallel, FSDP and compiled wrappers.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
-    kind = type(model).__name__
-    fix = {
-        "DistributedDataParallel": "model.module, and wrap it again after set_phase",
-        "DataParallel": "model.module",
-        "FullyShardedDataParallel": "the module before sharding",
-        "OptimizedModule": "model._orig_mod, and compile after attaching",
-    }
-    if kind in fix or kind.startswith("FSDP"):
-        raise ValueError(f"model is wrapped in {kind}; give {fix.get(kind, 'it before sharding')}.")
-
-
-def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
-    """Return one group for every convolution, linear and attention weight of a model.
-
-    Tied weights share a group.
-
-    Args:
-        model: any model.
-        exclude: layers, or names of layers, that stay dense with everything below them.
-
-    Raises:
-        ValueError: if nothing is left to prune, an excluded layer is not in the model, a weight
-            is tied to a parameter that cannot be masked, or a layer is parametrized already.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    dense = _below(modules, exclude)
-    owners: dict[nn.Parameter, list[Member]] = {}
-    for member in prunable_members(model):
-        if member.layer in dense:
-            continue
-        if parametrize.is_parametrized(member.layer):
-            raise ValueError(
-                f"layer {member.layer_name!r} is parametrized already; finalize or "
-                "remove_parametrizations first, or exclude it."
-            )
-        parameter = member.layer._parameters.get(member.parameter)
-        if parameter is None:
-            raise ValueError(
-                f"{member.name} is no parameter but made by a hook (torch's prune, weight_norm or "
-                "spectral_norm); remove that first, or exclude the layer."
-            )
-        owners.setdefault(parameter, []).append(member)
-    masked = {(member.layer, member.parameter) for each in owners.values() for member in each}
-    others = {
-        parameter: f"{name}.{key}" if name else key
-        for name, layer in modules.items()
-        for key, parameter in layer._parameters.items()
-        if parameter is not None and (layer, key) not in masked
-    }
-    if not owners:
-        raise ValueError(
-            f"{type(model).__name__} has no prunable layer"
-            + (" that is not excluded" if dense else "")
-            + "; prunable are convolutions, linear layers and MultiheadAttention."
-        )
-    for parameter, members in owners.items():
-        if parameter in others:
-            raise ValueError(
-                f"{members[0].name} and {others[parameter]} are one tied parameter, and only the "
-                f"first can be masked; untie them, or give exclude=[{members[0].layer_name!r}]."
-            )
-    return tuple(Group(tuple(members)) for members in owners.values())
-
-
 def check_groups(
     model: nn.Module, groups: Sequence[Group], exclude: Collection[str | nn.Module] = ()
 ) -> tuple[Group, ...]:
@@ -257,39 +177,3 @@ def divisible(
             f"divisible by {pattern[1]}."
         )
     return fits, tuple(group.name for group in groups if group not in fits)
-
-
-def prunable_members(model: nn.Module) -> Iterator[Member]:
-    """Yield every weight that masks can cover, with or without one attached."""
-    for name, layer in model.named_modules():
-        for kind, parameters in _PRUNABLE.items():
-            if isinstance(layer, kind):
-                for parameter in parameters:
-                    if getattr(layer, parameter) is not None:
-                        yield Member(layer, name, parameter)
-
-
-def _below(
-    modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
-) -> set[nn.Module]:
-    """Return the excluded layers and all below them."""
-    below: set[nn.Module] = set()
-    for entry in exclude:
-        layer = modules.get(entry) if isinstance(entry, str) else entry
-        if layer is None or layer not in modules.values():
-            raise ValueError(
-                f"exclude names {entry!r}, which is not in the model; it has "
-                f"{[name for name in modules if name]}."
-            )
-        below.update(layer.modules())
-    return below
-
-
-def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the affine parameters of the normalisation layers, trained in every phase."""
-    return [
-        parameter
-        for layer in model.modules()
-        if "norm" in type(layer).__name__.lower()
-        for parameter in layer.parameters(recurse=False)
-    ]

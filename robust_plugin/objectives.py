@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.attacks import Attack, kl_divergence, pgd, unwrapped
+from robust_plugin.attacks import kl_divergence, pgd
+from robust_plugin.guard import Attack, unwrapped
 from robust_plugin.threat import ThreatModel, parse_eps, per_point
 
 Batch = TypeVar("Batch")

@@ -31,16 +31,10 @@ from robust_plugin.control import (
 from robust_plugin.control import densities as rate_densities
 from robust_plugin.flops import multiply_adds
 from robust_plugin.following import check_holds, check_ranks, step_was_skipped
-from robust_plugin.groups import (
-    Group,
-    check_groups,
-    divisible,
-    norm_parameters,
-    refuse_wrapped,
-    weight_groups,
-)
+from robust_plugin.groups import Group, check_groups, divisible
 from robust_plugin.masks import parse_pattern
 from robust_plugin.plan import plan
+from robust_plugin.prunable import norm_parameters, refuse_wrapped, weight_groups
 from robust_plugin.rates import Rates
 from robust_plugin.scores import Scores, initial_scores
 

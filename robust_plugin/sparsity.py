@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robust_plugin.dense import dense_names
 from robust_plugin.flops import multiply_adds
-from robust_plugin.groups import prunable_members
+from robust_plugin.prunable import prunable_members
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_plugin import HydraPruner, ThreatModel, guarded, pgd
-from robust_plugin.attacks import check_logits, dlr_loss, kl_divergence, margin_loss
+from robust_plugin.attacks import dlr_loss, kl_divergence, margin_loss
+from robust_plugin.guard import check_logits
 
 
 def attack_loss(name, logits, y, clean):

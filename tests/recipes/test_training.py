@@ -28,7 +28,8 @@ from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import ObjectiveConfig, StageConfig, build
 from robust_plugin.recipes.data import Data
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
-from robust_plugin.recipes.run import Run, seed_of
+from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import cosine, pretrained, train
 
 Results = dict[str, Any]

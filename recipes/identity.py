@@ -1,0 +1,56 @@
+"""Which settings a file came from, and the seeds that follow from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from robust_plugin.recipes.config import RecipeConfig, as_plain
+
+# Settings that no trained weight depends on, or that the stage or file that does brings itself.
+_NOT_IDENTITY = ("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads")
+
+
+def identity_of(config: RecipeConfig) -> dict[str, Any]:
+    """Return the settings that all stages of a run depend on; a checkpoint by its content.
+
+    Raises:
+        ValueError: if there is no such checkpoint.
+    """
+    plain = as_plain(config)
+    identity = {name: value for name, value in plain.items() if name not in _NOT_IDENTITY}
+    if config.checkpoint is not None:
+        if not config.checkpoint.is_file():
+            raise ValueError(f"there is no checkpoint at {config.checkpoint}.")
+        identity["checkpoint"] = hashlib.sha256(config.checkpoint.read_bytes()).hexdigest()
+    return identity
+
+
+def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise a ValueError that names the first setting in which two identities differ."""
+    before, after = _flat(saved), _flat(now)
+    for key in [*before, *after]:
+        if before.get(key) != after.get(key):
+            raise ValueError(
+                f"{folder} holds a run with other settings: {key} was {before.get(key)!r} and is "
+                f"now {after.get(key)!r}. Give another --out, or delete the folder."
+            )
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {prefix: settings}
+    return {
+        key: value
+        for name, each in settings.items()
+        for key, value in _flat(each, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed that is a function of its parts alone; near parts give unrelated seeds."""
+    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

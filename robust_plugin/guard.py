@@ -1,0 +1,115 @@
+"""The contract of an attack, and the guard around every one of them.
+
+An attack is any callable ``attack(model, x, y) -> x_adv``. It may come from anywhere; run inside
+``guarded`` it leaves the model as it was and stays in its threat model, or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.attachment import held_weights
+from robust_plugin.threat import ThreatModel
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class NamedAttack(Protocol):
+    """An attack that says what it is and what it may do; ``evaluate`` reads both."""
+
+    name: str
+    threat: ThreatModel
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return adversarial inputs of the shape of ``x``."""
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, gradients on, masked weights held; all as before afterwards.
+
+    Restores every module's training flag and every parameter's requires_grad and .grad, also
+    when the attack raises.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    # A library that accumulates into .grad adds in place: give it a place of its own.
+    for parameter, _, grad in parameters:
+        if grad is not None:
+            parameter.grad = None
+    try:
+        model.eval()
+        with torch.inference_mode(False), torch.enable_grad(), held_weights(model):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside DDP or DataParallel, which attacks run on.
+
+    A forward pass of the wrapper talks to the other processes, and attacks need not make equally
+    many on each.
+    """
+    kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return model.module if isinstance(model, kinds) else model
+
+
+def guarded(attack: Attack, threat: ThreatModel) -> Attack:
+    """Wrap any attack so that it leaves the model untouched and stays in the threat model.
+
+    The attack sees the network inside a DDP or DataParallel wrapper.
+
+    Raises (when called):
+        TypeError: if the model returns no tensor.
+        ValueError: for inputs outside [low, high], labels out of range, NaN logits, or a result
+            of wrong shape, not finite, or outside the box or the ball.
+    """
+
+    def guarded_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        threat.check_inputs(x)
+        model = unwrapped(model)
+        with attacked(model):
+            # Tensors made in inference mode cannot take part in a backward pass.
+            x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
+            x_adv = attack(model, x, y).detach()
+        threat.check_result(x_adv, x)
+        return x_adv
+
+    return guarded_attack
+
+
+def check_logits(logits: object, y: Tensor) -> Tensor:
+    """Return the logits if they are finite and of shape [B, classes], with labels to match.
+
+    Raises:
+        TypeError: if the model returned something else than a tensor.
+        ValueError: for another shape, NaN or inf, or labels outside 0..classes-1.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model returned a {type(logits).__name__}; give a model that returns logits "
+            "alone, e.g. a wrapper whose forward picks them."
+        )
+    if logits.dim() != 2 or len(logits) != len(y):
+        raise ValueError(
+            f"the model returned shape {tuple(logits.shape)} for {len(y)} labels; legal: "
+            "[batch, classes]."
+        )
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the model returned logits that are not finite.")
+    if y.is_floating_point() or not bool(((y >= 0) & (y < logits.shape[1])).all()):
+        raise ValueError(
+            f"labels are {y.dtype} from {y.min().item()} to {y.max().item()}; legal: integers 0 "
+            f"to {logits.shape[1] - 1}, the model has {logits.shape[1]} classes."
+        )
+    return logits
