@@ -77,7 +77,7 @@ def _compare(words: list[str]) -> None:
         CompareConfig, read_preset(preset, CompareConfig), words, "robust-plugin compare"
     )
     print(compare(config, Path(out)))
-    print(f"\nreport.json, report.txt and kept.png are in {out}")
+    print(f"\nreport.json, report.txt, kept.png and curves.png are in {out}")
 
 
 def _evaluate(words: list[str]) -> None:

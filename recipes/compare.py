@@ -24,7 +24,7 @@ from robust_plugin.checkpoint import load, write_text
 from robust_plugin.evaluation import Report
 from robust_plugin.recipes.config import RecipeConfig, as_plain, build
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
-from robust_plugin.recipes.report import Cell, comparison_table, plot_kept
+from robust_plugin.recipes.report import Cell, comparison_table, plot_curves, plot_kept
 from robust_plugin.recipes.run import Run, check_settings
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Job:
 
 
 def compare(config: CompareConfig, folder: Path) -> str:
-    """Run what is left of a comparison; write report.json, report.txt and kept.png.
+    """Run what is left of a comparison; write report.json, report.txt, kept.png and curves.png.
 
     Returns:
         str: the table.
@@ -123,11 +123,31 @@ def _write(
         f"{row}, {density:.3g}": json.loads((jobs[0].folder / "report.json").read_text())["kept"]
         for (row, density), jobs in chosen.items()
     }
-    content = {"data": data, "settings": as_plain(config), "cells": [c.plain() for c in table]}
-    write_text(folder / "report.json", json.dumps({**content, "kept": kept}, indent=1))
+    curves = {
+        f"{100 * density:g} % kept": {
+            row: _mean_curve(jobs) for (row, each), jobs in chosen.items() if each == density
+        }
+        for density in config.densities
+    }
+    content = {
+        "data": data,
+        "settings": as_plain(config),
+        "cells": [cell.plain() for cell in table],
+        "kept": kept,
+        "curves": curves,
+    }
+    write_text(folder / "report.json", json.dumps(content, indent=1))
     write_text(folder / "report.txt", text + "\n")
     plot_kept(kept, folder / "kept.png")
+    plot_curves(curves, folder / "curves.png")
     return text
+
+
+def _mean_curve(jobs: Sequence[Job]) -> list[float]:
+    """Robust accuracy on validation after each epoch of prune and fine-tune, mean over seeds."""
+    logs = [(job.folder / "log.jsonl").read_text().splitlines() for job in jobs]
+    each = [[json.loads(line)["robust"] for line in log] for log in logs]
+    return [sum(values) / len(values) for values in zip(*each, strict=True)]
 
 
 def _check(config: CompareConfig) -> None:
@@ -215,6 +235,10 @@ def _share_prune_phase(source: Path, target: Path) -> None:
             partial = target / f".{stage.name}.partial"
             shutil.copy(stage, partial)
             os.replace(partial, target / stage.name)
+    log = target / "log.jsonl"
+    if not log.is_file():
+        lines = (source / "log.jsonl").read_text().splitlines(keepends=True)
+        write_text(log, "".join(line for line in lines if json.loads(line)["stage"] == "prune"))
 
 
 def _measure(job: Job) -> tuple[Path, Report]:

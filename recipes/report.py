@@ -13,6 +13,8 @@ from robust_plugin.evaluation import Report
 # Rows whose scores nobody learned; the strongest of them is what learning has to beat.
 _FIXED = ("LWM", "global", "iterative")
 
+_STYLES = ("-", "--", ":", "-.")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -124,24 +126,54 @@ def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> No
         kept: by network, then by layer: [kept, size].
         path: the file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     layers = list(next(iter(kept.values())))
     figure, axes = plt.subplots(figsize=(max(6.0, 0.5 * len(layers) + 4), 4.5))
-    styles = ["-", "--", ":", "-."]
     for number, (name, shares) in enumerate(kept.items()):
         values = [shares[layer][0] / shares[layer][1] for layer in layers]
-        axes.plot(values, styles[number // 10 % 4], marker="o", ms=3, label=name)
+        axes.plot(values, _STYLES[number // 10 % 4], marker="o", ms=3, label=name)
     axes.set_yscale("log")
     axes.set_ylabel("share kept")
     axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", fontsize=7)
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Draw robust accuracy on validation against epochs, a panel a density, to a PNG.
+
+    Args:
+        curves: by panel, then by method: the accuracy after each epoch, in [0, 1].
+        path: the file.
+    """
+    plt = _pyplot()
+    figure, panels = plt.subplots(
+        1, len(curves), figsize=(4.5 * len(curves) + 2.5, 4.0), sharey=True, squeeze=False
+    )
+    for axes, (title, methods) in zip(panels[0], curves.items(), strict=True):
+        for number, (name, values) in enumerate(methods.items()):
+            epochs = range(1, len(values) + 1)
+            axes.plot(epochs, values, _STYLES[number // 10 % 4], lw=1, label=name)
+        axes.set(title=title, xlabel="epoch after pre-training")
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("robust accuracy on validation")
+    panels[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window, on any machine
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     partial = path.with_name(f".{path.name}.partial.png")
     figure.savefig(partial, dpi=130)
-    plt.close(figure)
+    _pyplot().close(figure)
     partial.replace(path)

@@ -96,6 +96,28 @@ def test_the_table_has_every_row_with_n_and_intervals(
         total, size = (sum(each) for each in zip(*layers.values(), strict=True))
         assert total / size == pytest.approx(float(name.split(", ")[1]), abs=0.005)
     assert (tmp_path / "kept.png").stat().st_size > 0
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_curves_are_the_mean_over_seeds_of_the_epochs_that_were_trained(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    use(planted())
+    compare(comparison(seeds=[0, 1], lrs=[1e-9, 0.1]), tmp_path)
+    curves = json.loads((tmp_path / "report.json").read_text())["curves"]["30 % kept"]
+    assert list(curves) == list(ROWS)
+    for row, cell in cells(tmp_path).items():
+        if row[0] == "dense":
+            continue
+        logs = []
+        for seed in (0, 1):
+            run = tmp_path / f"seed{seed}" / row[0].replace(" ", "-") / "0.3" / f"lr{cell['lr']:g}"
+            logs.append([json.loads(line) for line in (run / "log.jsonl").open()])
+        stages = [record["stage"] for record in logs[0]]
+        learned = not row[0].startswith("LWM")
+        assert stages == ["prune"] * learned + ["finetune"] * (4 - learned)
+        means = [(a["robust"] + b["robust"]) / 2 for a, b in zip(*logs, strict=True)]
+        assert curves[row[0]] == means
 
 
 def test_all_rows_start_from_the_dense_network_of_their_seed(

@@ -1,13 +1,21 @@
 import json
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from robust_plugin.evaluation import Report, mcnemar, wilson_interval
-from robust_plugin.recipes.report import Cell, comparison_table, mean_interval, plot_kept
+from robust_plugin.recipes.report import (
+    Cell,
+    comparison_table,
+    mean_interval,
+    plot_curves,
+    plot_kept,
+)
 
 
 def report(clean: int, robust: int, n: int = 20, first: int = 0) -> Report:
@@ -121,16 +129,26 @@ def test_a_cell_is_plain_json() -> None:
     }
 
 
-def test_the_plot_is_a_picture_and_leaves_nothing_else(tmp_path: Path) -> None:
-    kept = {"LWM": {"a.weight": [1, 10], "b.weight": [5, 10]}, "HARP": {"a.weight": [3, 10]}}
-    kept["HARP"]["b.weight"] = [3, 10]
-    plot_kept(kept, tmp_path / "kept.png")
-    with Image.open(tmp_path / "kept.png") as picture:
+KEPT = {
+    "LWM": {"a.weight": [1, 10], "b.weight": [5, 10]},
+    "HARP": {"a.weight": [3, 10], "b.weight": [3, 10]},
+}
+CURVES = {"5 % kept": {"LWM": [0.2, 0.6], "HARP": [0.5, 0.7]}, "1 % kept": {"LWM": [0.1, 0.3]}}
+
+
+@pytest.mark.parametrize(
+    "draw", [partial(plot_kept, KEPT), partial(plot_curves, CURVES)], ids=["kept", "curves"]
+)
+def test_a_plot_is_a_picture_and_leaves_nothing_else(
+    draw: Callable[[Path], None], tmp_path: Path
+) -> None:
+    draw(tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as picture:
         width, height = picture.size
         colours = picture.convert("RGB").getcolors(1 << 24)
     assert width > 400 and height > 300 and colours is not None
     assert len(colours) > 10  # not an empty sheet
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 
 
 def test_the_plot_bears_a_layer_that_one_network_lacks_zeros_in(tmp_path: Path) -> None:
