@@ -62,7 +62,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
-    """Return the comparison as Markdown: a line a cell, then learned minus the best magnitude.
+    """Return the comparison as Markdown: a line a cell, then learned minus magnitude.
 
     One seed: accuracy with its Wilson 95 % interval over the points. Several: the mean over
     seeds with the half-width of its 95 % t interval.
@@ -98,25 +98,28 @@ def _densities(cells: Sequence[Cell]) -> list[float]:
 
 
 def _gain(cells: Sequence[Cell], density: float, rows: Sequence[str]) -> list[str]:
-    """Compare the best learned with the best magnitude row, both chosen on validation."""
+    """Each learned row minus the magnitude row that validation chose, paired by seed."""
     here = [cell for cell in cells if cell.density == density and cell.validation is not None]
     fixed = [cell for cell in here if cell.row.startswith(_FIXED)]
     learned = [cell for cell in here if not cell.row.startswith(_FIXED)]
     if not fixed or not learned or len(rows) < 2:
         return []
-    best = [max(group, key=lambda cell: cell.validation or 0.0) for group in (learned, fixed)]
-    attack = rows[1]
-    pairs = zip(best[0].values(attack), best[1].values(attack), strict=True)
-    mean, half = mean_interval([a - b for a, b in pairs])
-    interval = f" ± {100 * half:.1f}" if not math.isnan(half) else ""
-    p_values = [
-        f"{a.compare(b, attack):.2g}" for a, b in zip(best[0].reports, best[1].reports, strict=True)
-    ]
+    best, attack = max(fixed, key=lambda cell: cell.validation or 0.0), rows[1]
     return [
         "",
-        f"{100 * density:g} % kept, chosen on validation: {best[0].row} minus {best[1].row}, "
-        f"{attack}: {100 * mean:+.1f}{interval} points (McNemar p a seed: {', '.join(p_values)})",
+        f"{100 * density:g} % kept, {attack}, points above {best.row}, the magnitude row that "
+        "validation chose (McNemar p a seed):",
+        *(f"- {cell.row}: {_difference(cell, best, attack)}" for cell in learned),
     ]
+
+
+def _difference(cell: Cell, other: Cell, attack: str) -> str:
+    pairs = zip(cell.values(attack), other.values(attack), strict=True)
+    mean, half = mean_interval([a - b for a, b in pairs])
+    interval = f" ± {100 * half:.1f}" if not math.isnan(half) else ""
+    reports = zip(cell.reports, other.reports, strict=True)
+    p_values = ", ".join(f"{a.compare(b, attack):.2g}" for a, b in reports)
+    return f"{100 * mean:+.1f}{interval} ({p_values})"
 
 
 def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_table_has_every_row_with_n_and_intervals(
         *[("| 10 %", name) for name in ROWS],
     ]
     assert all("[" in cell and "]" in cell for row in rows for cell in row[3:])
-    assert text.count("chosen on validation") == 2
+    assert text.count("that validation chose") == 2
     found = cells(tmp_path)
     assert set(found) == {("dense", 1.0), *[(row, k) for k in (0.3, 0.1) for row in ROWS]}
     kept = json.loads((tmp_path / "report.json").read_text())["kept"]
