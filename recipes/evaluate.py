@@ -66,7 +66,10 @@ def of_run(folder: Path) -> EvaluateConfig:
         raise ValueError(
             f"{folder} holds no finished run: config.json and model.safetensors are expected."
         )
-    content = json.loads(settings.read_text())
+    try:
+        content = json.loads(settings.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{settings} is no JSON: {error}") from error
     names = [field.name for field in dataclasses.fields(RecipeConfig)]
     base = build(RecipeConfig, {name: content[name] for name in names}, where=str(settings))
     return EvaluateConfig(

@@ -21,7 +21,8 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
         ValueError: if there is no such checkpoint.
     """
     plain = as_plain(config)
-    identity = {name: value for name, value in plain.items() if name not in _NOT_IDENTITY}
+    kept = {name: value for name, value in plain.items() if name not in _NOT_IDENTITY}
+    identity = {"recipe": type(config).__name__, **kept}
     if config.checkpoint is not None:
         if not config.checkpoint.is_file():
             raise ValueError(f"there is no checkpoint at {config.checkpoint}.")

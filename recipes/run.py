@@ -14,6 +14,7 @@ Nothing is written before the first epoch has passed, nor where the settings are
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,14 @@ class Run:
         device: where it runs.
 
     Raises:
-        ValueError: for data, a device or a checkpoint that is not there, or an illegal setting.
+        ValueError: for data, a device or a checkpoint that is not there, an illegal setting, or a
+            folder that is a file.
     """
 
     def __init__(self, folder: Path, config: RecipeConfig) -> None:
         self.folder, self.config = Path(folder), config
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{folder} is a file; give another --out.")
         self.threat = config.threat.build()
         check_settings(config)
         self.device = device_of(config.device)
@@ -105,7 +109,10 @@ class Run:
         path = self._path(name, best=best)
         if not path.is_file():
             return None
-        found = checkpoint.load(path)
+        try:
+            found = checkpoint.load(path)
+        except ValueError as error:
+            raise ValueError(f"{error} Delete it to train the stage {name} anew.") from error
         refuse_other_settings(found.meta["identity"], self._identity, self.folder)
         return found
 
@@ -225,6 +232,9 @@ def check_settings(config: RecipeConfig) -> None:
     ):
         if value < 1:
             raise ValueError(f"{name} is {value}; legal: at least 1.")
+    for stage in ("pretrain", "prune", "finetune"):
+        if not 0 < (lr := getattr(config, stage).lr) < math.inf:
+            raise ValueError(f"{stage}.lr is {lr}; legal: above 0.")
     if config.evaluation.autoattack < 0:
         raise ValueError(
             f"evaluation.autoattack is {config.evaluation.autoattack}; legal: 0 or more."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, Literal
 
 import torch
@@ -72,6 +73,8 @@ def train(
     if pruner is not None and phase == "prune":
         pruner.follow(optimizer, epochs=epochs, steps_per_epoch=steps)
 
+    if len(records) < epochs and not sys.stderr.isatty():  # where no bar is shown
+        print(f"{name}, epochs {len(records)} to {epochs}: {run.folder}", file=sys.stderr)
     with tqdm(
         total=epochs * steps, initial=len(records) * steps, desc=name, unit="step", disable=None
     ) as bar:

@@ -202,8 +202,11 @@ def pgd(
     ):
         if value not in legal:
             raise ValueError(f"{name} is {value!r}; legal: {', '.join(legal)}.")
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps is {steps} and restarts is {restarts}; legal: at least 1.")
+    if not isinstance(threat, ThreatModel):
+        raise TypeError(f"threat is {threat!r}; give a ThreatModel.")
+    for name, count in (("steps", steps), ("restarts", restarts)):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} is {count!r}; legal: at least 1, whole.")
     if loss == "kl" and start == "clean":
         raise ValueError("loss 'kl' has no gradient at the clean point; take another start.")
     size = 2.5 * threat.eps / steps if step_size is None else parse_eps(step_size)

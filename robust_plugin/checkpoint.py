@@ -129,6 +129,9 @@ def save(
         pruner: the pruner attached to it.
         optimizer: its state.
         meta: anything JSON can hold: epoch, configuration, threat model, seeds, versions.
+
+    Raises:
+        ValueError: for a folder that is not there, or settings that JSON cannot hold.
     """
     tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
     content: dict[str, Any] = {"meta": dict(meta or {}), "pruner": None, "optimizer": None}
@@ -166,10 +169,19 @@ def write_tensors(
 ) -> None:
     """Write tensors and JSON to one safetensors file, atomically."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} to.")
+    try:
+        plain_content = json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: meta and the optimizer's settings have to be finite numbers, strings, lists "
+            f"and mappings; {error}."
+        ) from error
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     # Tied tensors share memory, which the format refuses: each name gets its own copy.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    metadata = {"robust_plugin": _FORMAT, "content": json.dumps(content, allow_nan=False)}
+    metadata = {"robust_plugin": _FORMAT, "content": plain_content}
     try:
         save_file(plain, partial, metadata=metadata)
         with open(partial, "rb") as written:

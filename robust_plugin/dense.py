@@ -60,11 +60,13 @@ def _detach(layer: nn.Module) -> None:
 
 
 def lend_masks(source: nn.Module, copy: nn.Module) -> None:
-    """Give a copy of a masked network the masks of the original.
+    """Give a copy of a masked network, or what an averaged model wraps, the original's masks.
 
     Raises:
         ValueError: if the two are not masked in the same places.
     """
+    wrapped = getattr(copy, "module", None)  # torch's AveragedModel, timm's ModelEma
+    copy = wrapped if isinstance(wrapped, nn.Module) else copy
     ours = {(name, key): carrier for name, _, key, carrier in masked_weights(source)}
     theirs = {(name, key): carrier for name, _, key, carrier in masked_weights(copy)}
     if ours.keys() != theirs.keys():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attachment import held_weights
+from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, check_logits, guarded
 from robust_plugin.threat import ThreatModel
 
@@ -66,16 +67,17 @@ class Report:
         labels: of each point.
         flags: for ``"clean"`` and each attack, whether each point is right; a point that is
             wrong clean is wrong under every attack.
-        points: for each row, how many points were evaluated; an attack given fewer points
-            (see ``limits``) speaks of the first ones only.
+            An attack given fewer points (see ``limits``) speaks of the first ones only.
         threat: the threat model in words, or None without attacks.
         findings: what looked wrong with the model.
+        inputs: SHA-256 of the inputs, by which reports know that they are of the same points.
     """
 
     labels: tuple[int, ...]
     flags: Mapping[str, tuple[bool, ...]]
     threat: str | None = None
     findings: tuple[str, ...] = field(default=())
+    inputs: str = ""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -126,11 +128,16 @@ class Report:
         """Return McNemar's exact p-value against another model's report on the same points.
 
         Raises:
-            ValueError: if the points differ.
+            TypeError: if it is no report.
+            ValueError: if the points, or of an attack's row the threat models, differ.
         """
+        if not isinstance(other, Report):
+            raise TypeError(f"other is a {type(other).__name__}; give a Report.")
         mine, theirs = self._row(row), other._row(row)
-        if self.labels != other.labels:
+        if self.labels != other.labels or self.inputs != other.inputs:
             raise ValueError("the two reports are not of the same test points.")
+        if row != "clean" and self.threat != other.threat:
+            raise ValueError(f"one report is of {self.threat}, the other of {other.threat}.")
         return mcnemar(mine, theirs)
 
     def to_json(self) -> str:
@@ -145,6 +152,7 @@ class Report:
             "threat": self.threat,
             "n": {row: len(flags) for row, flags in self.flags.items()},
             "findings": list(self.findings),
+            "inputs": self.inputs,
             "labels": list(self.labels),
             "flags": {row: "".join("01"[f] for f in flags) for row, flags in self.flags.items()},
         }
@@ -157,17 +165,28 @@ class Report:
         flags = {
             row: tuple(char == "1" for char in chars) for row, chars in content["flags"].items()
         }
-        return cls(tuple(content["labels"]), flags, content["threat"], tuple(content["findings"]))
+        return cls(
+            tuple(content["labels"]),
+            flags,
+            content["threat"],
+            tuple(content["findings"]),
+            content["inputs"],
+        )
 
     def __str__(self) -> str:
         """Return a table: accuracy in per cent, 95 % interval, n, balanced accuracy."""
-        rows = [*self.rows, *(["worst case"] if len(self.flags) > 2 else [])]
-        width = max(len(row) for row in rows)
+        rows = {row: row for row in self.rows}
+        if len(self.flags) > 2:
+            some = len(self.worst) < self.n
+            rows["worst case"] = (
+                f"worst case of the first {len(self.worst)}" if some else "worst case"
+            )
+        width = max(len(shown) for shown in rows.values())
         lines = [f"threat model: {self.threat}"] if self.threat else []
-        for row in rows:
+        for row, shown in rows.items():
             low, high = self.interval(row)
             lines.append(
-                f"{row:<{width}}  {100 * self.accuracy(row):5.1f} "
+                f"{shown:<{width}}  {100 * self.accuracy(row):5.1f} "
                 f"[{100 * low:.1f}, {100 * high:.1f}]  n={len(self._row(row))}  "
                 f"balanced {100 * self.balanced(row):.1f}"
             )
@@ -207,8 +226,11 @@ def evaluate(
     findings: list[str] = []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
+    seen = Fingerprint()
     with torch.random.fork_rng(devices=devices), attacked(model):
-        for x, y in loader:
+        for batch in loader:
+            x, y = _points(batch)
+            seen.add(x)
             x, y = x.to(device), y.to(device)
             with torch.no_grad():
                 logits = check_logits(model(x), y)
@@ -235,11 +257,26 @@ def evaluate(
         {row: tuple(each) for row, each in flags.items()},
         "; ".join(sorted(threats)) if threats else None,
         tuple(findings),
+        str(seen),
     )
+
+
+def _points(batch: Any) -> tuple[Tensor, Tensor]:
+    if not (isinstance(batch, list | tuple) and len(batch) == 2):
+        raise TypeError(f"the loader gives a {type(batch).__name__}; legal: batches (x, y).")
+    x, y = batch
+    if not (isinstance(x, Tensor) and x.is_floating_point() and len(x)):
+        shown = (
+            f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        )
+        raise ValueError(f"inputs are {shown}; legal: floats, at least one point.")
+    return x, y
 
 
 def _named(attacks: Sequence[Attack], threat: ThreatModel | None) -> dict[str, Attack]:
     named: dict[str, Attack] = {}
+    if callable(attacks):
+        raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
     for attack in attacks:
         own = getattr(attack, "threat", threat)
         plain = getattr(attack, "__name__", type(attack).__name__)

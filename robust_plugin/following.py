@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -24,6 +27,19 @@ def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             f"the optimizer lacks {len(missing)} parameters of this phase, such as {missing[0]!r}; "
             "build it from what set_phase returned."
         )
+
+
+def warn_of_decay(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> None:
+    """Warn if weight decay would pull the rates, all of them to one half."""
+    learned = {id(rate) for rate in rates}
+    for group in optimizer.param_groups:
+        decay = group.get("weight_decay", 0)
+        if decay and any(id(parameter) in learned for parameter in group["params"]):
+            warnings.warn(
+                f"the optimizer decays the rates by {decay}, which pulls every layer to half of "
+                "its weights; build it from what set_phase returned, which exempts them.",
+                stacklevel=4,
+            )
 
 
 def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:

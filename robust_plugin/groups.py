@@ -42,17 +42,10 @@ class Member:
     def multiply_adds(self, macs: Mapping[tuple[str, str], int]) -> int:
         """Return the multiply-adds one entry takes part in, from ``flops.multiply_adds``.
 
-        Raises:
-            ValueError: if the traced forward pass never reached the layer.
+        0 where the traced forward pass never reached the layer.
         """
         separate = self.parameter in ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        key = (self.layer_name, "in_proj_weight" if separate else self.parameter)
-        if key not in macs:
-            raise ValueError(
-                f"{self.name} did not run in the forward pass that counts FLOPs; exclude it, or "
-                "give example_inputs that reach it."
-            )
-        return macs[key]
+        return macs.get((self.layer_name, "in_proj_weight" if separate else self.parameter), 0)
 
 
 @dataclass(frozen=True)
@@ -98,11 +91,20 @@ class Group:
         return squares.sqrt()
 
     def cost(self, macs: Mapping[tuple[str, str], int] | None) -> int:
-        """Return what one kept entry costs: weights, or multiply-adds where those are given."""
+        """Return what one kept entry costs: weights, or multiply-adds where those are given.
+
+        Raises:
+            ValueError: if the forward pass that counted them never reached a member.
+        """
         total = 0
         for member in self.members:
             entries = 1 if self.channels is None else member.weight.numel() // self.channels
             positions = 1 if macs is None else member.multiply_adds(macs)
+            if not positions:
+                raise ValueError(
+                    f"{member.name} did not run in the forward pass that counts FLOPs; exclude it, "
+                    "or give example_inputs that reach it."
+                )
             total += entries * positions
             if self.channels is None and macs is None:
                 break  # Tied weights are stored once, yet computed with once a member.

@@ -33,11 +33,18 @@ class NamedAttack(Protocol):
 def attacked(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients on, masked weights held; all as before afterwards.
 
-    Restores every module's training flag and every parameter's requires_grad and .grad, also
+    Restores every module's training flag, every buffer (an attack may forget that it is in
+    evaluation mode, and move statistics), and every parameter's requires_grad and .grad, also
     when the attack raises.
+
+    Raises:
+        ValueError: if a parameter was written to.
     """
     flags = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    versions = {name: _version(p) for name, p in model.named_parameters()}
+    # Masks are bool, as large as the weights, and nothing but their pruner moves them.
+    buffers = [(b, b.clone()) for b in model.buffers() if b.dtype != torch.bool]
     # A library that accumulates into .grad adds in place: give it a place of its own.
     for parameter, _, grad in parameters:
         if grad is not None:
@@ -49,9 +56,19 @@ def attacked(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+    for name, parameter in model.named_parameters():
+        if _version(parameter) != versions.get(name):
+            raise ValueError(f"the attack wrote to the parameter {name}; attack a copy instead.")
+
+
+def _version(parameter: Tensor) -> int:
+    return 0 if parameter.is_inference() else parameter._version
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -70,20 +87,23 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
     The attack sees the network inside a DDP or DataParallel wrapper.
 
     Raises (when called):
-        TypeError: if the model returns no tensor.
-        ValueError: for inputs outside [low, high], labels out of range, NaN logits, or a result
-            of wrong shape, not finite, or outside the box or the ball.
+        TypeError: if the model or the attack returns no tensor.
+        ValueError: for inputs outside [low, high], labels out of range, NaN logits, a result
+            of wrong shape, not finite, or outside the box or the ball, or a changed parameter.
     """
 
     def guarded_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         threat.check_inputs(x)
         model = unwrapped(model)
         with attacked(model):
-            # Tensors made in inference mode cannot take part in a backward pass.
-            x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
-            x_adv = attack(model, x, y).detach()
-        threat.check_result(x_adv, x)
-        return x_adv
+            # A clone: the attack may work in place, and tensors made in inference mode cannot take
+            # part in a backward pass.
+            labels = y.clone() if y.is_floating_point() else y.clone().long()
+            x_adv = attack(model, x.detach().clone(), labels)
+        if not isinstance(x_adv, Tensor):
+            raise TypeError(f"the attack returned a {type(x_adv).__name__}; legal: a tensor.")
+        threat.check_result(x_adv.detach(), x)
+        return x_adv.detach()
 
     return guarded_attack
 
@@ -107,6 +127,8 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
         )
     if not bool(logits.isfinite().all()):
         raise ValueError("the model returned logits that are not finite.")
+    if y.dim() != 1:
+        raise ValueError(f"labels have shape {tuple(y.shape)}; legal: one integer a point.")
     if y.is_floating_point() or not bool(((y >= 0) & (y < logits.shape[1])).all()):
         raise ValueError(
             f"labels are {y.dtype} from {y.min().item()} to {y.max().item()}; legal: integers 0 "

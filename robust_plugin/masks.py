@@ -74,7 +74,7 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     >>> parse_pattern("2:4")
     (2, 4)
     """
-    parts = pattern.split(":")
+    parts = pattern.split(":") if isinstance(pattern, str) else []
     if len(parts) == 2 and all(part.isdecimal() for part in parts):
         n, m = int(parts[0]), int(parts[1])
         if 0 < n <= m:

@@ -84,7 +84,7 @@ class HarpPruner(Pruner):
     def __init__(
         self,
         model: nn.Module,
-        density: float,
+        density: float | None = None,
         *,
         learn: Collection[Learnable] = ("scores", "rates"),
         scores: Scores = "scaled_magnitude",

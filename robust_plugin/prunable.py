@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
@@ -21,10 +22,14 @@ def refuse_wrapped(model: nn.Module) -> None:
 
     Raises:
         TypeError: if it is no nn.Module.
-        ValueError: for DataParallel, DistributedDataParallel, FSDP and compiled wrappers.
+        ValueError: for lazy layers, DataParallel, DistributedDataParallel, FSDP and compiled
+            wrappers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"{name} has no shape yet; run one forward pass before attaching.")
     kind = type(model).__name__
     fix = {
         "DistributedDataParallel": "model.module, and wrap it again after set_phase",
@@ -89,6 +94,20 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
     return tuple(Group(tuple(members)) for members in owners.values())
 
 
+def warn_of_uncovered(model: nn.Module, groups: Collection[Group]) -> None:
+    """Warn if masks cover less than half of a model's parameters, naming the largest others."""
+    covered = {m.layer._parameters.get(m.parameter) for group in groups for m in group.members}
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p not in covered}
+    total = sum(p.numel() for p in model.parameters())
+    if 2 * sum(sizes.values()) > total:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        warnings.warn(
+            f"masks cover {1 - sum(sizes.values()) / total:.1%} of the {total:,} parameters; the "
+            f"rest stays dense, the largest being {', '.join(largest)}.",
+            stacklevel=4,
+        )
+
+
 def prunable_members(model: nn.Module) -> Iterator[Member]:
     """Yield every weight that masks can cover, with or without one attached."""
     for name, layer in model.named_modules():
@@ -103,6 +122,8 @@ def _below(
     modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
 ) -> set[nn.Module]:
     """Return the excluded layers and all below them."""
+    if isinstance(exclude, str | nn.Module):
+        raise TypeError(f"exclude is {exclude!r}; give a list of layers or of their names.")
     below: set[nn.Module] = set()
     for entry in exclude:
         layer = modules.get(entry) if isinstance(entry, str) else entry

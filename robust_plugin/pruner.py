@@ -30,11 +30,16 @@ from robust_plugin.control import (
 )
 from robust_plugin.control import densities as rate_densities
 from robust_plugin.flops import multiply_adds
-from robust_plugin.following import check_holds, check_ranks, step_was_skipped
+from robust_plugin.following import check_holds, check_ranks, step_was_skipped, warn_of_decay
 from robust_plugin.groups import Group, check_groups, divisible
 from robust_plugin.masks import parse_pattern
 from robust_plugin.plan import plan
-from robust_plugin.prunable import norm_parameters, refuse_wrapped, weight_groups
+from robust_plugin.prunable import (
+    norm_parameters,
+    refuse_wrapped,
+    warn_of_uncovered,
+    weight_groups,
+)
 from robust_plugin.rates import Rates
 from robust_plugin.scores import Scores, initial_scores
 
@@ -109,6 +114,8 @@ class Pruner:
             raise ValueError(f"learn is {learn!r}; a {pattern} pattern fixes the rates.")
         if groups is None:
             found = weight_groups(model, exclude)
+            if not exclude:
+                warn_of_uncovered(model, found)
         else:
             found = check_groups(model, groups, exclude)
         self.groups, self.left_dense = divisible(found, self.pattern)
@@ -128,6 +135,7 @@ class Pruner:
         self.phase: Phase = "attached"
         self._control = (control, gamma_step) if "rates" in self.learn else (None, None)
         self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._followed: torch.optim.Optimizer | None = None
         self._user_frozen = {p for p in model.parameters() if not p.requires_grad}
         # All masks are built before the first is attached: an error leaves the model alone.
         self.masks = tuple(
@@ -225,16 +233,23 @@ class Pruner:
                 "finalize."
             )
         if phase == "finetune" and self.phase == "attached" and self.learn:
-            raise ValueError(
-                f"{name} has learned nothing yet; run the phase 'prune' before 'finetune', or "
-                "take MagnitudePruner."
-            )
+            raise ValueError(self._nothing_learned())
+
+    def _nothing_learned(self) -> str:
+        return (
+            f"{type(self).__name__} has learned nothing yet; run the phase 'prune' first, or take "
+            "MagnitudePruner."
+        )
 
     def _settle(self) -> None:
         """End the learning: from here on every count is fixed, their sum exactly the budget."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        if self._followed is not None:
+            # Kept in use, it would train nothing but what both phases share, silently.
+            self._hook = self._followed.register_step_pre_hook(self._before_finetune_step)
+            self._followed = None
         if "rates" not in self.learn or self.phase != "prune":
             return
         share = self.budget.share(rate_logits(self.masks), self.masks[0].k_min)
@@ -286,9 +301,15 @@ class Pruner:
         self.schedule = Schedule(self.schedule.step, *lengths)
         if self._hook is not None:
             self._hook.remove()
+        warn_of_decay(optimizer, [mask.rate for mask in self.masks if mask.rate is not None])
+        self._followed = optimizer
         self._hook = optimizer.register_step_post_hook(self._after_step)
         for mask in self.masks:
             mask.unfollowed = False
+
+    def _before_finetune_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self.phase == "finetune":
+            check_holds(optimizer, self.model)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if step_was_skipped(optimizer):
@@ -320,6 +341,16 @@ class Pruner:
             mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))
             mask.choose(count)
 
+    def lend_masks(self, model: nn.Module) -> None:
+        """Give a copy of the network (an EMA, say) the masks as they are now.
+
+        A copy keeps the masks it was made with; lend it these before it is evaluated.
+
+        Raises:
+            ValueError: if ``model`` is no copy of the network.
+        """
+        dense.lend_masks(self.model, model)
+
     def finalize(self, model: nn.Module | None = None) -> None:
         """Turn every masked layer into the plain layer it was, zeros in place.
 
@@ -328,12 +359,15 @@ class Pruner:
                 masks; default the network itself, which ends the pruning.
 
         Raises:
-            ValueError: if it was finalized before, or ``model`` is no copy of the network.
+            ValueError: if it was finalized before, ``model`` is no copy of the network, or
+                nothing of what was to be learned has been.
         """
         if self.phase == "finalized":
             raise ValueError("the pruner is finalized already.")
+        if self.phase == "attached" and self.learn:
+            raise ValueError(self._nothing_learned())
         if model is not None and model is not self.model:
-            dense.lend_masks(self.model, model)
+            self.lend_masks(model)
             dense.finalize(model)
             return
         self._settle()

@@ -44,7 +44,8 @@ class ThreatModel:
         high: largest legal input value.
 
     Raises:
-        ValueError: for an unknown norm, an eps that is no finite number >= 0, or low >= high.
+        ValueError: for an unknown norm, an eps that is no finite number >= 0, low >= high, or an
+            Linf radius beyond the whole box (8 where "8/255" was meant).
 
     >>> ThreatModel("Linf", eps="8/255").eps
     0.03137254901960784
@@ -62,9 +63,15 @@ class ThreatModel:
             raise ValueError(f"norm is {norm!r}; legal: {', '.join(get_args(Norm))}.")
         if not low < high:
             raise ValueError(f"low is {low} and high is {high}; low must be below high.")
+        radius = parse_eps(eps)
+        if norm == "Linf" and radius > high - low:
+            raise ValueError(
+                f"eps is {eps!r}, more than the whole box [{low:g}, {high:g}] is wide; eps is in "
+                'input units, such as "8/255".'
+            )
         for name, value in (
             ("norm", norm),
-            ("eps", parse_eps(eps)),
+            ("eps", radius),
             ("low", float(low)),
             ("high", float(high)),
         ):
@@ -113,7 +120,12 @@ class ThreatModel:
             raise ValueError(
                 f"the attack returned shape {tuple(x_adv.shape)} for inputs of {tuple(x.shape)}."
             )
-        self.check_inputs(x_adv)
+        low, high = (float(v) for v in x_adv.aminmax())
+        if not (self.low - _TOLERANCE <= low and high <= self.high + _TOLERANCE):
+            raise ValueError(
+                f"the attack returned values from {low:g} to {high:g}, outside the threat model's "
+                f"[{self.low:g}, {self.high:g}]."
+            )
         farthest = float(self.norms(x_adv.double() - x.double()).max())
         # The input's own precision bounds what an attack in that dtype can promise.
         slack = _TOLERANCE if x.element_size() >= 4 else 0.01 * max(abs(self.low), abs(self.high))

@@ -209,10 +209,10 @@ def test_reaches_the_worst_case_of_a_linear_model(norm):
         with torch.no_grad():
             assert torch.allclose(margin_loss(model(x_adv), y), before + gain, atol=1e-5)
     # With bounds: Linf moves each pixel as far as box and ball let it.
-    tight = ThreatModel("Linf", eps=0.2, low=0.45, high=0.62)
+    tight = ThreatModel("Linf", eps=0.2, low=0.4, high=0.62)
     x_adv = pgd(tight, steps=20)(model, x, y)
     sign = torch.where(y[:, None] == 0, -gap.sign(), gap.sign())
-    assert torch.allclose(x_adv, (x + 0.2 * sign).clamp(0.45, 0.62), atol=1e-6)
+    assert torch.allclose(x_adv, (x + 0.2 * sign).clamp(0.4, 0.62), atol=1e-6)
 
 
 def frozen_model(cnn):
@@ -450,3 +450,57 @@ def test_names_and_defaults(threat):
         pgd(threat, loss=a, restarts=b).name for a, b in itertools.product(["ce", "kl"], [1, 2])
     }
     assert len(names) == 4
+
+
+def test_an_attack_that_works_in_place_is_judged_by_the_clean_points(threat, batch, cnn):
+    x, y = batch
+    before = x.clone()
+
+    def in_place(model, x, y):
+        return x.add_(0.3).clamp_(0, 1)
+
+    with pytest.raises(ValueError, match="moved a point by 0.3"):
+        guarded(in_place, threat)(cnn(), x, y)
+    assert torch.equal(x, before)
+
+
+def test_statistics_that_an_attack_moved_come_back(threat, batch, cnn):
+    x, y = batch
+    model = cnn()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def in_training_mode(model, x, y):
+        model.train()
+        model(x)
+        return x
+
+    guarded(in_training_mode, threat)(model, x, y)
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+
+
+def test_an_attack_that_writes_to_a_weight_is_named(threat, batch, cnn):
+    x, y = batch
+
+    def writes(model, x, y):
+        with torch.no_grad():
+            model[6].bias.add_(1)
+        return x
+
+    with pytest.raises(ValueError, match=r"wrote to the parameter 6\.bias"):
+        guarded(writes, threat)(cnn(), x, y)
+
+
+def test_results_and_labels_of_the_wrong_kind(threat, batch, cnn):
+    x, y = batch
+    model = cnn()
+    with pytest.raises(TypeError, match="the attack returned a NoneType"):
+        guarded(lambda model, x, y: None, threat)(model, x, y)
+    with pytest.raises(ValueError, match=r"the attack returned values from .* to 1\.5"):
+        guarded(lambda model, x, y: x * 0 + 1.5, threat)(model, x, y)
+    with pytest.raises(ValueError, match=r"labels have shape \(16, 10\)"):
+        pgd(threat, steps=1)(model, x, torch.nn.functional.one_hot(y, 10))
+    assert pgd(threat, steps=1)(model, x, y.int()).shape == x.shape
+    with pytest.raises(TypeError, match="give a ThreatModel"):
+        pgd("Linf")
+    with pytest.raises(ValueError, match=r"steps is 1\.5"):
+        pgd(threat, steps=1.5)

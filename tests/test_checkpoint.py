@@ -325,3 +325,18 @@ def test_text_is_written_atomically(tmp_path):
     checkpoint.write_text(path, "one")
     checkpoint.write_text(path, "two")
     assert path.read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_json_cannot_hold_is_named_and_nothing_written(tmp_path, cnn):
+    model = cnn()
+    adam = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1))
+    for options in (
+        {"meta": {"a": float("nan")}},
+        {"meta": {"a": torch.ones(1)}},
+        {"optimizer": adam},
+    ):
+        with pytest.raises(ValueError, match="have to be finite numbers"):
+            checkpoint.save(tmp_path / "c.safetensors", model=model, **options)
+    with pytest.raises(ValueError, match="there is no folder"):
+        checkpoint.save(tmp_path / "absent" / "c.safetensors", model=model)
+    assert not list(tmp_path.iterdir())

@@ -329,3 +329,41 @@ def test_a_deeper_prune_is_not_mistaken_for_the_dense_model(cnn, batch):
     MagnitudePruner(model, 0.001)
     assert evaluate(model, [batch]).labels == dense.labels
     assert model[6].weight.count_nonzero() == 2
+
+
+def test_reports_of_other_points_or_threats_are_not_compared(cnn, batch):
+    x, y = batch
+    model = cnn().eval()
+    linf = evaluate(model, [batch], attacks=[pgd(ThreatModel("Linf", 0.1), steps=1)])
+    l2 = evaluate(model, [batch], attacks=[pgd(ThreatModel("L2", 0.1), steps=1)])
+    flipped = evaluate(model, [(x.flip(-1), y)], attacks=[pgd(ThreatModel("Linf", 0.1), steps=1)])
+    assert linf.compare(l2) == 1
+    with pytest.raises(ValueError, match="one report is of Linf eps=0.1, the other of L2 eps=0.1"):
+        linf.compare(l2, "PGD-1")
+    with pytest.raises(ValueError, match="not of the same test points"):
+        linf.compare(flipped)
+    with pytest.raises(TypeError, match="give a Report"):
+        linf.compare(None)
+
+
+def test_bad_batches_are_named(cnn, batch):
+    x, y = batch
+    model = cnn()
+    for bad, error, says in (
+        ((x, y, y), TypeError, "legal: batches"),
+        (x, TypeError, "the loader gives a Tensor"),
+        (((255 * x).byte(), y), ValueError, "inputs are torch.uint8"),
+        ((x[:0], y[:0]), ValueError, "at least one point"),
+    ):
+        with pytest.raises(error, match=says):
+            evaluate(model, [bad])
+    with pytest.raises(TypeError, match="give a list of attacks"):
+        evaluate(model, [batch], attacks=pgd(ThreatModel("Linf", 0.1)))
+
+
+def test_a_worst_case_of_fewer_points_says_so(cnn, batch):
+    threat = ThreatModel("Linf", 0.1)
+    attacks = [pgd(threat, steps=1), pgd(threat, steps=2)]
+    report = evaluate(cnn(), [batch], attacks=attacks, limits={"PGD-2": 5})
+    assert "worst case of the first 5" in str(report)
+    assert "worst case of" not in str(evaluate(cnn(), [batch], attacks=attacks))

@@ -99,7 +99,7 @@ def test_a_layer_under_two_names_is_one_member():
     layer = nn.Linear(6, 6)
     model, x = nn.Sequential(layer, nn.ReLU(), layer), torch.randn(3, 6)
     weight = layer.weight.detach().clone()
-    pruner = HydraPruner(model, density=0.5)
+    pruner = MagnitudePruner(model, density=0.5)
     assert [[m.name for m in g.members] for g in pruner.groups] == [["0.weight"]]
     masked = weight * pruner.masks[0].mask
     wanted = F.linear(F.linear(x, masked, layer.bias).relu(), masked, layer.bias)
@@ -228,7 +228,8 @@ def sliced(model, keep1, keep2):
 def test_masked_channels_equal_the_sliced_network(batch, trained):
     x, y = batch[0], batch[1] % 3
     model = convnet()
-    pruner = HydraPruner(model, density=0.5, groups=channel_groups(model))
+    kind = HydraPruner if trained else MagnitudePruner
+    pruner = kind(model, density=0.5, groups=channel_groups(model))
     assert [g.name for g in pruner.groups] == ["conv1 channels", "6.weight"]
     assert [g.size for g in pruner.groups] == [6, 5]
     assert [int(m.kept) for m in pruner.masks] == [3, 3]
@@ -355,3 +356,15 @@ def test_groups_and_exclude_together_are_refused():
     model = convnet()
     with pytest.raises(ValueError, match="exclude"):
         HydraPruner(model, density=0.5, groups=channel_groups(model), exclude=["6"])
+
+
+def test_lazy_layers_and_a_bare_exclude_are_named(cnn):
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="0.weight has no shape yet; run one forward pass"):
+        MagnitudePruner(lazy, 0.5)
+    model = cnn()
+    for bare in (model[6], "6"):
+        with pytest.raises(TypeError, match="give a list of layers"):
+            MagnitudePruner(model, 0.5, exclude=bare)
+    with pytest.raises(ValueError, match=r"pattern is \(2, 4\)"):
+        MagnitudePruner(model, pattern=(2, 4))

@@ -21,7 +21,14 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from robust_plugin import HarpPruner, HydraPruner, ThreatModel, pgd, sparsity
+from robust_plugin import (
+    HarpPruner,
+    HydraPruner,
+    MagnitudePruner,
+    ThreatModel,
+    pgd,
+    sparsity,
+)
 
 CLASSES = 10
 THREAT = ThreatModel("Linf", eps="8/255")
@@ -254,7 +261,7 @@ def test_attention_is_pruned_in_the_projection_that_holds_most_of_its_weights() 
 def test_attention_with_separate_projections_is_pruned() -> None:
     torch.manual_seed(0)
     layer = nn.MultiheadAttention(16, 2, kdim=8, vdim=12, batch_first=True)
-    pruner = HydraPruner(layer, density=0.25)
+    pruner = MagnitudePruner(layer, density=0.25)
     assert {group.name: group.size for group in pruner.groups} == {
         "q_proj_weight": 256,
         "k_proj_weight": 128,
@@ -285,7 +292,7 @@ def test_the_fused_transformer_kernel_sees_the_masked_weights() -> None:
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     x = torch.rand(2, 5, 32)
     dense, _ = operators(model, x)
-    pruner = HydraPruner(model, density=0.1)
+    pruner = MagnitudePruner(model, density=0.1)
     masked, kernels = operators(model, x)
     assert "aten::_transformer_encoder_layer_fwd" in kernels
     pruner.finalize()

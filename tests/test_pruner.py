@@ -222,7 +222,7 @@ def test_the_count_of_a_pattern_is_exact(pattern, budget):
     n, m = map(int, pattern.split(":"))
     model = nn.Sequential(nn.Linear(3 * m, 11), nn.Linear(11, m), nn.Linear(m, 5))
     x = torch.rand(1, 3 * m)
-    pruner = HydraPruner(model, pattern=pattern, budget=budget, example_inputs=x)
+    pruner = MagnitudePruner(model, pattern=pattern, budget=budget, example_inputs=x)
     counts = [33 * n, 5 * n] if 11 % m else [33 * n, m * 11 * n // m, 5 * n]
     assert [int(mask.mask.sum()) for mask in pruner.masks] == counts
     assert [int(mask.kept) for mask in pruner.masks] == counts
@@ -584,3 +584,85 @@ def test_same_seed_same_masks(cnn, attach, train):
         train(pruner, "prune")
         runs.append(torch.cat([m.mask.flatten() for m in pruner.masks]))
     assert torch.equal(*runs)
+
+
+def test_an_optimizer_of_the_prune_phase_is_refused_in_the_next(cnn, batch):
+    model, (x, y) = cnn(), batch
+    pruner = HydraPruner(model, 0.2)
+    optimizer = torch.optim.SGD(pruner.set_phase("prune"), lr=0.1)
+    pruner.follow(optimizer)
+
+    def step(optimizer):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    step(optimizer)
+    groups = pruner.set_phase("finetune")
+    with pytest.raises(ValueError, match="the optimizer lacks .* build it from what set_phase"):
+        step(optimizer)
+    step(torch.optim.SGD(groups, lr=0.1))
+    for group in groups:
+        optimizer.add_param_group({"params": [p for p in group["params"] if p.dim() != 1]})
+    with pytest.raises(ValueError, match="lacks"):  # still without the biases
+        step(optimizer)
+
+
+def test_what_learned_nothing_is_not_finalized(cnn):
+    for kind in (HydraPruner, HarpPruner):
+        model = cnn()
+        pruner = kind(model, 0.2)
+        with pytest.raises(ValueError, match="has learned nothing yet"):
+            pruner.finalize()
+        assert pruner.phase == "attached" and parametrize.is_parametrized(model[0])
+
+
+def test_decaying_rates_warns(cnn):
+    pruner = HarpPruner(cnn(), 0.2)
+    groups = pruner.set_phase("prune")
+    with pytest.warns(UserWarning, match="decays the rates by 0.01"):
+        optimizer = torch.optim.SGD(pruner.model.parameters(), lr=0.1, weight_decay=0.01)
+        pruner.follow(optimizer, epochs=1, steps_per_epoch=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.01)
+        pruner.follow(optimizer, epochs=1, steps_per_epoch=1)
+
+
+def test_a_model_that_masks_hardly_cover_warns():
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = torch.nn.LSTM(8, 8), torch.nn.Linear(8, 2)
+
+    with pytest.warns(UserWarning, match=r"masks cover 2\.7% .* lstm\.weight_[ih]h_l0"):
+        MagnitudePruner(Recurrent(), 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MagnitudePruner(Recurrent(), 0.5, exclude=["lstm"])
+
+
+def test_an_average_is_evaluated_with_the_masks_of_now(cnn, batch, train):
+    model = cnn()
+    pruner = HydraPruner(model, 0.2)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    train(pruner, "prune", lr=3.0)
+    masks = [mask.mask.clone() for mask in pruner.masks]
+    carried = [m for name, m in average.named_buffers() if name.endswith(".mask")]
+    assert any(not torch.equal(a, b) for a, b in zip(masks, carried, strict=True))
+    pruner.lend_masks(average)
+    assert all(torch.equal(a, b) for a, b in zip(masks, carried, strict=True))
+    average.eval()
+    before = average(batch[0])
+    pruner.finalize(average)
+    assert torch.equal(average(batch[0]), before)
+    assert not any(parametrize.is_parametrized(layer) for layer in average.modules())
+
+
+def test_harp_from_rates_given_by_name(cnn, train):
+    pruner = HarpPruner(cnn(), rates={"0.weight": 0.5, "3.weight": 0.2, "6.weight": 0.05})
+    total = pruner.budget.total
+    assert total == 36 + 58 + 64
+    train(pruner, "prune")
+    train(pruner, "finetune")
+    assert pruner.kept == total

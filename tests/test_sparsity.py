@@ -70,3 +70,20 @@ def test_a_model_that_torch_prunes():
 def test_model_without_prunable_layer():
     with pytest.raises(ValueError, match="Sequential has no prunable layer"):
         sparsity(nn.Sequential(nn.ReLU()))
+
+
+def test_a_layer_that_does_not_run_has_no_multiply_adds():
+    class WithIdleHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    table = sparsity(WithIdleHead(), torch.rand(1, 4))
+    assert {layer.name: layer.multiply_adds for layer in table.layers} == {
+        "used.weight": 1,
+        "idle.weight": 0,
+    }
+    assert "idle.weight" in str(table)

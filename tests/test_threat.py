@@ -101,3 +101,11 @@ def test_result_inside_the_ball_passes_and_outside_raises(norm):
         threat.check_result(x * torch.nan, x)
     with pytest.raises(ValueError, match="outside"):
         threat.check_result(x + 0.55, x + 0.49)
+
+
+def test_an_eps_wider_than_the_box_was_meant_as_a_fraction():
+    for eps in (8, "8"):
+        with pytest.raises(ValueError, match="more than the whole box"):
+            ThreatModel("Linf", eps=eps)
+    assert ThreatModel("Linf", eps=1).eps == 1 and ThreatModel("L2", eps=8).eps == 8
+    assert ThreatModel("Linf", eps=8, low=0, high=255).eps == 8

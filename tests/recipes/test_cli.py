@@ -129,7 +129,7 @@ BAD = [
     ("--data.augmentation=rotate", "augmentation='rotate' of 'folder'; legal: none, crop"),
     ("--data.batch-size=0", "data.batch_size is 0; legal: at least 1"),
     ("--evaluation.batch-size=0", "evaluation.batch_size is 0; legal: at least 1"),
-    ("--evaluation.steps=0", "steps is 0 and restarts is 2; legal: at least 1"),
+    ("--evaluation.steps=0", "steps is 0; legal: at least 1"),
     ("--evaluation.restarts=0", "restarts is 0; legal: at least 1"),
     ("--evaluation.autoattack=-1", "evaluation.autoattack is -1; legal: 0 or more"),
     ("--objective.steps=0", "steps is 0"),
