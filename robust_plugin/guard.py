@@ -108,6 +108,44 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
     return guarded_attack
 
 
+class UnitBox(nn.Module):
+    """A network for inputs in [0, 1], which attack libraries take for granted.
+
+    Args:
+        model: a network for inputs in [low, high].
+        threat: its threat model.
+
+    Attributes:
+        threat: the same ball in the unit box: eps / (high - low).
+    """
+
+    def __init__(self, model: nn.Module, threat: ThreatModel) -> None:
+        super().__init__()
+        self.model, self.low, self.width = model, threat.low, threat.high - threat.low
+        self.threat = ThreatModel(threat.norm, threat.eps / self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the network's logits."""
+        logits: Tensor = self.model(self.grown(x))
+        return logits
+
+    def shrunk(self, x: Tensor) -> Tensor:
+        """Return what [0, 1] has for an input of the network."""
+        return x if (self.low, self.width) == (0, 1) else (x - self.low) / self.width
+
+    def grown(self, x: Tensor) -> Tensor:
+        """Return the network's input for one in [0, 1]."""
+        return x if (self.low, self.width) == (0, 1) else self.low + self.width * x
+
+
+@contextmanager
+def forked(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside, and leave them as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def check_logits(logits: object, y: Tensor) -> Tensor:
     """Return the logits if they are finite and of shape [B, classes], with labels to match.
 

@@ -1,0 +1,192 @@
+"""Any attack of torchattacks, under the guard, in the threat model's ball.
+
+torchattacks takes its radius from a default of each class, seeds the global generators alike at
+every call (APGD, APGDT, FAB, Square), and leaves frozen layers in training mode. Here norm, eps and
+bounds come from the threat model alone, every call has noise of its own, and the caller's model and
+generators stay as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.guard import UnitBox, forked, guarded
+from robust_plugin.threat import ThreatModel, per_point
+
+# Classes that do something else than their name, or than an attack, says; and what to take.
+_REFUSED = {
+    "AutoAttack": "it runs 10 iterations where AutoAttack runs 100; take "
+    "robust_plugin.adapters.autoattack.AutoAttack",
+    "CW": "it drops negative logits and cannot move pixels at exactly 0 or 1; take "
+    "pgd(threat, loss='margin', keep='best')",
+    "LGV": "it trains models of its own; attack those by another class",
+    "MultiAttack": "give evaluate several attacks instead; it reports the worst case of each point",
+    "VANILA": "it returns the clean inputs, which evaluate reports anyway",
+}
+# Of the classes with a radius, those that take no norm move in Linf, but for these.
+_L2 = ("PGDL2", "PGDRSL2")
+_RADIUS = ("eps", "max_epsilon")
+# What the threat model, the seed and the network's logits decide.
+_GIVEN = ("model", "norm", "seed", "n_classes", *_RADIUS)
+
+
+@dataclass(frozen=True)
+class TorchAttack:
+    """An attack of torchattacks as ``attack(model, x, y) -> x_adv``.
+
+    Classes without a radius (DeepFool, JSMA, OnePixel, EAD...) look for a small perturbation of
+    any size: where theirs leaves the ball, the point withstood and comes back as it was. A step
+    size that is not given keeps its ratio to the radius, as in the class's defaults.
+
+    Attributes:
+        attack: a class of torchattacks, or an instance with the threat model's radius.
+        threat: norm, eps and bounds.
+        options: of the class's constructor, by name, in units of [0, 1] pixels: steps, alpha...
+        seed: of the noise; None draws one from torch's global generator at each call.
+
+    Raises:
+        TypeError: if it is no attack of torchattacks.
+        ValueError: for classes that are not what their name says, options that the threat model
+            decides or the class does not have, a ball of another norm, an instance of another
+            radius, in normalisation mode, in training mode or with the labels as targets.
+    """
+
+    attack: Any
+    threat: ThreatModel
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        library = _library()
+        kind = self.attack if isinstance(self.attack, type) else type(self.attack)
+        if not issubclass(kind, library.attack.Attack):
+            raise TypeError(f"attack is {self.attack!r}; give a class of torchattacks.")
+        if kind.__name__ in _REFUSED:
+            raise ValueError(f"torchattacks.{kind.__name__}: {_REFUSED[kind.__name__]}.")
+        norm = "L2" if kind.__name__ in _L2 else "Linf"
+        if self._radius and "norm" not in self._parameters and norm != self.threat.norm:
+            raise ValueError(
+                f"torchattacks.{kind.__name__} moves in {norm}, the threat model is {self.threat}."
+            )
+        if isinstance(self.attack, type):
+            self._check_options()
+        else:
+            self._check_instance()
+
+    @property
+    def name(self) -> str:
+        """E.g. ``"torchattacks.PGD"``."""
+        return f"torchattacks.{self._kind.__name__}"
+
+    @property
+    def _kind(self) -> type:
+        return self.attack if isinstance(self.attack, type) else type(self.attack)
+
+    @property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self._kind).parameters
+
+    @property
+    def _radius(self) -> str | None:
+        """What the class calls its radius, if it has one."""
+        return next((name for name in _RADIUS if name in self._parameters), None)
+
+    def _check_options(self) -> None:
+        legal = [name for name in self._parameters if name not in _GIVEN]
+        if unknown := [name for name in self.options if name not in legal]:
+            raise ValueError(
+                f"{self.name} has no option {unknown[0]!r} to choose; legal: {', '.join(legal)}. "
+                "norm and eps are the threat model's."
+            )
+
+    def _check_instance(self) -> None:
+        of = self.attack
+        if self.options:
+            raise ValueError("options are for a class; the instance was built with its own.")
+        if of.normalization_used is not None or of._normalization_applied is not None:
+            raise ValueError(f"{self.name} is in normalisation mode; normalise inside the model.")
+        if of._model_training or of._batchnorm_training or of._dropout_training:
+            raise ValueError(f"{self.name} would attack in training mode; leave that at False.")
+        if of.attack_mode == "targeted(label)":
+            raise ValueError(f"{self.name} takes the labels as targets; choose another mode.")
+        for ours, theirs in (("norm", "norm"), ("eps", self._radius)):
+            if theirs and getattr(of, theirs, None) not in (None, getattr(self.threat, ours)):
+                raise ValueError(
+                    f"{self.name} has {theirs}={getattr(of, theirs)}, the threat model is "
+                    f"{self.threat} (eps = {self.threat.eps!r}); give the class instead."
+                )
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return adversarial inputs of the shape of ``x``."""
+        return guarded(self._run, self.threat)(model, x, y)
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        box = UnitBox(model, self.threat)
+        seed = self.seed if self.seed is not None else int(torch.randint(2**31, (1,)))
+        with forked(seed, x.device), _numpy_seeded(seed):
+            attack = self._build(box, box.shrunk(x), seed)
+            result: Tensor = attack(box.shrunk(x), y)
+        x_adv = box.grown(result.detach().to(x))
+        if self._radius:
+            return x_adv
+        inside = self.threat.norms(x_adv - x) <= self.threat.eps
+        return torch.where(per_point(inside, x), x_adv, x)
+
+    def _build(self, box: UnitBox, x: Tensor, seed: int) -> Any:
+        """The library's object for this model and this call."""
+        if isinstance(self.attack, type):
+            built: Any = self._kind(box, **self._arguments(box.threat.eps))
+        else:
+            # Deep, for SparseFool keeps an attack of its own; the user's model stays shared.
+            theirs = self.attack.model
+            built = copy.deepcopy(self.attack, {id(theirs): theirs})
+            built.set_model(box)
+        built.set_device(x.device)
+        if hasattr(built, "seed"):
+            built.seed = seed
+        if hasattr(built, "n_classes"):
+            with torch.no_grad():
+                built.n_classes = box(x[:1]).shape[1]
+        return built
+
+    def _arguments(self, eps: float) -> dict[str, Any]:
+        arguments = dict(self.options)
+        defaults = {name: each.default for name, each in self._parameters.items()}
+        if "norm" in defaults:
+            arguments["norm"] = self.threat.norm
+        if self._radius:
+            arguments[self._radius] = eps
+            if "alpha" in defaults and "alpha" not in arguments:
+                arguments["alpha"] = defaults["alpha"] * eps / defaults[self._radius]
+        return arguments
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """The same for NumPy's generator, which Pixle and OnePixel draw from."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def _library() -> Any:
+    try:
+        import torchattacks  # noqa: TID251
+    except ImportError as error:
+        raise ImportError(
+            "torchattacks is missing: pip install --no-deps torchattacks==3.5.1 scipy (its pinned "
+            "requests of 2020 is not needed)"
+        ) from error
+    return torchattacks
