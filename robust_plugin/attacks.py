@@ -207,6 +207,8 @@ def pgd(
     for name, count in (("steps", steps), ("restarts", restarts)):
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} is {count!r}; legal: at least 1, whole.")
+    if threat.norm == "L1":
+        raise ValueError("pgd moves in Linf and L2; for L1 take AutoAttack, whose APGD knows it.")
     if loss == "kl" and start == "clean":
         raise ValueError("loss 'kl' has no gradient at the clean point; take another start.")
     size = 2.5 * threat.eps / steps if step_size is None else parse_eps(step_size)

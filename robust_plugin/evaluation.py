@@ -18,6 +18,8 @@ from robust_plugin.threat import ThreatModel
 
 # The 97.5 % point of the normal distribution: intervals are 95 %.
 _Z = 1.959963984540054
+# Points in one forward pass where an attack returned all of them at once.
+_FORWARD = 250
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -218,6 +220,8 @@ def evaluate(
             should be, a forward pass that is random in evaluation mode, or an empty loader.
     """
     named = _named(attacks, threat)
+    at_once = {n for n, a in zip(named, attacks, strict=True) if getattr(a, "whole", False)}
+    held: list[tuple[Tensor, Tensor]] = []
     limits = dict(limits or {})
     if unknown := set(limits) - set(named):
         raise ValueError(f"limits name {sorted(unknown)}; the attacks are {list(named)}.")
@@ -239,16 +243,17 @@ def evaluate(
                     findings += _softmax_finding(logits)
             right = logits.argmax(1) == y
             flags["clean"] += right.tolist()
-            for name, attack in named.items():
+            for name in (name for name in named if name not in at_once):
                 room = limits.get(name, math.inf) - len(flags[name])
-                kept = right[: int(min(room, len(y)))].clone()
-                todo = kept.nonzero().flatten()
-                if len(todo):
-                    x_adv = attack(model, x[todo], y[todo])
-                    with torch.no_grad():
-                        kept[todo] = check_logits(model(x_adv), y[todo]).argmax(1) == y[todo]
-                flags[name] += kept.tolist()
+                kept = right[: int(min(room, len(y)))]
+                flags[name] += _withstood(model, named[name], x, y, kept).tolist()
             labels += y.tolist()
+            held += [(x, y)] if at_once else []
+        if held:
+            xs, ys = (torch.cat(each) for each in zip(*held, strict=True))
+            for name in (name for name in named if name in at_once):
+                kept = torch.tensor(flags["clean"], device=device)[: limits.get(name)]
+                flags[name] = _withstood(model, named[name], xs, ys, kept).tolist()
     if not labels:
         raise ValueError("the loader is empty; nothing to evaluate.")
     threats = {str(getattr(attack, "threat", threat)) for attack in attacks}
@@ -259,6 +264,19 @@ def evaluate(
         tuple(findings),
         str(seen),
     )
+
+
+def _withstood(model: nn.Module, attack: Attack, x: Tensor, y: Tensor, right: Tensor) -> Tensor:
+    """Return which of the first points, right clean, are right under an attack too."""
+    kept, todo = right.clone(), right.nonzero().flatten()
+    if len(todo):
+        x_adv = attack(model, x[todo], y[todo])
+        with torch.no_grad():
+            for first in range(0, len(todo), _FORWARD):
+                rows = todo[first : first + _FORWARD]
+                points = x_adv[first : first + _FORWARD]
+                kept[rows] = check_logits(model(points), y[rows]).argmax(1) == y[rows]
+    return kept
 
 
 def _points(batch: Any) -> tuple[Tensor, Tensor]:

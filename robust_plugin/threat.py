@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-Norm = Literal["Linf", "L2"]
+from robust_plugin.projection import project_on_l1_ball
+
+Norm = Literal["Linf", "L2", "L1"]
 
 # Float32 rounding of x + delta moves a point by up to half a unit in the last place of x.
 _TOLERANCE = 1e-5
@@ -38,7 +40,7 @@ class ThreatModel:
     """All inputs x' with ||x' - x||_norm <= eps and low <= x' <= high.
 
     Args:
-        norm: ``"Linf"`` or ``"L2"``.
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: radius in input units (pixels in [0, 1]), a number or a fraction as a string.
         low: smallest legal input value.
         high: largest legal input value.
@@ -83,17 +85,22 @@ class ThreatModel:
     def norms(self, delta: Tensor) -> Tensor:
         """Return ||delta||_norm of each point: shape [B] for delta of shape [B, ...]."""
         flat = delta.flatten(1)
-        return flat.abs().amax(1) if self.norm == "Linf" else flat.norm(dim=1)
+        if self.norm == "Linf":
+            return flat.abs().amax(1)
+        norms: Tensor = flat.norm(p=2 if self.norm == "L2" else 1, dim=1)
+        return norms
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the point of the threat model nearest to ``x_adv``, for each point of a batch.
 
-        Exact for Linf; for L2 the ball first and the box second, as attacks do (the box only
+        Exact for Linf; for L2 and L1 the ball first and the box second, as attacks do (the box only
         brings a point nearer to x, which lies inside it).
         """
         delta = x_adv - x
         if self.norm == "Linf":
             delta = delta.clamp(-self.eps, self.eps)
+        elif self.norm == "L1":
+            delta = project_on_l1_ball(delta.flatten(1), self.eps).view_as(delta)
         else:
             delta = delta * per_point(self.eps / self.norms(delta).clamp(min=1e-12), x).clamp(max=1)
         return (x + delta).clamp(self.low, self.high)

@@ -1,7 +1,9 @@
 """AutoAttack as an attack like any other, against the library's own standard evaluation."""
 
+import copy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -12,7 +14,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from robust_plugin import HydraPruner, ThreatModel, evaluate
+from robust_plugin.adapters import autoattack
 from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin.cascade import Progress
 
 Trained = Callable[[int], tuple[nn.Module, Tensor, Tensor]]
 
@@ -102,12 +106,11 @@ def test_its_verdicts_are_the_librarys_own(
     threat = ThreatModel(norm, eps)
     ours = AutoAttack(threat, seed=3)(model, x, y)
     theirs = by_the_library(model, x, y, threat)
-    assert torch.equal(ours, theirs)
     right, left = model(x).argmax(1) == y, model(ours).argmax(1) == y
+    assert torch.equal(left, model(theirs).argmax(1) == y)
     assert 0 < left.sum() < right.sum() <= len(y)  # verdicts of both kinds
     assert torch.equal(ours[left], x[left])  # points it cannot fool come back as they were
-    distance = (ours - x).flatten(1)
-    size = distance.abs().amax(1) if norm == "Linf" else distance.norm(dim=1)
+    size = threat.norms(ours - x)
     assert size.max() <= eps + 1e-5 and size[right & ~left].min() > 0
     assert ours.min() >= 0 and ours.max() <= 1
 
@@ -202,7 +205,8 @@ def test_a_point_alone_and_batches_of_any_size(
     threat = ThreatModel("Linf", 0.06)
     for n, batch_size in ((1, 250), (5, 2), (7, 7)):
         x_adv = AutoAttack(threat, seed=3, batch_size=batch_size)(model, x[:n], y[:n])
-        assert torch.equal(x_adv, by_the_library(model, x[:n], y[:n], threat, batch_size))
+        theirs = by_the_library(model, x[:n], y[:n], threat, batch_size)
+        assert torch.equal(model(x_adv).argmax(1) == y[:n], model(theirs).argmax(1) == y[:n])
 
 
 def test_a_network_it_cannot_fool_or_need_not(
@@ -227,10 +231,20 @@ def test_fewer_classes_than_its_loss_needs_are_refused(classes: int) -> None:
     attack.check(4)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (-1.0, 1.0), (0.1, 1.0)])
-def test_another_box_is_refused(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match=rf"inputs in \[0, 1\]; .* \[{low:g}, {high:g}\]"):
-        AutoAttack(ThreatModel("Linf", 0.1, low=low, high=high))
+def test_another_box_gives_the_same_verdicts(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    unit = AutoAttack(ThreatModel("Linf", 0.06), seed=3)(model, x, y)
+
+    class Pixels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 256
+
+    wide = ThreatModel("Linf", 0.06 * 256, low=0, high=256)  # a power of two divides exactly
+    found = AutoAttack(wide, seed=3)(nn.Sequential(Pixels(), model), x * 256, y)
+    assert torch.equal(found / 256, unit)
 
 
 def test_inputs_outside_the_box_are_refused(trained: Trained) -> None:
@@ -245,7 +259,122 @@ def test_without_the_library_one_sentence_says_what_to_type(
     model, x, y = trained(10)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     attack = AutoAttack(ThreatModel("Linf", 0.1))  # making one needs nothing
+    monkeypatch.setitem(sys.modules, "autoattack", None)
     for call in (lambda: attack(model, x, y), lambda: attack.check(10)):
         with pytest.raises(ImportError) as error:
             call()
         assert str(error.value) == "AutoAttack needs: pip install pyautoattack"
+
+
+@pytest.mark.parametrize("version", ["plus", "rand", "screen"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_every_version_in_every_norm_stays_in_the_ball(
+    version: Any, norm: Any, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    threat = ThreatModel(norm, {"Linf": 0.08, "L2": 0.5, "L1": 4.0}[norm])
+    attack = AutoAttack(threat, version=version, seed=3)
+    x_adv = attack(model, x, y)
+    left, right = model(x_adv).argmax(1) == y, model(x).argmax(1) == y
+    assert left.sum() < right.sum()
+    assert threat.norms(x_adv - x).max() <= threat.eps * (1 + 1e-4)
+    assert ("screening" in attack.name) == (version == "screen")
+    if version == "plus":  # all of the standard version's attacks, and more
+        standard = AutoAttack(threat, seed=3)(model, x, y)
+        assert left.sum() <= (model(standard).argmax(1) == y).sum()
+
+
+def test_fooled_points_are_not_computed_again(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    right = model(x).argmax(1) == y
+    computed = [0]
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        computed[0] += len(inputs[0])
+
+    class Untraceable(nn.Module):  # so that the very network is called, and no copy of it
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0 if bool(x.sum() > -1) else x
+
+    counted = nn.Sequential(Untraceable(), model).eval()
+    monkeypatch.setattr(autoattack, "fast_copy", lambda model, x: model)
+    counted.register_forward_pre_hook(count)
+    AutoAttack(ThreatModel("Linf", 0.5), seed=3)(counted, x[right], y[right])  # fools all at once
+    assert computed[0] < 8 * int(right.sum())
+
+
+def test_an_interrupted_evaluation_goes_on_from_its_journal(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    threat = ThreatModel("Linf", 0.06)
+    whole = AutoAttack(threat, seed=3, batch_size=16)(model, x, y)
+    seen: list[Progress] = []
+    stops = {2, 5, 6, 11}
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.done in stops:
+            stops.remove(progress.done)
+            raise KeyboardInterrupt
+
+    attack = AutoAttack(threat, seed=3, batch_size=16, journal=tmp_path / "j", progress=stop)
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            attack(model, x, y)
+    assert torch.equal(attack(model, x, y), whole)
+    files = sorted(path.name for path in (tmp_path / "j").glob("*.safetensors"))
+    assert len(files) == 4 * 3 and files[0] == "apgd-ce-00000.safetensors"
+    last = [progress for progress in seen if progress.done == progress.of]
+    assert last and last[-1].left == int((model(whole).argmax(1) == y).sum())
+
+
+def test_a_journal_of_something_else_is_refused_by_name(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    threat = ThreatModel("Linf", 0.06)
+    AutoAttack(threat, seed=3, journal=tmp_path / "j")(model, x[:4], y[:4])
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[4].bias[0] += 1
+    cases: list[tuple[str, AutoAttack, nn.Module, Tensor]] = [
+        ("model", AutoAttack(threat, seed=3, journal=tmp_path / "j"), other, x[:4]),
+        ("points", AutoAttack(threat, seed=3, journal=tmp_path / "j"), model, x[1:5]),
+        ("seed was 3", AutoAttack(threat, seed=4, journal=tmp_path / "j"), model, x[:4]),
+        (
+            "threat model",
+            AutoAttack(ThreatModel("Linf", 0.07), seed=3, journal=tmp_path / "j"),
+            model,
+            x[:4],
+        ),
+        (
+            "version was standard",
+            AutoAttack(threat, version="screen", seed=3, journal=tmp_path / "j"),
+            model,
+            x[:4],
+        ),
+    ]
+    for says, attack, network, points in cases:
+        with pytest.raises(ValueError, match=f"journal of another evaluation: {says}"):
+            attack(network, points, y[:4])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and no journal"):
+        AutoAttack(threat, seed=3, journal=tmp_path / "full")(model, x[:4], y[:4])
+
+
+def test_bad_settings_are_named(tmp_path: Path) -> None:
+    threat = ThreatModel("Linf", 0.1)
+    with pytest.raises(ValueError, match="version is 'fast'; legal: standard, plus"):
+        AutoAttack(threat, version="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="give a seed"):
+        AutoAttack(threat, journal=tmp_path)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        AutoAttack(threat, batch_size=0)

@@ -1,0 +1,65 @@
+"""A journal: results of a long evaluation, written as they come, from which it resumes.
+
+    fingerprint.json        what the results are of
+    <unit>.safetensors      one finished piece of work
+
+Every file is written whole or not at all, so that whatever a kill leaves is valid, and any number
+of processes may write units side by side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from robust_plugin.checkpoint import read_tensors, write_tensors, write_text
+
+
+class Journal:
+    """Finished units of one evaluation in a folder.
+
+    Args:
+        folder: made if it is missing.
+        fingerprint: what every unit depends on, in words or digests.
+
+    Raises:
+        ValueError: if the folder holds the journal of something else, naming what differs, or
+            files that are no journal's.
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: Mapping[str, str]) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "fingerprint.json"
+        if path.is_file():
+            saved = json.loads(path.read_text())
+            for key in [*saved, *fingerprint]:
+                if saved.get(key) != fingerprint.get(key):
+                    raise ValueError(
+                        f"{self.folder} is the journal of another evaluation: {key} was "
+                        f"{saved.get(key)} and is now {fingerprint.get(key)}. Give another folder, "
+                        "or delete it."
+                    )
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} is not empty and no journal; give another folder.")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(dict(fingerprint), indent=1))
+
+    def get(self, unit: str) -> dict[str, Tensor] | None:
+        """Return what a finished unit gave, or None.
+
+        Raises:
+            ValueError: if its file cannot be read.
+        """
+        path = self._path(unit)
+        return read_tensors(path)[0] if path.is_file() else None
+
+    def put(self, unit: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write a finished unit."""
+        write_tensors(self._path(unit), tensors, {"unit": unit})
+
+    def _path(self, unit: str) -> Path:
+        return self.folder / f"{unit}.safetensors"
