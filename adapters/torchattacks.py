@@ -170,6 +170,19 @@ class TorchAttack:
         return arguments
 
 
+def torchattack(name: str, threat: ThreatModel, *, seed: int | None = None) -> TorchAttack:
+    """Return an attack by the name of its class, with the class's own options.
+
+    Raises:
+        ValueError: if torchattacks has no such class, naming those it has.
+    """
+    library = _library()
+    legal = [each for each in library.__all__ if each not in _REFUSED]
+    if name not in (*legal, *_REFUSED):
+        raise ValueError(f"torchattacks has no {name!r}; legal: {', '.join(legal)}.")
+    return TorchAttack(getattr(library, name), threat, seed=seed)
+
+
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
     """The same for NumPy's generator, which Pixle and OnePixel draw from."""

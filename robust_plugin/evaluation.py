@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.attachment import held_weights
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, check_logits, guarded
+from robust_plugin.sanity import findings, refuse_random
 from robust_plugin.threat import ThreatModel
 
 # The 97.5 % point of the normal distribution: intervals are 95 %.
@@ -227,7 +227,7 @@ def evaluate(
         raise ValueError(f"limits name {sorted(unknown)}; the attacks are {list(named)}.")
     labels: list[int] = []
     flags: dict[str, list[bool]] = {"clean": [], **{name: [] for name in named}}
-    findings: list[str] = []
+    found = ["the model was in training mode; evaluation mode was used"] * model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
     seen = Fingerprint()
@@ -239,8 +239,8 @@ def evaluate(
             with torch.no_grad():
                 logits = check_logits(model(x), y)
                 if not labels:
-                    _refuse_random(model, x, logits)
-                    findings += _softmax_finding(logits)
+                    refuse_random(model, x, logits)
+                    found += findings(model, x, y)
             right = logits.argmax(1) == y
             flags["clean"] += right.tolist()
             for name in (name for name in named if name not in at_once):
@@ -261,7 +261,7 @@ def evaluate(
         tuple(labels),
         {row: tuple(each) for row, each in flags.items()},
         "; ".join(sorted(threats)) if threats else None,
-        tuple(findings),
+        tuple(found),
         str(seen),
     )
 
@@ -305,23 +305,3 @@ def _named(attacks: Sequence[Attack], threat: ThreatModel | None) -> dict[str, A
             raise ValueError(f"two rows would be called {name!r}; give one attack another name.")
         named[name] = guarded(attack, own)
     return named
-
-
-def _refuse_random(model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    with held_weights(model):
-        again = model(x)
-    if not torch.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
-        raise ValueError(
-            "the model gives different logits for the same input in evaluation mode; attacks and "
-            "figures would measure noise. Look for dropout or noise that ignores model.eval()."
-        )
-
-
-def _softmax_finding(logits: Tensor) -> list[str]:
-    sums_to_one = torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4)
-    if bool((logits >= 0).all()) and sums_to_one:
-        return [
-            "the outputs look like probabilities; return logits, or gradients vanish and the "
-            "robust accuracy is too high"
-        ]
-    return []

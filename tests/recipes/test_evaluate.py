@@ -166,6 +166,8 @@ def test_a_file_that_is_no_state_dict_is_named(
     ("option", "message"),
     [
         ("--attacks=pdg", "attack is 'pdg'; legal: pgd, autoattack"),
+        ("--attacks=torchattacks.PDG", "torchattacks has no 'PDG'; legal: GN, FGSM"),
+        ("--attacks=torchattacks.CW", "torchattacks.CW: it drops negative logits"),
         ("--n=0", "n is 0; legal: 1 to 32"),
         ("--n=33", "n is 33; legal: 1 to 32"),
         ("--steps=0", "steps is 0"),
@@ -207,3 +209,25 @@ def test_a_folder_without_a_finished_run_is_named(
     (half / "model.safetensors").unlink()
     assert main(["evaluate", str(half)]) == 2
     assert f"{half} holds no finished run" in capsys.readouterr().err
+
+
+def test_attacks_of_libraries_and_a_journal_by_the_command(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(run), "--attacks", "pgd", "torchattacks.APGD", "screen", "--n=16"]
+    journal, outs = tmp_path / "journal", [tmp_path / "a.json", tmp_path / "b.json"]
+    reports = []
+    for out in outs:  # the second reads what the first wrote
+        assert main([*words, f"--journal={journal}", f"--out={out}"]) == 0
+        reports.append(Report.from_json(out.read_text()))
+    assert reports[0] == reports[1]
+    screening = "screening (apgd-ce, apgd-t)"
+    assert reports[0].rows == ("clean", "PGD-3x2", "torchattacks.APGD", screening)
+    assert screening in capsys.readouterr().out
+    assert {path.name for path in journal.iterdir()} == {
+        "fingerprint.json",
+        "apgd-ce-00000.safetensors",
+        "apgd-t-00000.safetensors",
+    }
+    assert main([*words, "--threat.eps=1/255", f"--journal={journal}"]) == 2
+    assert "journal of another evaluation: threat model was" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+"""AutoAttack here and by the library's own standard evaluation: the same verdicts, sooner.
+
+Small networks on digits and on CIFAR-10 (JPEG), with and without BatchNorm, of 4, 7 and 10 classes,
+in Linf and L2. The two take turns on the same points with the same seed; CPU seconds of one thread.
+A point whose verdict differs has to be one that the library itself judges by its seed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tarfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyautoattack
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from robust_plugin import ThreatModel, pgd
+from robust_plugin.adapters.autoattack import AutoAttack
+
+# Name, classes, BatchNorm, norm, eps, points.
+NETWORKS: list[tuple[str, int, bool, Literal["Linf", "L2"], float, int]] = [
+    ("digits", 10, False, "Linf", 0.15, 240),
+    ("digits", 7, True, "L2", 0.8, 240),
+    ("digits", 4, True, "Linf", 0.15, 160),
+    ("CIFAR-10 (JPEG)", 10, False, "Linf", 2 / 255, 200),
+    ("CIFAR-10 (JPEG)", 7, True, "L2", 0.25, 200),
+]
+AIM = 1.8  # times sooner on small networks: printed, not asserted, since machines differ
+LEAST = 1.0
+
+
+def points_of(name: str, classes: int, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and test points of the first so many classes."""
+    if name == "digits":
+        digits = load_digits()
+        x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+        y = torch.tensor(digits.target)
+        x, y = x[y < classes], y[y < classes]
+        return x[:-320], y[:-320], x[-320:], y[-320:]
+    return (*images(folder / "train", classes, 400), *images(folder / "test", classes, 60))
+
+
+def images(folder: Path, classes: int, each: int) -> tuple[Tensor, Tensor]:
+    x, y = [], []
+    for label, kind in enumerate(sorted(folder.iterdir())[:classes]):
+        for path in sorted(kind.iterdir())[:each]:
+            x.append(torch.tensor(np.asarray(Image.open(path))).permute(2, 0, 1) / 255)
+            y.append(label)
+    return torch.stack(x), torch.tensor(y)
+
+
+def trained(x: Tensor, y: Tensor, classes: int, norm: bool, threat: ThreatModel) -> nn.Module:
+    def normed(channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels) if norm else nn.Identity()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(x.shape[1], 16, 4, stride=2, padding=1),
+        normed(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        normed(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * x[0, 0].numel(), 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+    optimizer, attack = torch.optim.Adam(model.parameters(), lr=3e-3), pgd(threat, steps=3)
+    for _ in range(10):
+        for rows in torch.randperm(len(x)).split(64):
+            x_adv = attack(model, x[rows], y[rows])
+            loss = nn.functional.cross_entropy(model(x_adv), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def by_the_library(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
+) -> Tensor:
+    """Which points withstand the library's own standard evaluation."""
+    with torch.random.fork_rng(devices=[]):
+        library: Any = pyautoattack.AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed)
+        with torch.no_grad():
+            targets = min(9, model(x[:1]).shape[1] - 1)
+        library.apgd_targeted.n_target_classes = library.fab.n_target_classes = targets
+        x_adv, _ = library.run_standard_evaluation(x, y, batch_size=250)
+    with torch.no_grad():
+        return model(x_adv).argmax(1) == y
+
+
+def by_us(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
+    x_adv = AutoAttack(threat, seed=seed, batch_size=250)(model, x, y)
+    with torch.no_grad():
+        return model(x_adv).argmax(1) == y
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    archive = os.environ.get("CIFAR10_JPEG")
+    if not archive:
+        pytest.skip("CIFAR10_JPEG is not set")
+    folder = tmp_path_factory.mktemp("cifar")
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.bench
+def test_the_librarys_verdicts_in_less_time(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(logging.getLogger("auto-attack"), "disabled", True)
+    print("\nAutoAttack standard, CPU seconds, library / ours; verdicts that differ")
+    points = differ = stable = 0
+    for name, classes, norm, ball, eps, most in NETWORKS:
+        threat = ThreatModel(ball, eps)
+        x, y, x_test, y_test = points_of(name, classes, cifar)
+        model = trained(x, y, classes, norm, threat)
+        with torch.no_grad():
+            right = model(x_test).argmax(1) == y_test
+        x, y = x_test[right][:most], y_test[right][:most]
+        start = time.process_time()
+        theirs = by_the_library(model, x, y, threat, seed=0)
+        middle = time.process_time()
+        ours = by_us(model, x, y, threat, seed=0)
+        end = time.process_time()
+        other = (theirs != ours).nonzero().flatten()
+        for row in other[:, None]:
+            seeds = {
+                bool(by_the_library(model, x[row], y[row], threat, seed=s)) for s in range(1, 9)
+            }
+            stable += seeds == {bool(theirs[row])}
+        points, differ = points + len(x), differ + len(other)
+        ratio = (middle - start) / (end - middle)
+        print(
+            f"{name}, {classes} classes, {'BatchNorm' if norm else 'plain'}, {threat}: n={len(x)}, "
+            f"robust {float(theirs.float().mean()):.3f} / {float(ours.float().mean()):.3f}, "
+            f"{middle - start:.1f} / {end - middle:.1f} s: {ratio:.2f} times (aim {AIM}), "
+            f"{len(other)} differ"
+        )
+        assert ratio > LEAST
+    print(f"{differ} of {points} verdicts differ, {stable} of them whatever the library's seed")
+    assert points >= 1000 and stable == 0 and differ <= max(1, points // 1000)
