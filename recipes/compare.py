@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from robust_plugin.checkpoint import load, write_text
-from robust_plugin.evaluation import Report
 from robust_plugin.recipes.config import RecipeConfig, as_plain, build
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
 from robust_plugin.recipes.report import Cell, comparison_table, plot_curves, plot_kept
 from robust_plugin.recipes.run import Run, check_settings
+from robust_plugin.report import Report
 
 T = TypeVar("T")
 

@@ -17,13 +17,14 @@ from robust_plugin.adapters.torchattacks import torchattack
 from robust_plugin.attacks import pgd
 from robust_plugin.cascade import Progress
 from robust_plugin.checkpoint import write_text
-from robust_plugin.evaluation import Report, evaluate
+from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
 from robust_plugin.recipes.data import load_data, loader
 from robust_plugin.recipes.identity import seed_of
 from robust_plugin.recipes.models import build_model
 from robust_plugin.recipes.run import device_of, load_weights
+from robust_plugin.report import Report
 from robust_plugin.threat import ThreatModel
 
 _VERSIONS: dict[str, Version] = {

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from robust_plugin.evaluation import Report
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.harp import HarpConfig, harp
 from robust_plugin.recipes.hydra import HydraConfig, hydra
 from robust_plugin.recipes.magnitude import MagnitudeConfig, magnitude
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained
+from robust_plugin.report import Report
 
 # Each recipe's settings, and the function (run, settings) -> pruned network.
 RECIPES: dict[str, tuple[type[RecipeConfig], Callable[[Run, Any], nn.Module]]] = {

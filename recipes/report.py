@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_plugin.evaluation import Report
+from robust_plugin.report import Report
 
 # Rows whose scores nobody learned; the strongest of them is what learning has to beat.
 _FIXED = ("LWM", "global", "iterative")

@@ -27,13 +27,14 @@ from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.attacks import pgd
 from robust_plugin.budget import check_density
 from robust_plugin.dense import load_dense_state_dict
-from robust_plugin.evaluation import Report, evaluate
+from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.config import RecipeConfig, StageConfig, as_plain
 from robust_plugin.recipes.data import load_data, loader
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
 from robust_plugin.recipes.models import build_model
+from robust_plugin.report import Report
 from robust_plugin.sparsity import sparsity
 
 

@@ -89,3 +89,21 @@ def test_a_batchnorm_used_twice_or_behind_two_uses_is_not_folded(batch):
     fast = fast_copy(model, batch[0])
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in fast.modules())
     torch.testing.assert_close(fast(batch[0]), model(batch[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_channels_last_breaks_is_copied_plain():
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)).view(x.shape[0], -1)[:, :5]
+
+    x = torch.rand(2, 64, 4, 4)
+    model = trained_statistics(Views(), x)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        model.to(memory_format=torch.channels_last)(x)
+    model.to(memory_format=torch.contiguous_format)
+    fast = fast_copy(model, x)
+    assert type(fast) is Views and torch.equal(fast(x), model(x))

@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from robust_plugin import HydraPruner, ThreatModel, evaluate
+from robust_plugin import HydraPruner, ThreatModel, evaluate, finalize
 from robust_plugin.adapters import autoattack
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.cascade import Progress
@@ -378,3 +378,21 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
         AutoAttack(threat, journal=tmp_path)
     with pytest.raises(ValueError, match="batch_size is 0"):
         AutoAttack(threat, batch_size=0)
+
+
+def test_masks_count_while_they_are_learned(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    masked = copy.deepcopy(model)
+    pruner = HydraPruner(masked, 0.5)
+    pruner.set_phase("prune")
+    plain = copy.deepcopy(masked)
+    finalize(plain)
+    attack = AutoAttack(ThreatModel("Linf", 0.06), seed=3)
+    found = attack(masked, x, y)
+    assert torch.equal(found, attack(plain, x, y))
+    assert not torch.equal(found, attack(model, x, y))
+    with torch.no_grad():
+        assert 0 < (masked(found).argmax(1) == y).sum() < (masked(x).argmax(1) == y).sum()

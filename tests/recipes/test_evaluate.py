@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robust_plugin.evaluation import Report
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import DataConfig, ThreatConfig
 from robust_plugin.recipes.data import load_data, loader
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
 from robust_plugin.recipes.models import build_model
+from robust_plugin.report import Report
 
 Words = Callable[..., list[str]]
 

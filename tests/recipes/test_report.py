@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from robust_plugin.evaluation import Report, mcnemar, wilson_interval
 from robust_plugin.recipes.report import (
     Cell,
     comparison_table,
@@ -16,6 +15,7 @@ from robust_plugin.recipes.report import (
     plot_curves,
     plot_kept,
 )
+from robust_plugin.report import Report, mcnemar, wilson_interval
 
 
 def report(clean: int, robust: int, n: int = 20, first: int = 0) -> Report:
