@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
+from robust_plugin.phases import Learnable
 from robust_plugin.presets import HarpPruner
-from robust_plugin.pruner import Learnable
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train

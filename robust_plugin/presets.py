@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from robust_plugin.budget import Unit
 from robust_plugin.control import Control
 from robust_plugin.groups import Group
-from robust_plugin.pruner import Learnable, Pruner
+from robust_plugin.phases import Learnable
+from robust_plugin.pruner import Pruner
 from robust_plugin.rates import Rates
 from robust_plugin.scores import Scores
 

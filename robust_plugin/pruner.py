@@ -33,9 +33,9 @@ from robust_plugin.flops import multiply_adds
 from robust_plugin.following import check_holds, check_ranks, step_was_skipped, warn_of_decay
 from robust_plugin.groups import Group, check_groups, divisible
 from robust_plugin.masks import parse_pattern
+from robust_plugin.phases import Learnable, Phase, check_order, nothing_learned, train_only
 from robust_plugin.plan import plan
 from robust_plugin.prunable import (
-    norm_parameters,
     refuse_wrapped,
     warn_of_uncovered,
     weight_groups,
@@ -48,9 +48,6 @@ from robust_plugin.scores import Scores, initial_scores
 # ERK leaves small layers dense, which no gradient would bring down again.
 _START_DENSITY = 0.1
 _K_MIN_SHARE = 0.1
-
-Learnable = Literal["scores", "rates"]
-Phase = Literal["attached", "prune", "finetune", "finalized"]
 
 
 class Pruner:
@@ -197,49 +194,15 @@ class Pruner:
         Raises:
             ValueError: if the phase is unknown, or out of order: prune, finetune, finalize.
         """
-        self._check_order(phase)
+        check_order(self.phase, phase, learns=bool(self.learn), name=type(self).__name__)
         if phase == "finetune" and self.phase != "finetune":
             self._settle()
         self.phase = phase
-        norms = set(norm_parameters(self.model))
-        own = {parameter for mask in self.masks for parameter in mask.parameters()}
-        for parameter in self.model.parameters():
-            if parameter not in own and parameter not in self._user_frozen:
-                parameter.requires_grad_(phase == "finetune" or parameter in norms)
-        scores = [mask.scores for mask in self.masks if "scores" in self.learn]
-        rates = [mask.rate for mask in self.masks if mask.rate is not None]
-        for parameter in (*scores, *rates):
-            parameter.requires_grad_(phase == "prune")
+        groups = train_only(self.model, self.masks, phase, self.learn, self._user_frozen)
         for mask in self.masks:
             mask.unfollowed = phase == "prune" and self._hook is None
         self.update_masks()
-        others = [p for p in self.model.parameters() if p.requires_grad and p not in own]
-        groups: list[dict[str, Any]] = [{"params": others}]
-        if phase == "prune":
-            groups += [{"params": learned, "weight_decay": 0.0} for learned in (scores, rates)]
-        return [group for group in groups if group["params"]]
-
-    def _check_order(self, phase: str) -> None:
-        if phase not in ("prune", "finetune"):
-            raise ValueError(f"phase is {phase!r}; legal: 'prune', then 'finetune'.")
-        name = type(self).__name__
-        if phase == "prune" and not self.learn:
-            raise ValueError(
-                f"{name} learns nothing, so it has no prune phase; start at set_phase('finetune')."
-            )
-        if self.phase == "finalized" or (phase == "prune" and self.phase == "finetune"):
-            raise ValueError(
-                f"phase {phase!r} cannot follow {self.phase!r}; the order is prune, finetune, "
-                "finalize."
-            )
-        if phase == "finetune" and self.phase == "attached" and self.learn:
-            raise ValueError(self._nothing_learned())
-
-    def _nothing_learned(self) -> str:
-        return (
-            f"{type(self).__name__} has learned nothing yet; run the phase 'prune' first, or take "
-            "MagnitudePruner."
-        )
+        return groups
 
     def _settle(self) -> None:
         """End the learning: from here on every count is fixed, their sum exactly the budget."""
@@ -365,7 +328,7 @@ class Pruner:
         if self.phase == "finalized":
             raise ValueError("the pruner is finalized already.")
         if self.phase == "attached" and self.learn:
-            raise ValueError(self._nothing_learned())
+            raise ValueError(nothing_learned(type(self).__name__))
         if model is not None and model is not self.model:
             self.lend_masks(model)
             dense.finalize(model)
