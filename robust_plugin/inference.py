@@ -69,7 +69,7 @@ def _folded(model: nn.Module) -> fx.GraphModule:
             and norm.running_mean is not None
             and len(before.users) == calls[before.target] == calls[node.target] == 1
         ):
-            traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+            traced.add_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()

@@ -146,6 +146,7 @@ torch.set_num_threads(1)
 place, rank = "file://" + sys.argv[2], int(sys.argv[3])
 dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
 torch.save(run(), sys.argv[4])
+dist.barrier()
 dist.destroy_process_group()
 """
 
@@ -161,7 +162,11 @@ def test_two_processes_give_the_verdicts_of_one(tmp_path):
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     for out in outs:
         assert torch.equal(torch.load(out, weights_only=True), run())
 
