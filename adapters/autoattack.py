@@ -50,7 +50,7 @@ class AutoAttack:
     """AutoAttack as an attack: ``attack(model, x, y) -> x_adv``, best on all points at once.
 
     Points that it cannot fool come back as they were. Under torch.distributed the processes share
-    the batches, and each returns all points.
+    the batches, and each returns all points: call it on every process, or it waits for the others.
 
     Attributes:
         threat: norm (Linf, L2 or L1), eps and bounds.

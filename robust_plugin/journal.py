@@ -42,7 +42,7 @@ class Journal:
                         f"{saved.get(key)} and is now {fingerprint.get(key)}. Give another folder, "
                         "or delete it."
                     )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and not all(_is_partial(each) for each in self.folder.iterdir()):
             raise ValueError(f"{self.folder} is not empty and no journal; give another folder.")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,3 +63,8 @@ class Journal:
 
     def _path(self, unit: str) -> Path:
         return self.folder / f"{unit}.safetensors"
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether a kill, or another process that is writing now, has left this behind."""
+    return path.name.startswith(".") and path.name.endswith(".partial")

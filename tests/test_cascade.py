@@ -230,3 +230,10 @@ def test_gradients_of_fooled_points_are_zero_and_of_the_others_the_models():
     assert float(ours[1].abs().max()) == 0
     rest = torch.tensor([0, 2, 3, 4, 5])
     torch.testing.assert_close(ours[rest], theirs[rest])
+
+
+def test_a_journal_killed_while_it_was_made_can_be_made_again(tmp_path):
+    (tmp_path / "j").mkdir()
+    (tmp_path / "j" / ".fingerprint.json.7.partial").write_text("{")
+    assert torch.equal(run(journal=Journal(tmp_path / "j", {"of": "this"})), run())
+    assert (tmp_path / "j" / "fingerprint.json").is_file()
