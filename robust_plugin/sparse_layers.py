@@ -68,6 +68,10 @@ class SparseLayer(nn.Module):
         """Return the dense layer that computes the same."""
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        """Return shape and number of values, for ``repr``."""
+        return f"{self.shape[0]} x {self.shape[1]}, {len(self.values)} values"
+
 
 class SparseLinear(SparseLayer):
     """y = x W^T + b with W in CSR.
@@ -237,7 +241,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> nn.Module:
     state, content = read_tensors(path)
     if content.get("layers") != "csr":
         raise ValueError(f"{path} was not written by save_sparse.")
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     new: dict[nn.Module, nn.Module] = {}
     try:
         for key in state:
@@ -247,7 +251,8 @@ def load_sparse(path: str | Path, model: nn.Module) -> nn.Module:
         loaded = with_layers(model, new).eval().requires_grad_(False)
         loaded.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit this network: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} does not fit this network: {reason}") from error
     return loaded
 
 
