@@ -124,7 +124,12 @@ def _compare(
                 "returns a tensor."
             )
         fed = {name: each.numpy() for name, each in zip(names, batch, strict=True)}
-        found = torch.from_numpy(session.run(None, fed)[0])
+        try:
+            found = torch.from_numpy(session.run(None, fed)[0])
+        except Exception as error:  # A network that depends on the batch size has just one.
+            raise ValueError(
+                f"onnxruntime cannot run the network at batch size {len(batch[0])}: {error}"
+            ) from error
         scale = max(float(expected.abs().amax()), torch.finfo(expected.dtype).tiny)
         difference = float((found - expected).abs().amax()) / scale
         if not difference <= tolerance:  # NaN is no small difference.

@@ -18,7 +18,7 @@ from robust_plugin.sparse_layers import SparseConv2d, SparseLayer, SparseLinear,
 _MOST_KEPT = 0.3
 # "Clearly faster": what two timings of one layer differ by on a busy machine is not enough.
 _CLEARLY = 0.9
-# The unfolded input of a convolution may take this much memory.
+# One unfolded example of a convolution may take this much memory.
 _MOST_BYTES = 256 * 2**20
 # Two ways to compute the same outputs differ by rounding; more than this is another network.
 _RELATIVE = 1e-4

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robust_plugin import MagnitudePruner, export, semi_structured
+from robust_plugin import MagnitudePruner, export, semi_structured, sparse_layers
 from robust_plugin.checkpoint import save
 from robust_plugin.export import alternating, sparse
 from robust_plugin.sparse_layers import (
@@ -85,7 +85,7 @@ GEOMETRIES = [
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_a_sparse_convolution_equals_the_dense_one(geometry):
+def test_a_sparse_convolution_equals_the_dense_one(geometry, monkeypatch):
     layer = pruned(nn.Conv2d(8, 16, **geometry), 0.2)
     candidate = SparseConv2d.of(layer)
     inputs = {
@@ -101,13 +101,17 @@ def test_a_sparse_convolution_equals_the_dense_one(geometry):
         before, found = x.clone(), candidate(x)
         torch.testing.assert_close(found, layer(x), rtol=0, atol=1e-5, msg=name)
         assert found.is_contiguous() and torch.equal(x, before)
+    monkeypatch.setattr(sparse_layers, "_CACHE", 2 * candidate.unfolded_bytes(x))
+    x = torch.randn(5, 8, 9, 7)  # two examples, two, and one
+    torch.testing.assert_close(candidate(x), layer(x), rtol=0, atol=1e-5)
     unfolded = F.unfold(
-        F.pad(inputs["batch"], candidate.pads),
+        F.pad(inputs["one"], candidate.pads),
         layer.kernel_size,
         stride=layer.stride,
         dilation=layer.dilation,
     )
     assert candidate.unfolded_bytes(inputs["batch"]) == 4 * unfolded.numel()
+    assert candidate.unfolded_bytes(inputs["no batch"]) == 4 * unfolded.numel()
     assert torch.equal(candidate.dense_layer().weight, layer.weight)
     with pytest.raises(RuntimeError):
         candidate(torch.randn(2, 16, 9, 7))  # never a view of other memory
@@ -173,7 +177,7 @@ def test_what_stays_dense_and_why(faster, monkeypatch):
         pruned(nn.Linear(32, 8), 0.1),
     )
     x = torch.rand(5, 4, 6, 6)
-    monkeypatch.setattr(export, "_MOST_BYTES", 5 * 36 * 16 * 4 - 1)
+    monkeypatch.setattr(export, "_MOST_BYTES", 36 * 16 * 4 - 1)
     exported, report = sparse(model, x)
     assert [layer.reason for layer in report.layers] == [
         "would unfold to 0 MiB",
@@ -183,7 +187,7 @@ def test_what_stays_dense_and_why(faster, monkeypatch):
     ]
     table = str(report)
     assert all(line in table for line in ("keeps more than 30%", "10.0x", "1 of 4 layers in CSR"))
-    monkeypatch.setattr(export, "_MOST_BYTES", 5 * 36 * 16 * 4)
+    monkeypatch.setattr(export, "_MOST_BYTES", 36 * 16 * 4)
     assert sparse(model, x)[1].chosen == ("0", "4")
 
 
