@@ -121,11 +121,13 @@ def sparse(
             )
         given = _layer_inputs(plain, inputs)
         trials = {layer: _trial(name, layer, given[layer]) for layer, name in _layers(plain)}
-        new = {layer: found for layer, (_, found) in trials.items() if found is not None}
+        new: dict[nn.Module, nn.Module] = {
+            layer: found for layer, (_, found) in trials.items() if found is not None
+        }
         exported = with_layers(plain, new)
         against, dense, csr = _whole(plain, exported, inputs, expected)
     timings = [timing for timing, _ in trials.values()]
-    if against is not None:
+    if against is not None or not new:
         exported, csr = plain, dense
         timings = [replace(t, chosen=False, reason=against) if t.chosen else t for t in timings]
     return exported, SparseReport(tuple(timings), dense, csr, torch.get_num_threads())

@@ -75,7 +75,7 @@ def most_kept(weight: Tensor, m: int) -> int:
     """
     if weight.dim() < 2 or weight.shape[1] % m:
         raise ValueError(f"n:{m} needs dimension 1 divisible by {m}; got {tuple(weight.shape)}.")
-    rows = (weight.detach() != 0).movedim(1, -1).unflatten(-1, (-1, m))
+    rows = (weight.detach() != 0).movedim(1, -1).reshape(-1, m)
     return int(rows.sum(-1).amax())
 
 

@@ -117,7 +117,7 @@ class SparseConv2d(SparseLayer):
         self.kernel_size = cast(tuple[int, int], layer.kernel_size)
         self.stride = cast(tuple[int, int], layer.stride)
         self.dilation = cast(tuple[int, int], layer.dilation)
-        self.padding = layer.padding
+        self.padding = cast(str | tuple[int, int], layer.padding)
         self.padding_mode = layer.padding_mode
         # left, right, top, bottom; numbers also for "same".
         self.pads = list(layer._reversed_padding_repeated_twice)
@@ -146,7 +146,7 @@ class SparseConv2d(SparseLayer):
         at_once = max(1, _CACHE // max(1, self.unfolded_bytes(x)))
         if len(x) <= at_once:
             return self._convolved(x)
-        return torch.cat([self._convolved(part) for part in x.split(at_once)])
+        return torch.cat([self._convolved(part) for part in torch.split(x, at_once)])
 
     def _convolved(self, x: Tensor) -> Tensor:
         height, width = self.output_size(x)
@@ -269,10 +269,12 @@ def _stored_layer(layer: nn.Module, name: str, state: Mapping[str, Tensor]) -> S
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise KeyError(f"{name} is a {type(layer).__name__}, no Linear or Conv2d.")
     rows = layer.weight.flatten(1)
-    parts = [state[f"{name}.{key}"] for key in ("crow_indices", "col_indices", "values")]
+    crow, col, values = (
+        state[f"{name}.{key}"] for key in ("crow_indices", "col_indices", "values")
+    )
     shape = (len(rows), rows.shape[1] * (layer.groups if isinstance(layer, nn.Conv2d) else 1))
     # The product does not check its indices: a wrong one would read foreign memory.
-    csr = torch.sparse_csr_tensor(*parts, shape, check_invariants=True)
+    csr = torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=True)
     if isinstance(layer, nn.Linear):
         return SparseLinear.of(layer, csr)
     return SparseConv2d.of(layer, csr)

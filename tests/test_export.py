@@ -139,6 +139,7 @@ def test_csr_is_taken_where_it_was_faster(faster):
         faster(factor)
         exported, report = sparse(model, x)
         assert report.chosen == chosen
+        assert (report.sparse, report.dense) == (factor if chosen else 1.0, 1.0)
         assert exported.again is exported.conv and exported is not model
         assert isinstance(exported.conv, SparseConv2d) == ("conv" in chosen)
         assert isinstance(exported.head, SparseLinear) == ("head" in chosen)
