@@ -47,14 +47,12 @@ def _check_mask(group: GroupMask, name: str) -> None:
         )
     if group.pattern is None:
         return
-    n, most = (
-        group.pattern.kept_of_m(kept, group.mask.numel()),
-        most_kept(group.mask, group.pattern.m),
-    )
+    m = group.pattern.m
+    n, most = group.pattern.kept_of_m(kept, group.mask.numel()), most_kept(group.mask, m)
     if most != n:
         raise ValueError(
-            f"the mask of {name} keeps up to {most} of {group.pattern.m} entries instead of {n}; "
-            "call pruner.update_masks(), which chooses it anew from the scores."
+            f"the mask of {name} keeps up to {most} of {m} entries instead of {n}; call "
+            "pruner.update_masks(), which chooses it anew from the scores."
         )
 
 
@@ -125,11 +123,9 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict()
     dense: dict[str, Tensor] = {}
     for name, under in dense_names(model).items():
-        dense[name] = (
-            state[under]
-            if name == under
-            else _without_negative_zeros(effective_weight(model, name))
-        )
+        dense[name] = state[under]
+        if name != under:
+            dense[name] = _without_negative_zeros(effective_weight(model, name))
     return dense
 
 

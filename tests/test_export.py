@@ -154,13 +154,13 @@ def test_csr_is_taken_where_it_was_faster(faster):
 def test_the_network_is_never_slower(faster):
     """Layers that are faster alone do not count where the whole network is not."""
     model, x = Residual(), torch.rand(2, 16, 6, 6)
-    for factor in (1.0, 1.2):
+    for factor in (0.98, 1.0, 1.2):
         faster(0.5, network=factor)
         exported, report = sparse(model, x)
         assert report.chosen == () and report.sparse == report.dense
         assert not any(isinstance(layer, SparseLayer) for layer in exported.modules())
         assert f"the whole network was not faster: {1 / factor:.2f}x" in str(report)
-    faster(0.5, network=0.99)
+    faster(0.5, network=0.96)
     assert sparse(model, x)[1].chosen == ("conv", "head")
 
 
@@ -274,7 +274,7 @@ def test_an_export_by_the_clock():
     first, last = report.layers
     if report.chosen:
         assert report.chosen == ("0",) and first.sparse < 0.9 * first.dense
-        assert report.sparse < report.dense
+        assert report.sparse <= 0.97 * report.dense
     else:  # a very busy machine
         assert first.sparse > 0.9 * first.dense or "not faster" in first.reason
     assert last.reason == "keeps more than 30%" and report.threads == torch.get_num_threads()
