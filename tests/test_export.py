@@ -11,14 +11,8 @@ from torch.nn import functional as F
 from robust_plugin import MagnitudePruner, export, semi_structured, sparse_layers
 from robust_plugin.checkpoint import save
 from robust_plugin.export import alternating, sparse
-from robust_plugin.sparse_layers import (
-    SparseConv2d,
-    SparseLayer,
-    SparseLinear,
-    dense_copy,
-    load_sparse,
-    save_sparse,
-)
+from robust_plugin.sparse_files import load_sparse, save_sparse
+from robust_plugin.sparse_layers import SparseConv2d, SparseLayer, SparseLinear, dense_copy
 
 
 def pruned(layer, kept=0.05):
