@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robust_plugin.masks import StraightThrough, nm_mask, topk_mask
+from robust_plugin.masks import Pattern, StraightThrough, nm_mask, topk_mask
 
 
 class GroupMask(nn.Module):
@@ -41,7 +41,7 @@ class GroupMask(nn.Module):
         *,
         k_min: float = 0.0,
         rate: float | None = None,
-        pattern: tuple[int, int] | None = None,
+        pattern: Pattern | None = None,
     ) -> None:
         super().__init__()
         self.scores = nn.Parameter(scores.detach().float().clone(), requires_grad=False)
@@ -60,14 +60,20 @@ class GroupMask(nn.Module):
         self.choose()
 
     def choose(self, kept: int | None = None) -> None:
-        """Set the mask to the ``kept`` largest |scores| (or to the n:m pattern of the scores)."""
+        """Set the mask to the ``kept`` largest |scores|, or to those of every m of a pattern.
+
+        Raises:
+            ValueError: if that many are not the pattern.
+        """
         if kept is not None:
             self.kept.fill_(kept)
+        count = int(self.kept)
         with torch.no_grad():
             if self.pattern is not None:
-                chosen = nm_mask(self.scores, *self.pattern)
+                n = self.pattern.kept_of_m(count, self.scores.numel())
+                chosen = nm_mask(self.scores, n, self.pattern.m)
             else:
-                chosen = topk_mask(self.scores, int(self.kept))
+                chosen = topk_mask(self.scores, count)
             self.mask.copy_(chosen)
 
     def density(self) -> Tensor:

@@ -76,6 +76,17 @@ class Budget:
         """Return the same groups under another total."""
         return replace(self, total=math.floor(total))
 
+    def scaled(self, densities: Sequence[float]) -> list[float]:
+        """Return counts, not whole yet, in the proportion of ``densities`` that meet the total."""
+        wishes = [k * n for k, n in zip(densities, self.sizes, strict=True)]
+
+        def by(factor: float) -> list[float]:
+            each = zip(wishes, self.sizes, strict=True)
+            return [min(max(factor * w, 1.0), float(n)) for w, n in each]
+
+        high = 2 / min(densities)
+        return by(bisect(lambda f: self.cost(by(f)), self.total, low=0.0, high=high))
+
     def round(self, densities: Sequence[float]) -> list[int]:
         """Round densities to whole counts, at least one a group, that meet the total.
 
@@ -83,19 +94,7 @@ class Budget:
         what is left goes to the largest remainders. With unit costs the sum is the total
         exactly; with others what is left is less than one more entry of any group would cost.
         """
-        wishes = [k * n for k, n in zip(densities, self.sizes, strict=True)]
-
-        def scaled(factor: float) -> list[float]:
-            each = zip(wishes, self.sizes, strict=True)
-            return [min(max(factor * w, 1.0), float(n)) for w, n in each]
-
-        factor = bisect(
-            lambda f: self.cost(scaled(f)),
-            self.total,
-            low=0.0,
-            high=2 / min(densities),
-        )
-        exact = scaled(factor)
+        exact = self.scaled(densities)
         # The guard takes 2.9999999999 for the 3 it stands for.
         counts = [math.floor(e + 1e-9) for e in exact]
         left = self.total - self.cost(counts)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.masks import Pattern
+
 
 @dataclass(frozen=True)
 class Member:
@@ -163,7 +165,7 @@ def _check_shape(group: Group, member: Member) -> None:
 
 
 def divisible(
-    groups: Sequence[Group], pattern: tuple[int, int] | None
+    groups: Sequence[Group], pattern: Pattern | None
 ) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Split off the names of groups whose rows an n:m pattern does not divide; they stay dense.
 
@@ -172,10 +174,10 @@ def divisible(
     """
     if pattern is None:
         return tuple(groups), ()
-    fits = tuple(g for g in groups if not g.channels and g.magnitudes.shape[1] % pattern[1] == 0)
+    fits = tuple(g for g in groups if not g.channels and g.magnitudes.shape[1] % pattern.m == 0)
     if not fits:
         raise ValueError(
-            f"pattern {pattern[0]}:{pattern[1]} fits no layer; it needs an input dimension "
-            f"divisible by {pattern[1]}."
+            f"pattern {pattern} fits no layer; it needs an input dimension divisible by "
+            f"{pattern.m}."
         )
     return fits, tuple(group.name for group in groups if group not in fits)

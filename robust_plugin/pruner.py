@@ -33,6 +33,7 @@ from robust_plugin.flops import multiply_adds
 from robust_plugin.following import check_holds, check_ranks, step_was_skipped, warn_of_decay
 from robust_plugin.groups import Group, check_groups, divisible
 from robust_plugin.masks import parse_pattern
+from robust_plugin.patterns import check_learns_rates
 from robust_plugin.phases import Learnable, Phase, check_order, nothing_learned, train_only
 from robust_plugin.plan import plan
 from robust_plugin.prunable import (
@@ -64,7 +65,8 @@ class Pruner:
         control: how learned rates meet the budget: ``"held"`` exactly at every step, falling to
             the target over the phase, or by the paper's ``"hinge"`` (see ``budget_penalty``).
         gamma_step: how fast the hinge's weight grows.
-        pattern: ``"n:m"``, e.g. ``"2:4"``, instead of a density.
+        pattern: ``"2:4"``, say, instead of a density; or, beside one, ``"n:4"`` with the letter n:
+            each layer keeps its rate's n of every 4, together at most the budget.
         groups: what shares a mask; default one group a weight.
         exclude: layers, or names of layers, that stay dense.
         example_inputs: what one forward pass takes, for ``budget="flops"``.
@@ -108,7 +110,7 @@ class Pruner:
         self.learn = frozenset(learn)
         self.pattern = parse_pattern(pattern) if pattern is not None else None
         if self.pattern is not None and "rates" in self.learn:
-            raise ValueError(f"learn is {learn!r}; a {pattern} pattern fixes the rates.")
+            check_learns_rates(self.pattern, control)
         if groups is None:
             found = weight_groups(model, exclude)
             if not exclude:
@@ -128,6 +130,8 @@ class Pruner:
         first = self._plan(density)
         self.budget = first.budget
         k_min = _K_MIN_SHARE * self.budget.density if "rates" in self.learn else 0.0
+        if k_min and self.pattern is not None:
+            k_min = 1 / self.pattern.m
         self.schedule = Schedule()
         self.phase: Phase = "attached"
         self._control = (control, gamma_step) if "rates" in self.learn else (None, None)
