@@ -10,10 +10,12 @@
 
 from robust_plugin.attacks import PGD, pgd
 from robust_plugin.budget import Budget
+from robust_plugin.curve import SecurityCurve
 from robust_plugin.dense import dense_state_dict, finalize, load_dense_state_dict
 from robust_plugin.evaluation import evaluate
 from robust_plugin.groups import Group, Member
 from robust_plugin.guard import Attack, guarded
+from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.objectives import (
     Free,
     Objective,
@@ -27,9 +29,10 @@ from robust_plugin.objectives import (
 from robust_plugin.presets import HarpPruner, HydraPruner, MagnitudePruner
 from robust_plugin.prunable import weight_groups
 from robust_plugin.pruner import Pruner
-from robust_plugin.report import Report, mcnemar, wilson_interval
+from robust_plugin.report import Report
 from robust_plugin.scores import scaled_magnitude, snip_scores
 from robust_plugin.sparsity import Sparsity, sparsity
+from robust_plugin.statistics import mcnemar, wilson_interval
 from robust_plugin.threat import ThreatModel
 
 __all__ = [
@@ -42,9 +45,11 @@ __all__ = [
     "HydraPruner",
     "MagnitudePruner",
     "Member",
+    "MinimumNorm",
     "Objective",
     "Pruner",
     "Report",
+    "SecurityCurve",
     "Sparsity",
     "ThreatModel",
     "adversarial",

@@ -48,8 +48,8 @@ def fab(
     settings: FabSettings,
     *,
     random_start: bool = False,
-) -> Tensor:
-    """Run once over the points that stand, in Linf or L2; return how far each had to move.
+) -> tuple[Tensor, Tensor]:
+    """Run once over the points that stand, in Linf or L2, and find how far each has to move.
 
     Args:
         points: of one batch, inputs in [0, 1].
@@ -58,11 +58,12 @@ def fab(
         random_start: from a random point within half of eps instead of the clean one.
 
     Returns:
-        Tensor: the least distance at which a point was misclassified, infinite where it never
-        was, shape [B]. A point that is fooled within eps leaves the run at once.
+        tuple: the least distance at which a point was misclassified, infinite where it never was,
+        shape [B]; and the input there, shape [B, ...]. A point that is fooled within eps leaves
+        the run at once.
     """
     rows = points.rest()
-    distance = points.x.new_full((len(points.x),), torch.inf)
+    distance, nearest = points.x.new_full((len(points.x),), torch.inf), points.x.clone()
     x, y = points.x[rows], points.y[rows]
     at = _near(points, x) if random_start else x.clone()
     search = _Search(rows, x, at, y, y if target is None else target[rows])
@@ -74,12 +75,14 @@ def fab(
             beyond = (logits.argmax(1) != search.y).nonzero().flatten()
             if len(beyond):
                 found, rows = points.threat.norms((search.at - search.x)[beyond]), search.rows
-                distance[rows[beyond]] = torch.minimum(distance[rows[beyond]], found)
+                nearer = found < distance[rows[beyond]]
+                places = beyond[nearer]
+                distance[rows[places]], nearest[rows[places]] = found[nearer], search.at[places]
                 standing = points.keep(rows, search.at, logits)
                 clean = search.x[beyond]
                 search.at[beyond] = clean + (search.at[beyond] - clean) * settings.backward
                 search.only(standing)
-    return distance
+    return distance, nearest
 
 
 def _stepped(

@@ -110,7 +110,9 @@ def test_fab_finds_the_distances_of_the_library(norm, eps, setting):
     order = model(x).sort(dim=1).indices
     for place in (2, 3):
         points = Standing(model, x, y, ThreatModel(norm, 0.0))  # nobody leaves the run
-        found = fab(points, order[:, -place], settings)
+        found, nearest = fab(points, order[:, -place], settings)
+        torch.testing.assert_close(threat.norms(nearest - x), found)
+        assert bool((model(nearest).argmax(1) != y).all())
         of = library(model, norm, eps).fab
         of.target_class = place
         x_adv = of.attack_single_run(x, y, is_targeted=True)
@@ -126,7 +128,7 @@ def test_untargeted_fab_finds_the_distances_of_the_library(norm, eps, random_sta
     points = Standing(model, x, y, ThreatModel(norm, eps))
     points.keep = lambda *_: None
     torch.manual_seed(7)
-    found = fab(points, None, FabSettings(steps=20), random_start=random_start)
+    found, _ = fab(points, None, FabSettings(steps=20), random_start=random_start)
     of = library(model, norm, eps).fab
     of.n_iter = 20
     torch.manual_seed(7)
