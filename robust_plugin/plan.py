@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from robust_plugin.budget import Budget, Unit, check_density
+from robust_plugin.channels import Terms
 from robust_plugin.groups import Group
 from robust_plugin.masks import kept_count
 from robust_plugin.rates import Rates, initial_rates
@@ -33,6 +34,7 @@ def plan(
     rates: Rates = "uniform",
     unit: Unit = "params",
     multiply_adds: Mapping[tuple[str, str], int] | None = None,
+    terms: Terms | None = None,
     pattern: tuple[int, int] | None = None,
     least_start: float = 0.0,
 ) -> Plan:
@@ -45,6 +47,7 @@ def plan(
         rates: the rule that gives each group its share.
         unit: what the budget counts.
         multiply_adds: for FLOPs, per (layer, parameter).
+        terms: where the groups are channels, what the network they leave costs.
         pattern: (n, m) of an n:m mask.
         least_start: the densities begin at this share, if the target is below it.
 
@@ -66,23 +69,30 @@ def plan(
         )
     names = [group.name for group in groups]
     sizes = [group.size for group in groups]
-    costs = [group.cost(multiply_adds) for group in groups]
+    costs = [group.cost(multiply_adds) for group in groups] if terms is None else terms.costs
+    dense = Budget(tuple(sizes), tuple(costs), 1.0, 0)
+    if terms is not None:
+        dense = replace(dense, products=terms.products, fixed=terms.fixed)
+        costs = [round(price) for price in dense.prices(sizes)]
     if pattern is not None:
         density = pattern[0] / pattern[1]
     elif isinstance(rates, Mapping):
         given = initial_rates(rates, names, weights, costs, 1.0)
         whole = [kept_count(n, k) for n, k in zip(sizes, given, strict=True)]
-        bare = Budget(tuple(sizes), tuple(costs), 1.0, 0)
-        density = bare.cost(whole) / bare.full
+        density = dense.cost(whole) / dense.full
     target = check_density(density)
-    budget = Budget.of(sizes, costs, target, unit=unit)
+    budget = dense.at(target, unit)
     start = max(least_start, target)
     densities = initial_rates(rates, names, weights, costs, start)
+    if dense.coupled and unit != "channels" and not implied:
+        # A share of the cost is no share of the channels: half of them leave about a quarter.
+        scaled = dense.at(start, unit).scaled(densities)
+        densities = [count / n for count, n in zip(scaled, sizes, strict=True)]
     each = [kept_count(n, k) for n, k in zip(sizes, densities, strict=True)]
     if pattern is not None:  # n/m is not always the float that gives back n of every m
         each = [size // pattern[1] * pattern[0] for size in sizes]
     if pattern is not None or isinstance(rates, Mapping):
         budget = budget.rescaled(budget.cost(each))
-    elif rates != "uniform" or unit != "params":
-        each = Budget.of(sizes, costs, start, unit=unit).round(densities)
+    elif rates != "uniform" or unit == "flops" or (unit == "params" and dense.coupled):
+        each = dense.at(start, unit).round(densities)
     return Plan(budget, tuple(densities), tuple(each))
