@@ -55,7 +55,7 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
             is tied to a parameter that cannot be masked, or a layer is parametrized already.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    dense = _below(modules, exclude)
+    dense = below(modules, exclude)
     owners: dict[nn.Parameter, list[Member]] = {}
     for member in prunable_members(model):
         if member.layer in dense:
@@ -118,13 +118,11 @@ def prunable_members(model: nn.Module) -> Iterator[Member]:
                         yield Member(layer, name, parameter)
 
 
-def _below(
-    modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
-) -> set[nn.Module]:
+def below(modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]) -> set[nn.Module]:
     """Return the excluded layers and all below them."""
     if isinstance(exclude, str | nn.Module):
         raise TypeError(f"exclude is {exclude!r}; give a list of layers or of their names.")
-    below: set[nn.Module] = set()
+    found: set[nn.Module] = set()
     for entry in exclude:
         layer = modules.get(entry) if isinstance(entry, str) else entry
         if layer is None or layer not in modules.values():
@@ -132,8 +130,8 @@ def _below(
                 f"exclude names {entry!r}, which is not in the model; it has "
                 f"{[name for name in modules if name]}."
             )
-        below.update(layer.modules())
-    return below
+        found.update(layer.modules())
+    return found
 
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
