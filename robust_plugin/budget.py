@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robust_plugin.masks import kept_count
 from robust_plugin.rates import bisect
+from robust_plugin.spending import spend
 
 Unit = Literal["params", "flops", "channels"]
 Products = tuple[tuple[int, int, int], ...]
@@ -161,7 +162,7 @@ class Budget:
         counts = [math.floor(e + 1e-9) for e in exact]
         by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - exact[i])
         if self.coupled:
-            return self._filled(counts, by_remainder)
+            return spend(self, counts, by_remainder)
         left = self.total - self.cost(counts)
         for i in by_remainder:
             if self.costs[i] <= left and counts[i] < self.sizes[i]:
@@ -174,55 +175,14 @@ class Budget:
             left -= more * self.costs[i]
         return counts
 
-    def _filled(self, counts: list[int], order: Sequence[int]) -> list[int]:
-        """Spend what is left of the total where entries cost together.
-
-        One more to each group in this order; then, while anything is affordable, the step that
-        leaves least: one more to a group, or, with more than half a per cent left, one moved
-        from a group to a dearer one.
-        """
-        for i in order:
-            if self._can_grow(i, counts, self.prices(counts, more=1)[i]):
-                counts[i] += 1
-        while True:
-            more, less = self.prices(counts, more=1), self.prices(counts, more=-1)
-            left = self.total - self.cost(counts)
-            grown = [j for j in range(len(counts)) if counts[j] < self.sizes[j]]
-            steps = [(more[j], -1, j) for j in grown]
-            if left > 0.005 * self.total and not any(price <= left for price, _, _ in steps):
-                both = self._between()
-                steps = [
-                    (more[j] - less[i] - both.get((i, j), 0), i, j)
-                    for i in range(len(counts))
-                    for j in grown
-                    if i != j and counts[i] > 1
-                ]
-            affordable = [step for step in steps if 0 < step[0] <= left]
-            if not affordable:
-                return counts
-            _, giver, taker = max(affordable)
-            counts[taker] += 1
-            if giver >= 0:
-                counts[giver] -= 1
-
-    def _can_grow(self, i: int, counts: Sequence[int], price: float) -> bool:
-        return counts[i] < self.sizes[i] and self.cost(counts) + price <= self.total
-
-    def _between(self) -> dict[tuple[int, int], int]:
-        """By how much one entry less of i makes one of j cheaper."""
-        found: dict[tuple[int, int], int] = {}
-        for i, j, c in self.products:
-            found[i, j] = found.get((i, j), 0) + c
-            found[j, i] = found.get((j, i), 0) + c
-        return found
-
     def hold(self, logits: Tensor, k_min: float) -> Tensor:
         """Project rate logits on the budget, so that sum_l c_l k_l n_l is the total.
 
         r_l <- r_l - x d_l with d_l = c_l n_l sigmoid'(r_l), the gradient of the sum (with
-        products: c_l + sum_j c_lj k_j n_j for c_l), and x by bisection; no gradient passes. What a descent step of the loss gained is kept where it
-        does not change the sum. (One common shift of all logits would also meet the budget, but
-        comes to rest where the loss's gradients are equal instead of proportional to d.)
+        products: c_l + sum_j c_lj k_j n_j for c_l), and x by bisection; no gradient passes. What
+        a descent step of the loss gained is kept where it does not change the sum. (One common
+        shift of all logits would also meet the budget, but comes to rest where the loss's
+        gradients are equal instead of proportional to d.)
 
         Args:
             logits: r, float64 on the CPU, shape [groups].

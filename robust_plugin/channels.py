@@ -1,8 +1,4 @@
-"""Channels: groups of what comes and goes together, and what the network they leave costs.
-
-Whoever knows a network's structure (``adapters.torch_pruning``) says which dimensions follow which
-channels; here they become a Group with one score a unit, and terms of a budget.
-"""
+"""What a network costs that channels are removed from, and what is left of its parameters."""
 
 from __future__ import annotations
 
@@ -14,86 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.budget import Products
-from robust_plugin.groups import Group, Member
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One dimension of a parameter whose entries follow channels.
-
-    Attributes:
-        layer: the module that holds the parameter.
-        layer_name: its name in the model.
-        parameter: the parameter's name in the module.
-        dim: the dimension.
-        channel: which channel each of the layer's own channels follows, -1 for none.
-        blocks: G of a grouped convolution: every G-th part of its channels has to keep the same
-            positions, and an input dimension holds the positions of one part only.
-        masked: whether the layer reads the channels, so that a mask on this dimension is exact.
-    """
-
-    layer: nn.Module
-    layer_name: str
-    parameter: str
-    dim: int
-    channel: Tensor
-    blocks: int = 1
-    masked: bool = False
-
-
-def channel_group(name: str, channels: int, axes: Sequence[Axis]) -> Group:
-    """Return the Group of some channels, whose units are what cannot be removed apart.
-
-    Args:
-        name: the group's.
-        channels: how many channels the axes speak of.
-        axes: every dimension that follows them.
-
-    Raises:
-        ValueError: if a dimension cannot shrink in proportion to the units.
-    """
-    unit = _units(name, channels, axes)
-    units = int(unit.max()) + 1
-    padded = torch.cat([unit, torch.tensor([-1])])
-    members: dict[bool, list[Member]] = {True: [], False: []}
-    for axis in axes:
-        index = padded[axis.channel]
-        index = index[: axis.layer._parameters[axis.parameter].shape[axis.dim]]  # type: ignore[union-attr]
-        each = index[index >= 0].bincount(minlength=units)
-        if int(each.min()) != int(each.max()):
-            raise ValueError(
-                f"{axis.layer_name}.{axis.parameter} has {int(each.min())} to {int(each.max())} "
-                "entries a channel"
-            )
-        whole = torch.equal(index, torch.arange(units))
-        member = Member(
-            axis.layer, axis.layer_name, axis.parameter, axis.dim, None if whole else index
-        )
-        members[axis.masked].append(member)
-    return Group(tuple(members[True]), units, name, tuple(members[False]))
-
-
-def _units(name: str, channels: int, axes: Sequence[Axis]) -> Tensor:
-    """Number the sets of channels that grouped convolutions tie together, in channel order."""
-    first = list(range(channels))  # the first channel of the set that each belongs to
-
-    def root(channel: int) -> int:
-        while first[channel] != channel:
-            channel = first[channel]
-        return channel
-
-    for axis in axes:
-        if axis.blocks == 1:
-            continue
-        if bool((axis.channel < 0).any()):
-            raise ValueError(f"{axis.layer_name} is a grouped convolution of several producers")
-        for tied in axis.channel.view(axis.blocks, -1).T.tolist():
-            least = min(root(channel) for channel in tied)
-            for channel in tied:
-                first[root(channel)] = least
-    return torch.tensor([root(channel) for channel in range(channels)]).unique(return_inverse=True)[
-        1
-    ]
+from robust_plugin.groups import Group
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,11 @@ class Group:
         return self.channels or self.members[0].weight.numel()
 
     @property
+    def producer(self) -> Member:
+        """The filters that a channel group is named after: where its channels are removed."""
+        return next(m for m in self.coupled if m.name == f"{self.name}.weight")
+
+    @property
     def magnitudes(self) -> Tensor:
         """The weight, or each channel's L2 norm over all members; what initial scores see."""
         if self.channels is None:

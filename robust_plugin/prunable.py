@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from robust_plugin.groups import Group, Member
 
@@ -39,6 +40,56 @@ def refuse_wrapped(model: nn.Module) -> None:
     }
     if kind in fix or kind.startswith("FSDP"):
         raise ValueError(f"model is wrapped in {kind}; give {fix.get(kind, 'it before sharding')}.")
+
+
+def refuse_masked(model: nn.Module) -> None:
+    """Raise if a layer carries a mask or another parametrization, ours or torch's.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    for name, layer in model.named_modules():
+        pruned = any(
+            isinstance(h, prune.BasePruningMethod) for h in layer._forward_pre_hooks.values()
+        )
+        if pruned or parametrize.is_parametrized(layer):
+            raise ValueError(
+                f"layer {name!r} carries a mask or another parametrization; finalize the pruner, "
+                "or remove it, first: channels are cut from plain parameters."
+            )
+
+
+def refuse_tied(model: nn.Module, group: Group) -> None:
+    """Raise if a group covers a parameter that is in the model under two names.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    names: dict[nn.Parameter, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, set()).add(name)
+    for member in (*group.members, *group.coupled):
+        parameter = model.get_parameter(member.name)
+        if len(names[parameter]) > 1:
+            raise ValueError(f"{' and '.join(sorted(names[parameter]))} are one parameter")
+
+
+@contextmanager
+def unfrozen(model: nn.Module) -> Iterator[None]:
+    """Unfreeze a model for those who follow autograd, and restore its flags and modes after.
+
+    By name: parameters may be replaced by others meanwhile.
+    """
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    modes = {module: module.training for module in model.modules()}
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
