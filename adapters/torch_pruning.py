@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ except ImportError as error:
     raise ImportError("channel pruning needs torch-pruning; pip install torch-pruning") from error
 
 __all__ = [
-    "LearnedImportance",
     "LearnedPruner",
     "Removed",
     "channel_groups",
@@ -91,6 +89,8 @@ def channel_groups(
             continue
         if group.size > 1:
             candidates.append(group)
+    order = {name: place for place, name in enumerate(modules)}
+    candidates.sort(key=lambda group: order[group.name])
     found, inexact = removable(model, inputs, candidates, _replay)
     refused = {**inexact, **refused}
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:4])
@@ -197,48 +197,37 @@ def _tuple(example_inputs: Inputs) -> tuple[Tensor, ...]:
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
-@dataclass(frozen=True)
-class LearnedImportance:
-    """torch-pruning's importance of a group: the rank that the learned scores give each channel.
+def learned_importance(pruner: Pruner) -> Callable[[Any], Tensor | None]:
+    """Return what a torch_pruning pruner takes as ``importance``: ranks by the learned scores.
 
-    Ranks are in (0, 1] and distinct, so that ties fall as in the mask. A group that nobody scored
-    has no importance, and is left alone. At a later step of several, the channels that are gone
-    are those of lowest rank.
+    Of a group it returns one number a channel of the root, rank/n: distinct, so that ties fall as
+    in the mask. A group that nobody scored has None, and is left alone. At a later step of
+    several, the channels that are gone are those of lowest rank. The pruner has to be finalized
+    before torch-pruning cuts.
 
-    Attributes:
-        pruner: finalized before torch-pruning cuts.
+    Raises:
+        ValueError: if the pruner's groups are not of channels; when called, if the masks are
+            still attached, or the network is another one, as a copy is.
     """
+    scored = ranking.rankings(pruner)
+    modules = set(pruner.model.modules())
 
-    pruner: Pruner
-
-    def __call__(self, group: Any) -> Tensor | None:
-        """Return one importance a channel of the group's root, or None.
-
-        Raises:
-            ValueError: if the masks are still attached, or the network is another one.
-        """
+    def importance(group: Any) -> Tensor | None:
         layer = group[0].dep.target.module
-        if self.pruner.phase != "finalized":
+        if pruner.phase != "finalized":
             raise ValueError("the masks are attached; call pruner.finalize() before step().")
-        if layer not in set(self.pruner.model.modules()):
+        if layer not in modules:
             raise ValueError(
                 "torch-pruning prunes another model than the scores were learned on, maybe a "
                 "copy of it; give it pruner.model."
             )
-        found = ranking.rankings(self.pruner).get(layer)
-        if found is None or not group._DG.is_out_channel_pruning_fn(group[0].dep.handler):
+        makes = group._DG.is_out_channel_pruning_fn(group[0].dep.handler)
+        if layer not in scored or not makes:
             return None
-        return found[0].importance(found[1])[torch.tensor(group[0].idxs)]
+        found, member = scored[layer]
+        return found.importance(member)[torch.tensor(group[0].idxs)]
 
-
-def learned_importance(pruner: Pruner) -> LearnedImportance:
-    """Return what a torch_pruning pruner takes as ``importance``.
-
-    Raises:
-        ValueError: if the pruner's groups are not of channels.
-    """
-    ranking.rankings(pruner)
-    return LearnedImportance(pruner)
+    return importance
 
 
 def learned_ratios(pruner: Pruner) -> dict[nn.Module, float]:

@@ -105,7 +105,13 @@ def layer_axes(
 
 
 def placed(length: int, channels: Sequence[int], roots: Sequence[int]) -> Tensor:
-    """Return which channel each of ``length`` entries follows, -1 for those not in ``channels``."""
+    """Return which channel each of ``length`` entries follows, -1 for those not in ``channels``.
+
+    Raises:
+        ValueError: if there are fewer entries than that.
+    """
+    if max(channels) >= length:
+        raise ValueError(f"a reshape takes them to channel {max(channels)} of {length}")
     follows = torch.full((length,), -1)
     follows[list(channels)] = torch.tensor(list(roots))
     return follows
@@ -122,7 +128,7 @@ def channel_group(name: str, channels: int, axes: Sequence[Axis]) -> Group:
     Raises:
         ValueError: if a dimension cannot shrink in proportion to the units.
     """
-    unit = _units(name, channels, axes)
+    unit = _units(channels, axes)
     units = int(unit.max()) + 1
     padded = torch.cat([unit, torch.tensor([-1])])
     members: dict[bool, list[Member]] = {True: [], False: []}
@@ -143,7 +149,7 @@ def channel_group(name: str, channels: int, axes: Sequence[Axis]) -> Group:
     return Group(tuple(members[True]), units, name, tuple(members[False]))
 
 
-def _units(name: str, channels: int, axes: Sequence[Axis]) -> Tensor:
+def _units(channels: int, axes: Sequence[Axis]) -> Tensor:
     """Number the sets of channels that grouped convolutions tie together, in channel order."""
     first = list(range(channels))  # the first channel of the set that each belongs to
 
@@ -161,6 +167,6 @@ def _units(name: str, channels: int, axes: Sequence[Axis]) -> Tensor:
             least = min(root(channel) for channel in tied)
             for channel in tied:
                 first[root(channel)] = least
-    return torch.tensor([root(channel) for channel in range(channels)]).unique(return_inverse=True)[
-        1
-    ]
+    sets = [root(channel) for channel in range(channels)]
+    number = {least: place for place, least in enumerate(sorted(set(sets)))}
+    return torch.tensor([number[least] for least in sets])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def carry_optimizer(
     return carried
 
 
-def _cut(value: Any, old: Tensor, dims: dict[int, Tensor], name: str) -> Any:
+def _cut(value: Any, old: Tensor, dims: Mapping[int, Tensor], name: str) -> Any:
     if not isinstance(value, Tensor):
         return copy.copy(value)
     if value.shape == old.shape:

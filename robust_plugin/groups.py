@@ -122,6 +122,20 @@ class Group:
         return total
 
 
+def check_channels(groups: Sequence[Group]) -> None:
+    """Raise unless all groups are of channels, and know what goes when those are removed.
+
+    Raises:
+        ValueError: naming the group that is not.
+    """
+    for group in groups:
+        if not group.coupled:
+            raise ValueError(
+                f"group {group.name} is not of channels that can be removed; give the pruner "
+                "groups=channel_groups(model, x[:1])."
+            )
+
+
 def check_groups(
     model: nn.Module, groups: Sequence[Group], exclude: Collection[str | nn.Module] = ()
 ) -> tuple[Group, ...]:

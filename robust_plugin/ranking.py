@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robust_plugin.attachment import GroupMask
 from robust_plugin.channels import kept_entries
-from robust_plugin.groups import Group, Member
+from robust_plugin.groups import Group, Member, check_channels
 from robust_plugin.pruner import Pruner
 
 
@@ -27,10 +27,10 @@ class Ranking:
 
     @property
     def ranks(self) -> Tensor:
-        """1/n for the unit to go first, to 1 for the last; ties as in the mask, all distinct."""
+        """1 for the unit to go first, to n for the last; ties as in the mask, all distinct."""
         order = self.mask.scores.detach().abs().flatten().argsort(descending=True, stable=True)
-        ranks = torch.empty(len(order))
-        ranks[order.cpu()] = torch.arange(len(order), 0, -1) / len(order)
+        ranks = torch.empty_like(order, device="cpu")
+        ranks[order.cpu()] = torch.arange(len(order), 0, -1)
         return ranks
 
     @property
@@ -59,27 +59,25 @@ class Ranking:
         Raises:
             ValueError: if the length is no multiple of the entries that a unit has there.
         """
-        units = self.group.size
-        length = member.weight.shape[member.dim or 0]
-        index = torch.arange(units) if member.index is None else member.index
-        each, rest = int((index >= 0).sum()) // units, int((index < 0).sum())
-        left, over = divmod(length - rest, each)
-        if over or not 0 < left <= units or rest:
+        length, units = member.weight.shape[member.dim or 0], self.group.size
+        each = units if member.index is None else len(member.index)
+        left, over = divmod(length, each // units)
+        if over or not 0 < left <= units:
             raise ValueError(
-                f"{member.name} has {length} channels, which are no {each} for each of up to "
-                f"{units} units of group {self.group.name}; was it cut by somebody else?"
+                f"{member.name} has {length} channels, which are no {each // units} for each of "
+                f"up to {units} units of group {self.group.name}; was it cut by somebody else?"
             )
         return left
 
     def importance(self, member: Member) -> Tensor:
-        """Return the rank of every channel that a layer still has, in their order."""
+        """Return rank/n, in (0, 1], of every channel that a layer still has, in their order."""
         alive = self.alive(self.remaining(member))
         unit = torch.arange(len(alive)) if member.index is None else member.index
-        return self.ranks[unit[alive[unit]]]
+        return self.ranks[unit[alive[unit]]] / self.group.size
 
     def alive(self, remaining: int) -> Tensor:
         """Which units are left if the least important went first; bool, one a unit."""
-        return self.ranks > 1 - (remaining + 0.5) / self.group.size
+        return self.ranks > self.group.size - remaining
 
 
 def rankings(pruner: Pruner) -> dict[nn.Module, tuple[Ranking, Member]]:
@@ -89,19 +87,16 @@ def rankings(pruner: Pruner) -> dict[nn.Module, tuple[Ranking, Member]]:
         ValueError: if the pruner's groups are not of channels, or a layer makes those of two.
     """
     found: dict[nn.Module, tuple[Ranking, Member]] = {}
+    check_channels(pruner.groups)
     for group, mask in zip(pruner.groups, pruner.masks, strict=True):
-        if not group.coupled:
-            raise ValueError(
-                f"group {group.name} is not of channels that can be removed; give the pruner "
-                "groups=channel_groups(model, x[:1])."
-            )
         for member in group.coupled:
             makes = isinstance(member.layer, nn.Linear | nn.modules.conv._ConvNd)
             if not makes or member.parameter != "weight":
                 continue
-            if member.layer in found:
+            if member.index is not None and bool((member.index < 0).any()):
                 raise ValueError(
-                    f"{member.name} makes channels of two groups; use remove_channels."
+                    f"{member.name} makes channels of more than one group, which torch-pruning's "
+                    "ratios cannot say; use remove_channels."
                 )
             found[member.layer] = (Ranking(group, mask), member)
     return found

@@ -14,6 +14,7 @@ from robust_plugin.checkpoint import read_tensors, write_tensors
 from robust_plugin.cutting import History, Replay, cut, relative_difference, run
 from robust_plugin.dense import finalize
 from robust_plugin.flops import total_multiply_adds
+from robust_plugin.groups import check_channels
 from robust_plugin.prunable import refuse_masked
 from robust_plugin.pruner import Pruner
 
@@ -52,12 +53,7 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
         ValueError: if the counts are not final, the groups are not channels, or the network that
             is left is not what the masks ask for.
     """
-    for group in pruner.groups:
-        if not group.coupled:
-            raise ValueError(
-                f"group {group.name} is not of channels that can be removed; give the pruner "
-                "groups=channel_groups(model, x[:1])."
-            )
+    check_channels(pruner.groups)
     if pruner.learn and pruner.phase not in ("finetune", "finalized"):
         raise ValueError(
             f"the phase is {pruner.phase!r}, in which masks still move; call "
