@@ -1,14 +1,13 @@
 """Channels that are really removed, by torch-pruning's dependency graph.
 
-torch-pruning finds which layers a channel runs through and cuts them; it also skips what it cannot
-do without a word. Here every skip is an error: groups are tried on a randomised copy before
-anything is learned, and a network without its channels is compared to the masked one.
+torch-pruning finds which layers a channel runs through and cuts them; what it cannot do it skips
+without a word. Here that is an error: groups are tried on a randomised copy before anything is
+learned, and a network without its channels is compared to the masked one.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,21 +90,7 @@ def channel_groups(
             candidates.append(group)
     order = {name: place for place, name in enumerate(modules)}
     candidates.sort(key=lambda group: order[group.name])
-    found, inexact = removable(model, inputs, candidates, _replay)
-    refused = {**inexact, **refused}
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:4])
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no channels between two layers that can be removed"
-            + (f" ({reasons}; {len(refused)} in all)." if refused else " and are not ignored.")
-        )
-    if refused:
-        warnings.warn(
-            f"{len(found)} groups of channels; {len(refused)} others stay dense, such as those of "
-            f"{reasons}. Name these layers in ignored to say that you know.",
-            stacklevel=2,
-        )
-    return tuple(found)
+    return removable(model, inputs, candidates, refused, _replay)
 
 
 def _producers(graph: Any, coupled: Any) -> Iterator[str]:
@@ -168,7 +153,7 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs) -> Removed:
     Args:
         pruner: in the finetune phase or finalized (MagnitudePruner: at any time), with groups
             from ``channel_groups``. Neither it nor its model is changed.
-        example_inputs: what one forward pass takes; on these the outputs are compared.
+        example_inputs: what one forward pass takes; the outputs are compared on them.
 
     Raises:
         ValueError: if the counts are not final yet, the groups are not of channels, the forward

@@ -7,6 +7,7 @@ function that replays a history. Whether what it left is what masks ask for is d
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -56,28 +57,51 @@ def cut(
 
 
 def removable(
-    model: nn.Module, inputs: tuple[Tensor, ...], groups: Sequence[Group], replay: Replay
-) -> tuple[list[Group], dict[str, str]]:
-    """Try on a randomised copy which groups' removal is what their mask does.
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    groups: Sequence[Group],
+    refused: Mapping[str, str],
+    replay: Replay,
+) -> tuple[Group, ...]:
+    """Return the groups whose removal, on a randomised copy, is what their mask does.
 
-    Returns:
-        tuple: the groups for which it is, and the reasons why it is not, by group name.
+    Others are left out with a warning.
+
+    Args:
+        model: without masks.
+        inputs: of one forward pass.
+        groups: those to try.
+        refused: why channels are not among the groups, by the name of their producer.
+        replay: cuts a plain network in place.
 
     Raises:
-        ValueError: if groups can be removed each, but not together.
+        ValueError: if none is left, with the reasons, or groups can be removed each, but not
+            together.
     """
     trial, inputs = _randomised(model, inputs)
-    if not groups or _wrong(trial, inputs, groups, replay) is None:
-        return list(groups), {}
-    reasons = {group.name: _wrong(trial, inputs, [group], replay) for group in groups}
-    alone = [group for group in groups if reasons[group.name] is None]
-    together = _wrong(trial, inputs, alone, replay) if alone else None
-    if together is not None:
+    reasons: dict[str, str | None] = {}
+    if groups and _wrong(trial, inputs, groups, replay) is not None:
+        reasons = {group.name: _wrong(trial, inputs, [group], replay) for group in groups}
+    found = tuple(group for group in groups if reasons.get(group.name) is None)
+    if reasons and found and (together := _wrong(trial, inputs, found, replay)) is not None:
         raise ValueError(
             f"each group of {type(model).__name__} can be removed, but not all together: "
             f"{together}; name some of their producers in ignored."
         )
-    return alone, {name: reason for name, reason in reasons.items() if reason is not None}
+    dense = {name: reason for name, reason in reasons.items() if reason is not None} | dict(refused)
+    listed = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:4])
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no channels between two layers that can be removed"
+            + (f" ({listed}; {len(dense)} in all)." if dense else " and are not ignored.")
+        )
+    if dense:
+        warnings.warn(
+            f"{len(found)} groups of channels; {len(dense)} others stay dense, such as those of "
+            f"{listed}. Name these layers in ignored to say that you know.",
+            stacklevel=3,
+        )
+    return found
 
 
 def _wrong(
@@ -138,16 +162,22 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return ``outputs``, or say that the inputs are not what the forward takes.
 
     Raises:
-        ValueError: with the forward's own error.
+        ValueError: with the forward's own error, or if it returns nothing to compare.
     """
     try:
-        return outputs(model, inputs)
+        out = outputs(model, inputs)
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} does not run on example_inputs of shapes "
             f"{[tuple(x.shape) for x in inputs]}; give what its forward takes, several inputs as "
             f"a tuple: {error}"
         ) from error
+    if not out:
+        raise ValueError(
+            f"{type(model).__name__} returns no floating-point tensors, bare or in tuples, lists "
+            "and dicts; wrap it in a module that does."
+        )
+    return out
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from robust_plugin.checkpoint import read_tensors, write_tensors
 from robust_plugin.cutting import History, Replay, cut, relative_difference, run
 from robust_plugin.dense import finalize
 from robust_plugin.flops import total_multiply_adds
-from robust_plugin.groups import check_channels
+from robust_plugin.groups import check_channels, check_groups
 from robust_plugin.prunable import refuse_masked
 from robust_plugin.pruner import Pruner
 
@@ -59,6 +59,9 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
             f"the phase is {pruner.phase!r}, in which masks still move; call "
             "pruner.set_phase('finetune') first: from there on they are at the budget."
         )
+    if pruner.phase == "finalized":
+        refuse_masked(pruner.model)
+        check_groups(pruner.model, pruner.groups)
     plain = copy.deepcopy(pruner.model)
     expected = run(copy.deepcopy(plain), inputs)
     if pruner.phase != "finalized":

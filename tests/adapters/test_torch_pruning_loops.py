@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ import torch_pruning as tp
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch_pruning.pruner.algorithms.scheduler import linear_scheduler
 
 from robust_plugin import HydraPruner, MagnitudePruner, carry_optimizer
 from robust_plugin import checkpoint as checkpoints
@@ -69,15 +71,17 @@ def test_the_one_liner_removes_what_we_remove(name):
     assert kept_filters(theirs, model) == sorted(kept_filters(theirs, model))
 
 
-@pytest.mark.parametrize("units", range(1, 129))
-def test_ratios_survive_rounding(units):
-    """torch-pruning's own count, int(n (1 - ratio)), for every count that can be kept."""
-    group = type("Group", (), {"size": units})()
-    for kept in range(1, units + 1):
-        ranking = Ranking(group, type("Mask", (), {"kept": kept})())
-        assert int(units * (1 - ranking.ratio)) == kept
-        ratios = tp.pruner.algorithms.base_pruner.linear_scheduler(ranking.ratio, 5)
-        assert [ranking.at(step, 5) for step in range(6)] == [int(units * (1 - r)) for r in ratios]
+def test_ratios_survive_rounding():
+    """torch-pruning's own count, int(n (1 - ratio)), for every width and count up to 128."""
+    for units in range(1, 129):
+        group = SimpleNamespace(size=units)
+        for kept in range(1, units + 1):
+            ranking = Ranking(group, SimpleNamespace(kept=kept))
+            assert int(units * (1 - ranking.ratio)) == kept
+            ratios = linear_scheduler(ranking.ratio, 5)
+            assert [ranking.at(n, 5) for n in range(6)] == [int(units * (1 - r)) for r in ratios]
+    naive = [(n, k) for n in range(1, 129) for k in range(1, n) if int(n * (1 - (1 - k / n))) != k]
+    assert naive  # what the half in the ratio is for
 
 
 def test_unscored_layers_are_left_alone():
@@ -278,6 +282,48 @@ def test_trained_after_finalize_is_no_longer_the_masked_network():
         remove_channels(pruner, X)
 
 
+def test_what_was_cut_already_is_not_cut_again():
+    model, learned = finalized()
+    LearnedPruner(model, X[:1], learned).step()
+    with pytest.raises(ValueError, match="of shape .* does not fit a mask of"):
+        remove_channels(learned, X)
+    model, learned = finalized()
+    MagnitudePruner(model, 0.5)
+    with pytest.raises(ValueError, match="carries a mask"):
+        remove_channels(learned, X)
+
+
+def test_a_forward_that_returns_nothing_to_compare_is_named():
+    class Classes(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).argmax(1)
+
+    with pytest.raises(ValueError, match="Classes returns no floating-point tensors"):
+        channel_groups(Classes(), X)
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_networks_of_several_outputs_keep_the_channels_of_each(kind):
+    """What is an output stays whole, also where a layer reads it as well."""
+
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.c = nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            features = self.b(self.a(x).relu())
+            out = (features, self.c(features.relu()))
+            return out if kind is tuple else dict(zip("xy", out, strict=True))
+
+    model = Several()
+    groups = channel_groups(model, X[:1])
+    assert [g.name for g in groups] == ["a"]
+    small = remove_channels(MagnitudePruner(model, groups=groups, rates={"a": 0.5}), X).model
+    assert (small.a.out_channels, small.b.out_channels, small.c.out_channels) == (4, 8, 4)
+
+
 def test_a_count_that_disagrees_is_named():
     model, learned = finalized()
     pruner = LearnedPruner(model, X[:1], learned)
@@ -351,8 +397,9 @@ def test_transformers_lose_the_width_of_their_perceptrons_only():
         pruner = MagnitudePruner(model, 0.5, budget="channels", groups=groups, example_inputs=X[:1])
         removed = remove_channels(pruner, X)
         assert torch.allclose(removed.model(X), model(X), rtol=1e-4, atol=1e-4)
-        fc1, whole = (m.get_submodule(hidden[0]).out_features for m in (removed.model, model))
-        assert 2 * fc1 == whole
+        for name in hidden:
+            before, after = (m.get_submodule(name).weight for m in (model, removed.model))
+            assert 2 * len(after) == len(before)
 
 
 def test_global_response_normalisation_is_found_by_trial():
