@@ -29,15 +29,9 @@ except ImportError as error:
     raise ImportError("channel pruning needs torch-pruning; pip install torch-pruning") from error
 
 __all__ = [
-    "LearnedPruner",
-    "Removed",
-    "channel_groups",
-    "learned_importance",
-    "learned_ratios",
-    "load",
-    "remove_channels",
-    "save",
-]
+    "LearnedPruner", "Removed", "channel_groups", "learned_importance", "learned_ratios", "load",
+    "remove_channels", "save",
+]  # fmt: skip
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -222,16 +216,17 @@ def learned_ratios(pruner: Pruner) -> dict[nn.Module, float]:
     default of one half.
 
     Raises:
-        ValueError: if the pruner's groups are not of channels, or a layer of the model is frozen,
-            which torch-pruning would leave as it is or cut on one side only.
+        ValueError: if the pruner's groups are not of channels, or a layer is frozen, which
+            torch-pruning would leave as it is or cut on one side only.
     """
-    frozen = [name for name, p in pruner.model.named_parameters() if p in pruner.frozen]
-    if frozen:
-        raise ValueError(
-            f"{frozen[0]} is frozen, and torch-pruning follows autograd only: unfreeze it before "
-            "the pruner attaches, or take remove_channels or LearnedPruner."
-        )
-    return ranking.learned_ratios(pruner)
+    ratios = ranking.learned_ratios(pruner)
+    for name, layer in pruner.model.named_modules():
+        if layer in ratios and pruner.frozen & set(layer.parameters()):
+            raise ValueError(
+                f"layer {name!r} is frozen, and torch-pruning follows autograd only: unfreeze it "
+                "before the pruner attaches, or take remove_channels or LearnedPruner."
+            )
+    return ratios
 
 
 class LearnedPruner(tp.pruner.BasePruner):  # type: ignore[misc]
