@@ -10,6 +10,7 @@
 
 from robust_plugin.attacks import PGD, pgd
 from robust_plugin.budget import Budget
+from robust_plugin.carrying import carry_optimizer
 from robust_plugin.curve import SecurityCurve
 from robust_plugin.dense import dense_state_dict, finalize, load_dense_state_dict
 from robust_plugin.evaluation import evaluate
@@ -54,6 +55,7 @@ __all__ = [
     "ThreatModel",
     "adversarial",
     "benign",
+    "carry_optimizer",
     "dense_state_dict",
     "evaluate",
     "finalize",

@@ -87,13 +87,12 @@ def lend_masks(source: nn.Module, copy: nn.Module) -> None:
     """
     wrapped = getattr(copy, "module", None)  # torch's AveragedModel, timm's ModelEma
     copy = wrapped if isinstance(wrapped, nn.Module) else copy
-    ours = {(name, key): carrier for name, _, key, carrier in masked_weights(source)}
-    theirs = {(name, key): carrier for name, _, key, carrier in masked_weights(copy)}
-    if ours.keys() != theirs.keys():
+    ours, theirs = list(masked_weights(source)), list(masked_weights(copy))
+    if [(name, key) for name, _, key, _ in ours] != [(name, key) for name, _, key, _ in theirs]:
         raise ValueError("the model is no copy of the network that this pruner is attached to.")
-    for place, carrier in ours.items():
-        theirs[place].group.mask.copy_(carrier.group.mask)
-        theirs[place].group.kept.copy_(carrier.group.kept)
+    for (_, _, _, carrier), (_, _, _, other) in zip(ours, theirs, strict=True):
+        other.group.mask.copy_(carrier.group.mask)
+        other.group.kept.copy_(carrier.group.kept)
 
 
 def dense_names(model: nn.Module) -> dict[str, str]:

@@ -52,7 +52,7 @@ class PatternBudget(Budget):
                 f"density is {budget.density}; a pattern n:{m} keeps at least 1 of every {m}, "
                 f"so legal is 1/{m} to 1."
             )
-        return cls(budget.sizes, budget.costs, budget.density, budget.total, m)
+        return cls(budget.sizes, budget.costs, budget.density, budget.total, m=m)
 
     def round(self, densities: Sequence[float]) -> list[int]:
         """Round densities to counts that are n of every m, 1 <= n <= m, within the total.
