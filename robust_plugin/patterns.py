@@ -38,7 +38,7 @@ class PatternBudget(Budget):
         m: of the pattern.
     """
 
-    m: int
+    m: int = 1
 
     @classmethod
     def of_every(cls, m: int, budget: Budget) -> PatternBudget:
