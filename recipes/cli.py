@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 import tyro
 
+from robust_plugin.recipes.allocator import keep_freed_memory
+from robust_plugin.recipes.channels import before_after
 from robust_plugin.recipes.compare import CompareConfig, compare
 from robust_plugin.recipes.config import read_preset
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
 from robust_plugin.recipes.execute import RECIPES, execute
 from robust_plugin.recipes.report import plot_kept
+from robust_plugin.recipes.run import Run
 
 T = TypeVar("T")
 
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_USAGE, end="")
         return 0
     command, rest = words[0], words[1:]
+    keep_freed_memory()
     try:
         if command in ("magnitude", "hydra", "harp"):
             _recipe(command, rest)
@@ -67,7 +71,10 @@ def _recipe(command: str, words: list[str]) -> None:
     kept = _kept(Path(out))
     plot_kept({command: kept}, Path(out) / "kept.png")
     share = sum(k for k, _ in kept.values()) / sum(n for _, n in kept.values())
-    print(f"{report}\nkept {100 * share:.3g} % of the prunable weights; all of it in {out}")
+    what = f"prunable {config.structure}"
+    print(f"{report}\nkept {100 * share:.3g} % of the {what}; all of it in {out}")
+    if config.structure == "channels":
+        print(f"\n{before_after(Run(Path(out), config))}")
 
 
 def _compare(words: list[str]) -> None:

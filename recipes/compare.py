@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from robust_plugin.checkpoint import load, write_text
+from robust_plugin.recipes.allocator import keep_freed_memory
 from robust_plugin.recipes.config import RecipeConfig, as_plain, build
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
 from robust_plugin.recipes.report import Cell, comparison_table, plot_curves, plot_kept
@@ -267,6 +268,7 @@ def _parallel(function: Callable[[Any], T], items: Sequence[Any], jobs: int, wha
 
 def _as_worker() -> None:
     """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -157,7 +157,9 @@ class RecipeConfig:
         evaluation: how the result is measured.
         density: the share of the prunable weights that is kept.
         rates: uniform, erk, lamp or global; for HARP the start.
-        budget: params or flops.
+        structure: weights, or channels: then the network without them is written too.
+        budget: params, flops, or channels (in structure channels: the FLOPs of the network that
+            keeps that share of every group's channels).
         exclude: names of layers that stay dense.
         seed: of weights, order and noise.
         device: cpu, cuda, cuda:1...; auto takes cuda where there is one.
@@ -175,7 +177,8 @@ class RecipeConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     density: float = 0.1
     rates: Literal["uniform", "erk", "lamp", "global"] = "uniform"
-    budget: Literal["params", "flops"] = "params"
+    structure: Literal["weights", "channels"] = "weights"
+    budget: Literal["params", "flops", "channels"] = "params"
     exclude: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from robust_plugin.recipes.channels import kept_channels, small_network
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.harp import HarpConfig, harp
 from robust_plugin.recipes.hydra import HydraConfig, hydra
@@ -28,7 +29,10 @@ RECIPES: dict[str, tuple[type[RecipeConfig], Callable[[Run, Any], nn.Module]]] =
 def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
     """Run a recipe to its end, or what is left of it, and evaluate the network it returns."""
     run = Run(folder, config)
-    return run.evaluate(train_recipe(name, run))
+    model = train_recipe(name, run)
+    if name == "dense" or config.structure == "weights":
+        return run.evaluate(model)
+    return run.evaluate(model, small=small_network(run, model), kept=kept_channels(run))
 
 
 def train_recipe(name: str, run: Run) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import nn
 
 from robust_plugin.phases import Learnable
 from robust_plugin.presets import HarpPruner
+from robust_plugin.recipes.channels import covered, finished
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train
@@ -48,12 +49,11 @@ def harp(run: Run, config: HarpConfig) -> nn.Module:
         control=config.control,
         gamma_step=config.gamma_step,
         pattern=None if config.pattern == "none" else config.pattern,
-        exclude=config.exclude,
+        **covered(run, model),
         example_inputs=run.example,
     )
     # 2. r, s = argmin E[L_robust(theta * m(s, r))] + gamma L_hw(r), theta frozen
     train(run, "prune", model, config.prune, pruner=pruner, phase="prune")
     # 3. theta = argmin E[L_robust(theta * m)], m fixed at exactly the budget
     train(run, "finetune", model, config.finetune, pruner=pruner)
-    pruner.finalize()
-    return model
+    return finished(run, pruner)

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from robust_plugin.presets import HydraPruner
+from robust_plugin.recipes.channels import covered, finished
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train
@@ -38,12 +39,11 @@ def hydra(run: Run, config: HydraConfig) -> nn.Module:
         rates=config.rates,
         budget=config.budget,
         pattern=pattern,
-        exclude=config.exclude,
+        **covered(run, model),
         example_inputs=run.example,
     )
     # 2. s = argmin E[L_robust(theta * m(s))], theta frozen
     train(run, "prune", model, config.prune, pruner=pruner, phase="prune")
     # 3. theta = argmin E[L_robust(theta * m)], m fixed
     train(run, "finetune", model, config.finetune, pruner=pruner)
-    pruner.finalize()
-    return model
+    return finished(run, pruner)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from robust_plugin.presets import MagnitudePruner
+from robust_plugin.recipes.channels import covered, finished
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train
@@ -47,7 +48,7 @@ def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
         first,
         rates=config.rates,
         budget=config.budget,
-        exclude=config.exclude,
+        **covered(run, model),
         example_inputs=run.example,
     )
     for round_ in range(1, config.rounds):
@@ -56,5 +57,4 @@ def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
         pruner.set_density(config.density ** ((round_ + 1) / config.rounds))  # 2. m = P(theta, k)
     last = replace(config.finetune, epochs=epochs - early * (config.rounds - 1))
     train(run, "finetune", model, last, pruner=pruner)  # 3. theta = argmin E[L_robust(theta m)]
-    pruner.finalize()
-    return model
+    return finished(run, pruner)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -29,6 +30,7 @@ _MODELS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "cnn-large": cnn_large,
     "vgg16-bn": vgg16_bn,
     "resnet18": resnet18,
+    "resnet18-w16": partial(resnet18, width=16),
     "wrn-28-4": wide_resnet,
 }
 NAMES = tuple(_MODELS)

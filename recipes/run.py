@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +157,21 @@ class Run:
 
     # --- the end ----------------------------------------------------------------------------
 
-    def evaluate(self, model: nn.Module) -> Report:
+    def evaluate(
+        self,
+        model: nn.Module,
+        *,
+        small: nn.Module | None = None,
+        kept: Mapping[str, Sequence[int]] | None = None,
+    ) -> Report:
         """Evaluate a finished network on the test points, or return the report that is there.
 
         Writes model.safetensors and report.json.
+
+        Args:
+            model: the plain network.
+            small: the same without the channels that are zero, which is faster to attack.
+            kept: by group, how many of how many are kept; default the weights of each layer.
         """
         path, of = self.folder / "report.json", self.config.evaluation
         identity = {**self._identity, "evaluation": as_plain(of)}
@@ -177,13 +188,16 @@ class Run:
             limits["AutoAttack"] = of.autoattack
         points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
         torch.manual_seed(seed_of(self.config.seed, "evaluation"))
-        report = evaluate(model.eval(), points, attacks=attacks, limits=limits)
+        measured = model if small is None else small
+        report = evaluate(measured.eval(), points, attacks=attacks, limits=limits)
         self.save_model(model, self.folder / "model.safetensors")
-        table = sparsity(model, self.example)
+        if kept is None:
+            table = sparsity(model, self.example)
+            kept = {layer.name: [layer.kept, layer.size] for layer in table.layers}
         content = {
             "data": self.data.name,
             "report": json.loads(report.to_json()),
-            "kept": {layer.name: [layer.kept, layer.size] for layer in table.layers},
+            "kept": kept,
             "identity": identity,
             **_versions(),
         }
