@@ -2,16 +2,20 @@
 
 Small networks on digits and on CIFAR-10 (JPEG), with and without BatchNorm, of 4, 7 and 10 classes,
 in Linf and L2. The two take turns on the same points with the same seed; CPU seconds of one thread.
-A point whose verdict differs has to be one that the library itself judges by its seed.
+A point whose verdict differs has to be one that the library itself judges by its seed. Then a dense
+ResNet-18, and a narrow one with its masks attached. Freed memory is kept (recipes/allocator.py), or
+half of the figures were the kernel's, who zeroes pages.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import tarfile
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -22,8 +26,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from robust_plugin import ThreatModel, pgd
-from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin import HydraPruner, ThreatModel, pgd
+from robust_plugin.adapters.autoattack import AutoAttack, _Component
+from robust_plugin.inference import fast_copy
+from robust_plugin.recipes.allocator import keep_freed_memory
+from robust_plugin.recipes.networks import resnet18
 
 # Name, classes, BatchNorm, norm, eps, points.
 NETWORKS: list[tuple[str, int, bool, Literal["Linf", "L2"], float, int]] = [
@@ -33,8 +40,10 @@ NETWORKS: list[tuple[str, int, bool, Literal["Linf", "L2"], float, int]] = [
     ("CIFAR-10 (JPEG)", 10, False, "Linf", 2 / 255, 200),
     ("CIFAR-10 (JPEG)", 7, True, "L2", 0.25, 200),
 ]
-AIM = 1.8  # times sooner on small networks: printed, not asserted, since machines differ
-LEAST = 1.0
+# Times sooner: on small networks, on a ResNet-18. Aims are printed; what is asserted leaves other
+# machines room.
+AIM, LEAST = 1.8, 1.3
+AIM_RESNET, LEAST_RESNET = 1.1, 1.0
 
 
 def points_of(name: str, classes: int, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -116,10 +125,27 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def training_step() -> ModuleType:
+    """The neighbouring script, which no import by name finds."""
+    spec = importlib.util.spec_from_file_location(
+        "training_step", Path(__file__).with_name("training_step.py")
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, silent, and no page zeroed twice."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    monkeypatch.setattr(logging.getLogger("auto-attack"), "disabled", True)
+
+
 @pytest.mark.bench
 def test_the_librarys_verdicts_in_less_time(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(logging.getLogger("auto-attack"), "disabled", True)
+    alone(monkeypatch)
     print("\nAutoAttack standard, CPU seconds, library / ours; verdicts that differ")
     points = differ = stable = 0
     for name, classes, norm, ball, eps, most in NETWORKS:
@@ -151,3 +177,77 @@ def test_the_librarys_verdicts_in_less_time(cifar: Path, monkeypatch: pytest.Mon
         assert ratio > LEAST
     print(f"{differ} of {points} verdicts differ, {stable} of them whatever the library's seed")
     assert points >= 1000 and stable == 0 and differ <= max(1, points // 1000)
+
+
+@pytest.mark.bench
+def test_a_dense_resnet18(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 points, of which at least 40 % are robust: what stands is what costs."""
+    alone(monkeypatch)
+    torch.manual_seed(0)
+    model = resnet18(10, (3, 32, 32))
+    x, y = images(cifar / "train", 10, 300)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(2):
+        for rows in torch.randperm(len(x)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+    model.eval()
+    x, y = images(cifar / "test", 10, 20)
+    with torch.no_grad():
+        right = (model(x).argmax(1) == y).nonzero().flatten()
+    chosen = right[torch.linspace(0, len(right) - 1, 16).long()]
+    x, y = x[chosen], y[chosen]
+    for levels in (2, 1, 0.5, 0.25):
+        threat = ThreatModel("Linf", levels / 255)
+        with torch.no_grad():
+            stands = model(pgd(threat, steps=20)(model, x, y)).argmax(1) == y
+        if int(stands.sum()) >= 8:
+            break
+    start = time.process_time()
+    ours = by_us(model, x, y, threat, seed=0)
+    middle = time.process_time()
+    theirs = by_the_library(model, x, y, threat, seed=0)
+    end = time.process_time()
+    share, ratio = float(theirs.float().mean()), (end - middle) / (middle - start)
+    print(
+        f"\nResNet-18, {threat}, n=16, robust {share:.2f}: library {end - middle:.0f} s, ours "
+        f"{middle - start:.0f} s: {ratio:.2f} times (aim {AIM_RESNET}), "
+        f"{int((ours != theirs).sum())} differ"
+    )
+    assert share >= 0.4 and torch.equal(ours, theirs) and ratio > LEAST_RESNET
+
+
+@pytest.mark.bench
+def test_learned_scores_still_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """apgd-ce on 16 points against a network that sorts its scores at every forward pass."""
+    alone(monkeypatch)
+    torch.manual_seed(0)
+    step = training_step()
+    sorting = step.straightforward_network(16).eval()
+    model = resnet18(10, (3, 32, 32), width=16).eval()
+    model.load_state_dict({k: v for k, v in sorting.state_dict().items() if "scores" not in k})
+    HydraPruner(model, step.DENSITY)
+    x = torch.rand(16, 3, 32, 32)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+        torch.testing.assert_close(model(x), sorting(x), rtol=1e-4, atol=1e-5)
+    threat = ThreatModel("Linf", 0.25 / 255)
+    library: Any = pyautoattack.AutoAttack(sorting, norm="Linf", eps=threat.eps, seed=0)
+    library.apgd.loss = "ce"
+    ratios = []
+    for _ in range(3):
+        start = time.process_time()
+        ours = _Component("apgd-ce", "standard", threat, x.device)(fast_copy(model, x), x, y)
+        middle = time.process_time()
+        theirs = library.apgd.perturb(x, y)
+        end = time.process_time()
+        ratios.append((end - middle) / (middle - start))
+        with torch.no_grad():
+            stands = model(ours).argmax(1) == y
+            assert torch.equal(stands, model(theirs).argmax(1) == y)
+    print(
+        f"\napgd-ce, width 16, scores attached, robust {float(stands.float().mean()):.2f}: sorting "
+        f"{end - middle:.1f} s, ours {middle - start:.1f} s: {sorted(ratios)[1]:.2f} times"
+    )
+    assert sorted(ratios)[1] > 1.5
