@@ -1,0 +1,59 @@
+"""What removed channels gain: a ResNet-18 at half and a quarter of its channels against itself.
+
+One thread, batch 64 of 32x32, networks in turns, medians; freed memory is kept (allocator.py).
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_plugin import MagnitudePruner
+from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
+from robust_plugin.export import alternating
+from robust_plugin.recipes.allocator import keep_freed_memory
+from robust_plugin.recipes.networks import resnet18
+
+SHAPE = (3, 32, 32)
+# Share of the channels, times faster that is aimed at.
+AIMS = {0.5: 3.0, 0.25: 8.0}
+# How much longer it may take than a network of uniform width with as many multiply-adds.
+UNIFORM = 1.3
+
+
+def in_turns(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[float, float]:
+    with torch.inference_mode():
+        return alternating(
+            lambda: first(x), lambda: second(x), seconds=6.0, clock=time.process_time
+        )
+
+
+@pytest.mark.bench
+def test_a_removed_network_is_faster() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    torch.manual_seed(0)
+    x = torch.rand(64, *SHAPE)
+    dense = resnet18(10, SHAPE).eval()
+    print("\nResNet-18, batch 64, one thread, ms: dense / removed, and against uniform width")
+    for share, aim in AIMS.items():
+        model = resnet18(10, SHAPE).eval()
+        groups = channel_groups(model, x[:1])
+        # Rates that differ, as learned ones do, at the cost of the uniform network.
+        pruner = MagnitudePruner(
+            model, share, budget="channels", rates="lamp", groups=groups, example_inputs=x[:1]
+        )
+        removed = remove_channels(pruner, x[:1])
+        uniform = resnet18(10, SHAPE, width=int(64 * share)).eval()
+        before, after = in_turns(dense, removed.model, x)
+        plain, ours = in_turns(uniform, removed.model, x)
+        macs = removed.multiply_adds[1] / removed.multiply_adds[0]
+        print(
+            f"{share:.0%} of the channels, {macs:.3f} of the multiply-adds: {1e3 * before:.1f} / "
+            f"{1e3 * after:.1f}, {before / after:.2f} times (aim {aim}); uniform width "
+            f"{1e3 * plain:.1f} / {1e3 * ours:.1f}: {ours / plain:.2f} (aim at most {UNIFORM})"
+        )
+        assert before / after >= aim and ours / plain <= UNIFORM
