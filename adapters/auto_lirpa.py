@@ -219,14 +219,18 @@ class _Module:
             return bounds(method)
         if not method.startswith("alpha"):
             return bounds("CROWN")
-        given = {}
+        crown, given = bounds("CROWN"), {}
         if method == "alpha-CROWN-fixed":
-            bounds("CROWN")
             layers = [n.inputs[0] for n in self.module.optimizable_activations if n.perturbed]
             key = _intermediate_key(type(self.module))
             given = {key: {layer.name: [layer.lower, layer.upper] for layer in layers}}
-        with torch.enable_grad(), learning_at_the_ends():
-            return bounds("CROWN-Optimized", **given).detach()
+        try:
+            with torch.enable_grad(), learning_at_the_ends():
+                return torch.maximum(crown, bounds("CROWN-Optimized", **given).detach())
+        except RuntimeError as error:
+            if "does not require grad" in str(error):  # no ReLU is unstable: nothing to optimise
+                return crown
+            raise
 
 
 def _form(model: nn.Module, x: Tensor) -> tuple[Any, ...]:

@@ -83,7 +83,9 @@ def violations(root: Path) -> list[str]:
                 elif folder == "adapters":
                     own = LIBRARIES.get(path.stem, set())
                     # A file may have companions that bear its name: auto_lirpa_shims.
-                    companion = layer == "adapters" and rest[1].startswith(f"{path.stem}_")
+                    companion = layer == "adapters" and "".join(rest[1:2]).startswith(
+                        f"{path.stem}_"
+                    )
                     fine = standard or first in {"torch", "numpy"} | own or layer == "core"
                     fine = fine or companion
                     if first in WRAPPED:
