@@ -27,11 +27,13 @@ from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (its own 
     learning_at_the_ends,
     readable_trace,
 )
-from robust_plugin.bounds import checked_margins, ibp_margins, proved
-from robust_plugin.guard import unwrapped
+from robust_plugin.attacks import pgd
+from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
+from robust_plugin.guard import Attack, unwrapped
 from robust_plugin.soundness import check_bounds, refuse_apart
 from robust_plugin.threat import ThreatModel
 from robust_plugin.twin import Twin, refresh
+from robust_plugin.verification import Prover
 
 Method = Literal["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alpha-CROWN-fixed"]
 
@@ -132,6 +134,16 @@ class LiRPA:
         return built.margins(model, x, y, threat)
 
 
+def proof_stages(threat: ThreatModel) -> dict[str, Prover | Attack]:
+    """Return the stages of ``verify``, cheap before expensive: IBP, PGD, CROWN, alpha-CROWN."""
+    return {
+        "IBP": IBP(threat),
+        "PGD": pgd(threat, steps=40, loss="margin", restarts=3, keep="best"),
+        "CROWN": LiRPA(threat, "CROWN"),
+        "alpha-CROWN": LiRPA(threat, "alpha-CROWN-fixed"),
+    }
+
+
 class _Module:
     """The library's module over the twin of one network."""
 
@@ -222,7 +234,7 @@ class _Module:
         crown, given = bounds("CROWN"), {}
         if method == "alpha-CROWN-fixed":
             layers = [n.inputs[0] for n in self.module.optimizable_activations if n.perturbed]
-            key = _intermediate_key(type(self.module))
+            key = _intermediate_key(self.module)
             given = {key: {layer.name: [layer.lower, layer.upper] for layer in layers}}
         try:
             with torch.enable_grad(), learning_at_the_ends():
@@ -252,10 +264,9 @@ def _failures(method: str) -> Iterator[None]:
         ) from error
 
 
-@cache
-def _intermediate_key(module: type) -> str:
+def _intermediate_key(module: Any) -> str:
     """What the release calls given bounds of inner layers."""
-    names = inspect.signature(module.compute_bounds).parameters  # type: ignore[attr-defined]
+    names = inspect.signature(module.compute_bounds).parameters
     return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
 
 

@@ -78,7 +78,7 @@ def readable_trace() -> Iterator[None]:
             def attribute(node: Any, key: str) -> Any:
                 return getattr(node, node.kindOf(key))(key)
 
-            torch._C.Node.__getitem__ = attribute  # type: ignore[attr-defined]
+            setattr(torch._C.Node, "__getitem__", attribute)  # noqa: B010  (mypy has it)
             stack.callback(delattr, torch._C.Node, "__getitem__")
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")

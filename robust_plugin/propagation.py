@@ -47,7 +47,8 @@ class Propagation:
         self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.values: dict[fx.Node, Any] = {}
-        *self.nodes, self.end = _traced(model)
+        *self.nodes, end = _traced(model)
+        self.out: Any = end.args[0]
         inputs = [node for node in self.nodes if node.op == "placeholder"]
         if len(inputs) != 1:
             raise ValueError(f"the model takes {[str(n) for n in inputs]}; legal: one input.")
@@ -58,27 +59,27 @@ class Propagation:
 
     def output(self) -> Bounded:
         """Return the set of the network's outputs."""
-        found = self.values.get(self.end.args[0])
+        found = self.values.get(self.out)
         if not isinstance(found, Interval | Ball) or found.box().centre.dim() != 2:
             raise ValueError("the model does not return [batch, classes] logits alone.")
         return found
 
     def last_linear(self) -> tuple[nn.Linear | None, Bounded]:
         """Return the last layer and the set of its inputs; None and the outputs if not linear."""
-        found, node = self.output(), self.end.args[0]
-        layer = self.layer(node)
+        found, layer = self.output(), self.layer(self.out)
         if layer is None or kind_of(layer) is not nn.Linear:
             return None, found
-        return layer, self.values[node.args[0]]
+        return layer, self.values[self.out.args[0]]
 
     def relu_inputs(self) -> Iterator[tuple[Interval, Tensor | None]]:
         """Yield the interval of each ReLU's inputs, and the weight of a BatchNorm right before."""
         for node in self.nodes:
             layer = self.layer(node)
             if node.target in RELUS or (layer is not None and kind_of(layer) is nn.ReLU):
-                before = self.layer(node.args[0])
+                source: Any = node.args[0]
+                before = self.layer(source)
                 norm = before is not None and kind_of(before) in NORMS
-                yield self.values[node.args[0]].box(), before.weight if norm else None
+                yield self.values[source].box(), before.weight if norm else None
 
     def layer(self, node: Any) -> Any:
         """Return the layer that a node calls, or None."""

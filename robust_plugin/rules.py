@@ -163,7 +163,8 @@ def _arithmetic(target: Any, a: Any, b: Any) -> Bounded | None:
         return Interval(centre, one.radius + two.radius)
     if all(sets):
         return None
-    z, constant = (a, b) if sets[0] else (b, a)
+    z: Bounded = a if sets[0] else b
+    constant = b if sets[0] else a
     constant = constant if isinstance(constant, Tensor) else float(constant)
     if target in _ADD:
         return z.affine(1.0, constant)
