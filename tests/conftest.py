@@ -241,6 +241,60 @@ def highest_excess() -> Callable[..., float]:
             point = threat.project(point.detach() - size * scaled, start)
             visit(point)
         slack = 1e-5 * (1 + bound.abs().amax(1, keepdim=True))
-        return float((bound.detach() - worst - slack).max())
+        return float((bound - worst - slack).detach().max())
 
     return excess
+
+
+@pytest.fixture
+def check_gradients() -> Callable[..., None]:
+    """Gradients of margins in float64: finite differences of weights, formulas of scores, rates."""
+
+    def check(
+        model: nn.Module, pruner: Pruner, bounds: Callable[[nn.Module], Tensor], rel: float = 1e-5
+    ) -> None:
+        plain = copy.deepcopy(model)
+        finalize(plain)
+        plain.requires_grad_(True)
+        weighting = torch.randn_like(bounds(plain))
+        (weighting * bounds(plain)).sum().backward()
+        (weighting * bounds(model)).sum().backward()
+        step, checked = 1e-6, 0
+        for group, mask in zip(pruner.groups, pruner.masks, strict=True):
+            member = group.members[0]
+            layer = plain.get_submodule(member.layer_name)
+            w = layer.weight
+            shape = [-1 if d == member.dim else 1 for d in range(w.dim())]
+            m, s = mask.mask, mask.scores
+            if member.dim is not None:
+                m = (m if member.index is None else m[member.index]).view(shape)
+            kept = m.expand_as(w).flatten().nonzero().flatten()
+            scale = w.grad.abs().max()
+            for i in kept[torch.randperm(len(kept))[:8]].tolist():
+                ends = []
+                for sign in (1, -1):
+                    moved = copy.deepcopy(plain)
+                    weight = moved.get_submodule(member.layer_name).weight
+                    with torch.no_grad():
+                        weight.view(-1)[i] += sign * step
+                        ends.append((weighting * bounds(moved)).sum())
+                slope = (ends[0] - ends[1]) / (2 * step)
+                assert abs(slope - w.grad.view(-1)[i]) <= rel * max(abs(slope), scale)
+                checked += 1
+            # dL/dm = w g with the underlying w, over all entries, kept or not.
+            under = model.get_submodule(member.layer_name).parametrizations.weight.original
+            to_mask = under * w.grad
+            if member.dim is not None:
+                by_channel = to_mask.movedim(member.dim, 0).flatten(1).sum(1)
+                index = torch.arange(len(by_channel)) if member.index is None else member.index
+                to_mask = torch.zeros(len(s), dtype=w.dtype).index_add(0, index, by_channel)
+            wanted = s.sign() * to_mask.view_as(s)
+            assert torch.allclose(s.grad.double(), wanted.double(), rtol=1e-4, atol=1e-6)
+            sigmoid = torch.sigmoid(mask.rate)
+            slope = sigmoid * (1 - sigmoid) * (1 - mask.k_min)
+            assert mask.rate.grad.item() == pytest.approx(
+                float((to_mask.sum() * slope).detach()), rel=1e-3, abs=1e-5
+            )
+        assert checked >= 8
+
+    return check
