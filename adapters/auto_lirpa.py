@@ -181,7 +181,7 @@ class _Module:
             return self._margins(x.detach(), y, threat, method)
 
         graph = torch.is_grad_enabled() and not method.startswith("alpha")
-        with _failures(method), torch.set_grad_enabled(graph):
+        with _failures(method), torch.set_grad_enabled(graph), _default_dtype(x.dtype):
             return self.twin.following(model, compute)
 
     def check(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
@@ -243,6 +243,17 @@ class _Module:
             if "does not require grad" in str(error):  # no ReLU is unstable: nothing to optimise
                 return crown
             raise
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The dtype in which the library makes identities of its own."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _form(model: nn.Module, x: Tensor) -> tuple[Any, ...]:
