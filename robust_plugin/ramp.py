@@ -55,7 +55,9 @@ class Ramp:
         """Return how far the ramp has risen when ``share`` of the phase has passed."""
         if share >= self.end:
             return 1.0
-        t = max(0.0, share - self.start) / (self.end - self.start)
+        if share <= self.start:
+            return 0.0
+        t = (share - self.start) / (self.end - self.start)
         if self.shape == "linear":
             return t
         # c m^4 + 4 c m^3 (1 - m) = 1 at t = 1.

@@ -133,6 +133,7 @@ class Smoothed:
         """
         from scipy.stats import beta, norm
 
+        _check_points(x)
         opened = None if journal is None else Journal(journal, self._fingerprint(model, x, y))
         found = []
         for first in range(0, len(x), _UNIT):
@@ -171,6 +172,7 @@ class Smoothed:
         """
         from scipy.stats import binomtest
 
+        _check_points(x)
         none = torch.zeros(len(x), dtype=torch.long, device=x.device)
         votes = self._votes(unwrapped(model), x, none, 0, "predict", self.n)
         top = votes.topk(min(2, votes.shape[1]), dim=1)
@@ -229,3 +231,10 @@ class Smoothed:
             "smoothing": f"sigma {self.sigma}, n0 {self.n0}, n {self.n}, seed {self.seed}",
             "torch": torch.__version__,
         }
+
+
+def _check_points(x: Tensor) -> None:
+    if not x.is_floating_point() or len(x) == 0:
+        raise ValueError(
+            f"inputs are {x.dtype} of shape {tuple(x.shape)}; the batch is empty, or not of floats."
+        )
