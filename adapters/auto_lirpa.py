@@ -140,7 +140,7 @@ def proof_stages(threat: ThreatModel) -> dict[str, Prover | Attack]:
         "IBP": IBP(threat),
         "PGD": pgd(threat, steps=40, loss="margin", restarts=3, keep="best"),
         "CROWN": LiRPA(threat, "CROWN"),
-        "alpha-CROWN": LiRPA(threat, "alpha-CROWN-fixed"),
+        "alpha-CROWN-fixed": LiRPA(threat, "alpha-CROWN-fixed"),
     }
 
 

@@ -8,7 +8,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -49,23 +49,24 @@ def _moved_names() -> Iterator[None]:
         # Written so, because torch.onnx has another module of this name as an attribute at first.
         import torch.onnx.symbolic_helper as symbolic_helper
 
-        with suppress(ImportError):
-            # Which operations a trace has would else depend on what else was imported.
+        # Which operations a trace has would else depend on what else was imported.
+        try:
             from torch.onnx._internal.torchscript_exporter import (  # noqa: F401
                 _globals,
                 symbolic_opset11,
                 symbolic_opset12,
             )
+        except ImportError:  # before torch 2.9
+            from torch.onnx import (  # type: ignore[attr-defined,no-redef]
+                _globals,
+            )
+        if not hasattr(symbolic_helper, "_set_opset_version"):
 
-            if not hasattr(symbolic_helper, "_set_opset_version"):
+            def set_opset(version: int) -> None:
+                _globals.GLOBALS.export_onnx_opset_version = version
 
-                def set_opset(version: int) -> None:
-                    _globals.GLOBALS.export_onnx_opset_version = version
-
-                patch = mock.patch.object(
-                    symbolic_helper, "_set_opset_version", set_opset, create=True
-                )
-                stack.enter_context(patch)
+            patch = mock.patch.object(symbolic_helper, "_set_opset_version", set_opset, create=True)
+            stack.enter_context(patch)
         yield
 
 

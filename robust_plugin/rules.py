@@ -72,6 +72,8 @@ def through_layer(name: str, layer: Any, z: Bounded) -> Bounded:
     if kind is nn.Linear:
         return z.linear(F.linear, layer.weight, layer.bias)
     if kind in CONVOLUTIONS:
+        # Other padding takes a pixel twice, and norms of rows count it once.
+        z = z if layer.padding_mode == "zeros" else z.box()
         return z.linear(layer._conv_forward, layer.weight, layer.bias)
     if kind in NORMS:
         return z.affine(*_scale_and_shift(name, layer, z.box().centre.dim()))

@@ -119,6 +119,8 @@ def verify(
     """
     threat = _threat_of(stages)
     threat.check_inputs(x)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; legal: at least 1.")
     model = unwrapped(model)
     names, opened = list(stages), None
     if journal is not None:

@@ -62,6 +62,17 @@ def test_a_convolution_in_l2_knows_its_border():
     assert found[0, 1].item() == pytest.approx(wanted.item(), abs=1e-12)
 
 
+def test_a_convolution_in_l2_whose_padding_takes_a_pixel_twice():
+    """Circular padding of one pixel: nine times the same pixel, so the sum of the weights."""
+    conv = nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular", bias=False)
+    model = nn.Sequential(conv, nn.Flatten()).double()
+    x = torch.full((1, 1, 1, 1), 0.5).double()
+    found = ibp_margins(model, x, torch.tensor([0]), ThreatModel("L2", eps=0.1))
+    lowest = (0.4 * conv.weight.sum((1, 2, 3)), 0.6 * conv.weight.sum((1, 2, 3)))
+    worst = min(ends[0] - ends[1] for ends in lowest)
+    assert found[0, 1].item() <= worst.item() + 1e-12
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()

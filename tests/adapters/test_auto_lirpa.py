@@ -345,7 +345,7 @@ def test_the_stages_of_a_verification(cnn, batch):
     model, (x, _) = cnn().eval(), batch
     y = model(x).argmax(1)
     found = verify(model, x, y, proof_stages(threat))
-    assert list(proof_stages(threat)) == ["IBP", "PGD", "CROWN", "alpha-CROWN"]
+    assert list(proof_stages(threat)) == ["IBP", "PGD", "CROWN", "alpha-CROWN-fixed"]
     alone = LiRPA(threat, "alpha-CROWN-fixed")(model, x, y)
     assert all(v for v, alpha in zip(found.verified, alone.tolist(), strict=True) if alpha)
     assert found.share("verified") > 0.3
