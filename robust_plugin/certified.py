@@ -185,6 +185,7 @@ def nrs_loss(model: nn.Module, x: Tensor, threat: ThreatModel) -> Tensor:
 
     l < 0 < u are IBP bounds of a ReLU's input, gamma the weight of the BatchNorm before it,
     detached, or 1: normalised ReLU stability, Li et al. 2022 (after Xiao et al. 2019, section 3).
+    The mean keeps the weight independent of a layer's width.
     """
     total = torch.zeros((), device=x.device)
     for z, gamma in Propagation(model, x, threat).relu_inputs():

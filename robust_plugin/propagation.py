@@ -49,17 +49,19 @@ class Propagation:
         self.values: dict[fx.Node, Any] = {}
         *self.nodes, end = _traced(model)
         self.out: Any = end.args[0]
-        inputs = [node for node in self.nodes if node.op == "placeholder"]
+        inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
         if len(inputs) != 1:
             raise ValueError(f"the model takes {[str(n) for n in inputs]}; legal: one input.")
         self.values[inputs[0]] = input_set(x, threat)
         for node in self.nodes:
-            if node.op != "placeholder":
+            if node.op == "placeholder":
+                self.values.setdefault(node, *node.args)  # an option at its default
+            else:
                 self.values[node] = self._value(node)
 
     def output(self) -> Bounded:
         """Return the set of the network's outputs."""
-        found = self.values.get(self.out)
+        found = self.values.get(self.out) if isinstance(self.out, fx.Node) else None
         if not isinstance(found, Interval | Ball) or found.box().centre.dim() != 2:
             raise ValueError("the model does not return [batch, classes] logits alone.")
         return found

@@ -282,6 +282,21 @@ def test_functions_have_rules_too(call, batch, highest_excess):
     assert torch.allclose(exact, logits.gather(1, batch[1][:, None]) - logits, atol=1e-5)
 
 
+class Returns(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.last, self.form = nn.Linear(64, 10), form
+
+    def forward(self, x, scale=1.0):
+        return self.form(self.last(x.flatten(1) * scale))
+
+
+def test_an_option_is_at_its_default(batch, threat):
+    model = Returns(torch.relu)
+    plain = nn.Sequential(nn.Flatten(), model.last, nn.ReLU())
+    assert torch.equal(ibp_margins(model, *batch, threat), ibp_margins(plain, *batch, threat))
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -316,6 +331,8 @@ BAD = [
     (Calls(lambda v: v.mean(0).flatten(1)), "operation 'mean'"),
     (Calls(lambda v: F.dropout(v).flatten(1)), "operation 'dropout'"),
     (Calls(lambda v: v.flatten(1) if v.sum() > 0 else v), "cannot be traced"),
+    (Returns(lambda v: {"logits": v}), "does not return"),
+    (Returns(lambda v: (v, v)), "does not return"),
     (Twice(), "writes over a tensor that the network uses again"),
     (nn.Sequential(nn.Conv2d(1, 2, 3)), "does not return .batch, classes. logits"),
 ]

@@ -10,7 +10,19 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from robust_plugin import IBP, HarpPruner, ThreatModel, finalize, ibp_margins, verify
+from robust_plugin import (
+    IBP,
+    Group,
+    HarpPruner,
+    HydraPruner,
+    Member,
+    ThreatModel,
+    certified,
+    finalize,
+    ibp_margins,
+    mixtrain,
+    verify,
+)
 from robust_plugin.adapters import auto_lirpa
 from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
 
@@ -26,7 +38,7 @@ def fuzz(seeds, random_network, highest_excess, methods=METHODS):
         core = ibp_margins(model, x, y, threat)
         assert highest_excess(model, x, y, threat, core) <= 0, (seed, "core")
         for method in methods:
-            certifier = LiRPA(threat, method, iterations=3)
+            certifier = LiRPA(threat, method, iterations=2)
             try:
                 margins = certifier.margins(model, x, y)
             except ValueError as error:
@@ -144,6 +156,53 @@ def test_training_leaves_modes_and_flags_and_the_twin_follows(cnn, batch, threat
         assert torch.equal(certifier.bounds(model, x, y), fresh)
     assert [m.training for m in model.modules()] == flags
     assert not model[0].weight.requires_grad and model[6].weight.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["hydra", "harp", "2:4", "channels"])
+@pytest.mark.parametrize("method", ["CROWN-IBP", "same-slope"])
+@pytest.mark.filterwarnings("ignore:masks cover")
+def test_objectives_through_pretrain_prune_and_finetune(cnn, method, kind):
+    """CROWN-IBP with its schedules and MixTrain, on four classes that are easy to tell apart."""
+    threat, y = ThreatModel("Linf", eps=0.02), torch.arange(16) % 4
+    x = 0.2 * torch.rand(16, 1, 8, 8)
+    for i, label in enumerate(y.tolist()):
+        x[i, 0, 4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 0.7
+    model, certifier = cnn(), LiRPA(threat, method)
+
+    def train(parameters, lr, pruner=None):
+        if method == "CROWN-IBP":
+            objective = certified(threat, bounds=certifier.bounds, kappa=(1, 0.5))
+        else:
+            objective = mixtrain(threat, bounds=certifier.bounds, points=2)
+        optimizer = torch.optim.Adam(parameters, lr=lr)
+        if pruner is not None:
+            pruner.follow(optimizer, epochs=2, steps_per_epoch=4)
+        for step in range(8):
+            objective.progress(step / 4, 2)
+            loss = objective(model, x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    first = train(model.parameters(), 1e-2)
+    if kind == "2:4":
+        pruner = HydraPruner(model, pattern="2:4")
+    elif kind == "channels":
+        member = Member(model[6], "6", "weight", dim=1, index=torch.arange(128) // 16)
+        pruner = HarpPruner(model, 0.5, groups=[Group((member,), channels=8)])
+    else:
+        pruner = {"hydra": HydraPruner, "harp": HarpPruner}[kind](model, 0.3)
+    scores = [mask.scores.detach().clone() for mask in pruner.masks]
+    train(pruner.set_phase("prune"), 0.05, pruner)
+    assert all((a != b.scores).any() for a, b in zip(scores, pruner.masks, strict=True))
+    last = train(pruner.set_phase("finetune"), 5e-3)
+    assert last < max(first, 0.1)
+    pruner.finalize()
+    # A network of another form under the same object: plain layers, and the same bounds.
+    assert torch.allclose(
+        certifier.margins(model, x, y), LiRPA(threat, method).margins(model, x, y)
+    )
 
 
 def test_a_model_that_is_gone_is_forgotten_and_another_form_is_built_anew(cnn, batch, threat):
@@ -312,6 +371,11 @@ def test_bad_input(cnn, batch, threat):
     ):
         with pytest.raises(ValueError, match=message):
             make()
+    known = LiRPA(threat)
+    known.bounds(model, x, y)
+    for labels in (y + 10, y - 10):
+        with pytest.raises(ValueError, match="labels are"):
+            known.bounds(model, x, labels)
     model[0].weight.data[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         LiRPA(threat)(model, x, y)
@@ -345,7 +409,10 @@ def test_the_stages_of_a_verification(cnn, batch):
     model, (x, _) = cnn().eval(), batch
     y = model(x).argmax(1)
     found = verify(model, x, y, proof_stages(threat))
-    assert list(proof_stages(threat)) == ["IBP", "PGD", "CROWN", "alpha-CROWN-fixed"]
-    alone = LiRPA(threat, "alpha-CROWN-fixed")(model, x, y)
-    assert all(v for v, alpha in zip(found.verified, alone.tolist(), strict=True) if alpha)
+    assert list(proof_stages(threat)) == [
+        "IBP", "PGD", "CROWN", "alpha-CROWN-fixed", "alpha-CROWN",
+    ]  # fmt: skip
+    for method in ("CROWN", "alpha-CROWN"):
+        alone = LiRPA(threat, method)(model, x, y)
+        assert all(v for v, own in zip(found.verified, alone.tolist(), strict=True) if own)
     assert found.share("verified") > 0.3
