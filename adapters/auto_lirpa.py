@@ -32,7 +32,7 @@ from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
 from robust_plugin.guard import Attack, check_logits, unwrapped
 from robust_plugin.soundness import check_bounds, refuse_apart
 from robust_plugin.threat import ThreatModel
-from robust_plugin.twin import Twin, refresh
+from robust_plugin.twin import Twin
 from robust_plugin.verification import Prover
 
 Method = Literal["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alpha-CROWN-fixed"]
@@ -208,9 +208,9 @@ class _Module:
     def _load_buffers(self) -> None:
         own = dict(self.twin.network.named_buffers())
         for node in self.module._modules.values():
-            buffer = getattr(node, "buffer", None)  # a clone of the twin's
-            if isinstance(buffer, Tensor) and node.ori_name in own:
-                refresh(buffer, own[node.ori_name])
+            # It has clones of the buffers, and an earlier graph may need those that it has.
+            if isinstance(getattr(node, "buffer", None), Tensor) and node.ori_name in own:
+                node.buffer = own[node.ori_name].clone()
 
     def _margins(self, x: Tensor, y: Tensor, threat: ThreatModel, method: str) -> Tensor:
         # One row e_y - e_j for each j but y.

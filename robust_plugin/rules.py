@@ -214,7 +214,8 @@ def _scale_and_shift(name: str, norm: Any, dim: int) -> tuple[Tensor, Tensor]:
         )
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
-    shift = -norm.running_mean * scale
+    # A later forward pass in training mode writes over what this graph needs.
+    shift = -norm.running_mean.clone() * scale
     shift = shift if norm.bias is None else shift + norm.bias
     shape = [1, -1, *[1] * (dim - 2)]
     return scale.view(shape), shift.view(shape)

@@ -49,7 +49,10 @@ class Twin:
         effective = {name: _live(model, name) for name in leaves}
         with torch.no_grad():
             for name, own in self._tensors():
-                refresh(own, effective[name] if name in effective else _live(model, name))
+                value = effective[name] if name in effective else _live(model, name)
+                # Any write, even of the same, forbids the graphs before it their backward pass.
+                if not torch.equal(own, value):
+                    own.copy_(value)
         if not torch.is_grad_enabled() or not any(w.requires_grad for w in effective.values()):
             with torch.no_grad():
                 return compute()
@@ -59,12 +62,6 @@ class Twin:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.network.named_parameters()
         yield from self.network.named_buffers()
-
-
-def refresh(own: Tensor, value: Tensor) -> None:
-    """Copy a value where it differs: any write forbids the graphs before it their backward."""
-    if not torch.equal(own, value):
-        own.copy_(value)
 
 
 def _live(model: nn.Module, name: str) -> Tensor:

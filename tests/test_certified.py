@@ -94,6 +94,13 @@ def test_batchnorm_sees_one_clean_batch_and_bounds_see_its_statistics(cnn, batch
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
 
 
+def test_two_losses_before_one_backward_pass(cnn, batch, threat):
+    """The second moves BatchNorm's statistics, which the graph of the first still needs."""
+    model, objective = cnn(), certified(threat, kappa=(0.5, 0.5), nrs=0.01)
+    (objective(model, *batch) + objective(model, *batch)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_bounds_get_the_network_inside_a_wrapper(cnn, batch, threat):
     seen = []
 

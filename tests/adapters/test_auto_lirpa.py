@@ -205,6 +205,13 @@ def test_objectives_through_pretrain_prune_and_finetune(cnn, method, kind):
     )
 
 
+def test_two_losses_before_one_backward_pass(cnn, batch, threat):
+    model, certifier = cnn(), LiRPA(threat, "CROWN-IBP")
+    objective = certified(threat, bounds=certifier.bounds, kappa=(0.5, 0.5), beta=(1, 0.5))
+    (objective(model, *batch) + objective(model, *batch)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_a_model_that_is_gone_is_forgotten_and_another_form_is_built_anew(cnn, batch, threat):
     certifier, model = LiRPA(threat, "IBP"), cnn()
     certifier(model, *batch)
