@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from robust_plugin.intervals import Ball, Bounded, Interval
-from robust_plugin.rules import NORMS, RELUS, kind_of, through_call, through_layer, works_in_place
+from robust_plugin.rules import (
+    ALIASES,
+    NORMS,
+    RELUS,
+    kind_of,
+    through_call,
+    through_layer,
+    works_in_place,
+)
 from robust_plugin.threat import ThreatModel
 
 
@@ -95,7 +103,7 @@ class Propagation:
         kwargs = fx.map_arg(node.kwargs, self.values.__getitem__)
         layer = self.layer(node)
         in_place = getattr(layer, "inplace", False) or works_in_place(node.target, kwargs)
-        if in_place and len(node.all_input_nodes[0].users) > 1:
+        if in_place and self._read_again(node.all_input_nodes[0]):
             raise ValueError(
                 f"{node.name!r} writes over a tensor that the network uses again; write it "
                 "without in-place operations."
@@ -108,6 +116,14 @@ class Propagation:
         if not any(sets):
             return node.target(*args, **kwargs)  # type: ignore[operator]
         return through_call(node.name, node.target, args, kwargs)
+
+    def _read_again(self, node: Any) -> bool:
+        """Whether the network reads a tensor, or one that shares its memory, more than once."""
+        layer = self.layer(node)
+        if len(node.users) > 1:
+            return True
+        alias = node.target if layer is None else kind_of(layer)
+        return alias in ALIASES and self._read_again(node.args[0])
 
 
 def _traced(model: nn.Module) -> list[fx.Node]:

@@ -53,6 +53,11 @@ _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _SUBTRACT = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 _MULTIPLY = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _DIVIDE = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
+# What may give its own input back, or another view of it.
+ALIASES: tuple[Any, ...] = (
+    nn.Identity, nn.Flatten, *_DROPOUTS,
+    torch.flatten, F.dropout, "flatten", "contiguous",
+)  # fmt: skip
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
@@ -163,10 +168,10 @@ def _arithmetic(target: Any, a: Any, b: Any) -> Bounded | None:
         one, two = a.box(), b.box()
         centre = one.centre + two.centre if target in _ADD else one.centre - two.centre
         return Interval(centre, one.radius + two.radius)
-    if all(sets):
-        return None
     z: Bounded = a if sets[0] else b
     constant = b if sets[0] else a
+    if all(sets) or not isinstance(constant, Tensor | int | float):
+        return None
     constant = constant if isinstance(constant, Tensor) else float(constant)
     if target in _ADD:
         return z.affine(1.0, constant)

@@ -298,13 +298,15 @@ def test_an_option_is_at_its_default(batch, threat):
 
 
 class Twice(nn.Module):
-    def __init__(self):
+    """An activation in place, of what the sum reads again."""
+
+    def __init__(self, between):
         super().__init__()
-        self.conv, self.relu, self.last = nn.Conv2d(1, 2, 1), nn.ReLU(True), nn.Linear(128, 10)
+        self.conv, self.last, self.between = nn.Conv2d(1, 2, 1), nn.Linear(128, 10), between
 
     def forward(self, x):
         x = self.conv(x)
-        return self.last((self.relu(x) + x).flatten(1))
+        return self.last((self.between(x) + x).flatten(1))
 
 
 class Subclass(nn.Conv2d):
@@ -326,6 +328,8 @@ BAD = [
     (nn.Sequential(nn.Flatten(0), nn.Linear(64, 10)), "'0' flattens dimensions 0 to -1"),
     (Calls(lambda v: v.view(v.size(0), -1)), r"'size' reshapes by hand; bounds need flatten\(1\)"),
     (Calls(lambda v: v.reshape(-1, 128)), r"reshapes by hand; bounds need flatten\(1\)"),
+    (Calls(lambda v: v.flatten(1) if v.shape[0] else v), "cannot be traced"),
+    (Calls(lambda v: v.flatten(1).expand(v.shape)), r"reshapes by hand"),
     (Calls(lambda v: v.mul(v).flatten(1)), "operation 'mul'"),
     (Calls(lambda v: v.softmax(1).flatten(1)), "operation 'softmax'"),
     (Calls(lambda v: v.mean(0).flatten(1)), "operation 'mean'"),
@@ -333,7 +337,9 @@ BAD = [
     (Calls(lambda v: v.flatten(1) if v.sum() > 0 else v), "cannot be traced"),
     (Returns(lambda v: {"logits": v}), "does not return"),
     (Returns(lambda v: (v, v)), "does not return"),
-    (Twice(), "writes over a tensor that the network uses again"),
+    (Twice(nn.Sequential(nn.Identity(), nn.ReLU(True))), "writes over a tensor that the network"),
+    (Twice(lambda v: v.relu_()), "writes over a tensor that the network"),
+    (Twice(nn.ReLU(True)), "writes over a tensor that the network uses again"),
     (nn.Sequential(nn.Conv2d(1, 2, 3)), "does not return .batch, classes. logits"),
 ]
 
