@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (its own companion)
     accept_remove_duplicate,
+    default_dtype,
     importable,
     learning_at_the_ends,
     readable_trace,
@@ -187,7 +188,7 @@ class _Module:
             return self._margins(x.detach(), y, threat, method)
 
         graph = torch.is_grad_enabled() and not method.startswith("alpha")
-        with _failures(method), torch.set_grad_enabled(graph), _default_dtype(x.dtype):
+        with _failures(method), torch.set_grad_enabled(graph), default_dtype(x.dtype):
             return self.twin.following(model, compute)
 
     def check(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
@@ -249,17 +250,6 @@ class _Module:
             if "does not require grad" in str(error):  # no ReLU is unstable: nothing to optimise
                 return crown
             raise
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """The dtype in which the library makes identities of its own."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _form(model: nn.Module, x: Tensor) -> tuple[Any, ...]:

@@ -104,6 +104,17 @@ def learning_at_the_ends() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The dtype in which the library makes identities of its own."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def accept_remove_duplicate(module: Any) -> None:
     """Let the library's module list its parameters as torch now asks a module to."""
     members = module._named_members

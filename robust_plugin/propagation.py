@@ -114,7 +114,10 @@ class Propagation:
             return through_layer(str(node.target), layer, args[0])
         sets = [isinstance(self.values[each], Interval | Ball) for each in node.all_input_nodes]
         if not any(sets):
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            of_constants: Any = node.target
+            if isinstance(of_constants, str):
+                return getattr(args[0], of_constants)(*args[1:], **kwargs)
+            return of_constants(*args, **kwargs)
         return through_call(node.name, node.target, args, kwargs)
 
     def _read_again(self, node: Any) -> bool:

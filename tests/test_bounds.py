@@ -83,7 +83,7 @@ class Branches(nn.Module):
     def forward(self, x):
         x = x.flatten(1)
         a, b = torch.relu(self.one(x)), torch.sigmoid(self.two(x))
-        return self.last(torch.cat([a * self.scale + 1 - b, a - b / 2], 1))
+        return self.last(torch.cat([a * self.scale + 1 - b, a - b / self.scale.abs().amax()], 1))
 
 
 def test_sums_differences_and_constants_equal_interval_arithmetic_by_hand():
