@@ -102,7 +102,7 @@ class Propagation:
         args = fx.map_arg(node.args, self.values.__getitem__)
         kwargs = fx.map_arg(node.kwargs, self.values.__getitem__)
         layer = self.layer(node)
-        in_place = getattr(layer, "inplace", False) or works_in_place(node.target, kwargs)
+        in_place = getattr(layer, "inplace", False) or works_in_place(node.target, args, kwargs)
         if in_place and self._read_again(node.all_input_nodes[0]):
             raise ValueError(
                 f"{node.name!r} writes over a tensor that the network uses again; write it "

@@ -154,11 +154,11 @@ def through_call(name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str
     )
 
 
-def works_in_place(target: Any, kwargs: dict[str, Any]) -> bool:
-    """Return whether an operation, or a layer, writes over its input."""
+def works_in_place(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether an operation may write over its input: any True could be its ``inplace``."""
     if isinstance(target, str):
         return target.endswith("_")
-    return target in _IN_PLACE or bool(kwargs.get("inplace"))
+    return target in _IN_PLACE or any(each is True for each in (*args, kwargs.get("inplace")))
 
 
 def _arithmetic(target: Any, a: Any, b: Any) -> Bounded | None:

@@ -338,6 +338,7 @@ BAD = [
     (Returns(lambda v: {"logits": v}), "does not return"),
     (Returns(lambda v: (v, v)), "does not return"),
     (Twice(nn.Sequential(nn.Identity(), nn.ReLU(True))), "writes over a tensor that the network"),
+    (Twice(lambda v: F.relu(v, True)), "writes over a tensor that the network"),
     (Twice(lambda v: v.relu_()), "writes over a tensor that the network"),
     (Twice(nn.ReLU(True)), "writes over a tensor that the network uses again"),
     (nn.Sequential(nn.Conv2d(1, 2, 3)), "does not return .batch, classes. logits"),

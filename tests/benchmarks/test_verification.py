@@ -40,8 +40,8 @@ def trained(build, objective, epochs):
 # large for networks whose training had no bounds in it.
 NETWORKS = {
     "cnn_small, PGD": (lambda: trained(cnn_small, adversarial(pgd(THREAT, steps=7)), 30), 2),
-    "cnn_small, IBP": (lambda: trained(cnn_small, certified(THREAT, kappa=(1, 0.5)), 60), 20),
-    "digits_cnn, IBP": (lambda: trained(digits_cnn, certified(THREAT, kappa=(1, 0.5)), 60), 20),
+    "cnn_small, IBP": (lambda: trained(cnn_small, certified(THREAT, kappa=(1, 0.5)), 60), 10),
+    "digits_cnn, IBP": (lambda: trained(digits_cnn, certified(THREAT, kappa=(1, 0.5)), 60), 10),
 }
 
 
