@@ -13,22 +13,23 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from robust_plugin.attacks import margin_loss
+from robust_plugin.apgd import apgd
+from robust_plugin.attacks import dlr_loss, targeted_dlr_loss
 from robust_plugin.cascade import Progress, cascade, rank_and_world
+from robust_plugin.fab import FabSettings, fab
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, UnitBox, check_logits, guarded
 from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
-from robust_plugin.projection import project_on_hyperplane
+from robust_plugin.square import square
 from robust_plugin.standing import AllFooled, Standing
 from robust_plugin.threat import ThreatModel
 
@@ -160,136 +161,107 @@ class _Component:
 
     def __init__(self, name: str, version: str, threat: ThreatModel, device: torch.device) -> None:
         self.name, self.threat, self.as_is = name, threat, version == "rand"
-        package, library = _library()
+        _, library = _library()
         version = "standard" if version == "screen" else version
         with _quiet():
             self.of = library(
                 nn.Identity(), norm=threat.norm, eps=threat.eps, version=version, device=device
             )
-        self.fab_base = f"{package}.fab_base"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         points = Standing(model, x, y, self.threat)
         with _quiet(), suppress(AllFooled):
-            if self.name == "apgd-t":
-                self._apgd_targeted(points)
+            if self.as_is or self.threat.norm == "L1":
+                self._by_the_library(points)
             elif self.name.startswith("apgd"):
                 self._apgd(points)
-            elif self.name == "square":
-                self._square(points)
-            else:
+            elif self.name.startswith("fab"):
                 self._fab(points)
+            else:
+                of = self.of.square
+                square(points, queries=of.n_queries, share=of.p_init)
         return points.x_adv
 
     def _apgd(self, points: Standing) -> None:
-        attack = self.of.apgd
-        attack.loss = self.name.removeprefix("apgd-")
-        if self.as_is:
-            # One wrong answer of a stochastic network is no verdict: the library's own loop.
-            attack.model, attack.seed = points.model, int(torch.randint(2**31, (1,)))
-            points.x_adv = attack.perturb(points.x, points.y)
-            return
-        for _ in range(attack.n_restarts):
-            self._climb(attack, points, points.rest())
+        of = self.of.apgd_targeted if self.name == "apgd-t" else self.of.apgd
+        for target in self._targets(points, of) if self.name == "apgd-t" else [None]:
+            for _ in range(of.n_restarts):
+                apgd(points, self._loss(points, target), steps=of.n_iter, rho=of.thr_decr)
 
-    def _apgd_targeted(self, points: Standing) -> None:
-        attack = self.of.apgd_targeted
-        for order in self._targets(points, attack.n_target_classes):
-            for _ in range(attack.n_restarts):
-                rows = points.rest()
-                attack.y_target = order[rows]
-                self._climb(attack, points, rows)
+    def _loss(self, points: Standing, target: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        def loss(logits: Tensor, rows: Tensor) -> Tensor:
+            y = points.y[rows]
+            if target is not None:
+                return targeted_dlr_loss(logits, y, target[rows])
+            if self.name == "apgd-dlr":
+                return dlr_loss(logits, y)
+            return F.cross_entropy(logits, y, reduction="none")
 
-    def _climb(self, attack: Any, points: Standing, rows: Tensor) -> None:
-        """One run of APGD; for L1 in three stages of shrinking radius, as the library has it."""
-        attack.model = points
-        x, y = points.x[rows], points.y[rows]
-        attack.init_hyperparam(x)
-        if attack.use_largereps:
-            steps = [math.ceil(share * attack.n_iter_orig) for share in (0.3, 0.3)]
-            steps.append(attack.n_iter_orig - sum(steps))
-            attack.decr_eps_pgd(x, y, [k * attack.eps_orig for k in (3.0, 2.0, 1.0)], steps)
-        else:
-            attack.attack_single_run(x, y)
-
-    def _targets(self, points: Standing, most: int) -> list[Tensor]:
-        """The likeliest wrong classes of each point, in their order; as many as there are."""
-        order = points.logits.sort(dim=1).indices
-        return [order[:, -place] for place in range(2, min(most + 1, order.shape[1]) + 1)]
+        return loss
 
     def _fab(self, points: Standing) -> None:
-        attack = self.of.fab
-        attack.predict = points.predict
-        attack._get_predicted_label = lambda x: points(x).argmax(1)
-        attack.get_diff_logits_grads_batch = partial(_differences, points)
-        attack.get_diff_logits_grads_batch_targeted = partial(_difference, points)
-        targeted = self.name == "fab-t"
-        places = range(2, min(attack.n_target_classes + 1, points.logits.shape[1]) + 1)
-        with _sort_free(self.fab_base), torch.no_grad():
-            for place in places if targeted else (0,):
-                attack.target_class = place
-                for restart in range(attack.n_restarts if not targeted else 1):
-                    rows = points.rest()
-                    attack.attack_single_run(
-                        points.x[rows],
-                        points.y[rows],
-                        use_rand_start=restart > 0,
-                        is_targeted=targeted,
-                    )
+        of = self.of.fab
+        settings = FabSettings(of.n_iter, of.eta, of.beta, of.alpha_max)
+        for target in self._targets(points, of) if self.name == "fab-t" else [None]:
+            for restart in range(of.n_restarts if target is None else 1):
+                fab(points, target, settings, random_start=restart > 0)
+
+    def _targets(self, points: Standing, of: Any) -> list[Tensor]:
+        """The likeliest wrong classes of each point, in their order; as many as there are."""
+        order = points.logits.sort(dim=1).indices
+        return [order[:, -k] for k in range(2, min(of.n_target_classes + 1, order.shape[1]) + 1)]
+
+    def _by_the_library(self, points: Standing) -> None:
+        """Its own loops: in L1, and where the network is random and one wrong answer no verdict."""
+        if self.name == "square":
+            self._square(points)
+        elif self.name.startswith("fab"):
+            self._fab_of_the_library(points)
+        else:
+            self._apgd_of_the_library(points)
+
+    def _apgd_of_the_library(self, points: Standing) -> None:
+        of = self.of.apgd_targeted if self.name == "apgd-t" else self.of.apgd
+        if self.as_is:
+            of.loss, of.model = self.name.removeprefix("apgd-"), points.model
+            of.seed = int(torch.randint(2**31, (1,)))
+            points.x_adv = of.perturb(points.x, points.y)
+            return
+        of.loss = "dlr-targeted" if self.name == "apgd-t" else self.name.removeprefix("apgd-")
+        of.model = points
+        for target in self._targets(points, of) if self.name == "apgd-t" else [None]:
+            for _ in range(of.n_restarts):
+                rows = points.rest()
+                of.y_target = None if target is None else target[rows]
+                x, y = points.x[rows], points.y[rows]
+                of.init_hyperparam(x)
+                # Three stages of shrinking radius.
+                steps = [math.ceil(share * of.n_iter_orig) for share in (0.3, 0.3)]
+                steps.append(of.n_iter_orig - sum(steps))
+                of.decr_eps_pgd(x, y, [k * of.eps_orig for k in (3.0, 2.0, 1.0)], steps)
+
+    def _fab_of_the_library(self, points: Standing) -> None:
+        of, targeted = self.of.fab, self.name == "fab-t"
+        of.predict, of._get_predicted_label = points.predict, lambda x: points(x).argmax(1)
+        for place in range(2, len(self._targets(points, of)) + 2) if targeted else (0,):
+            of.target_class = place
+            for restart in range(of.n_restarts if not targeted else 1):
+                rows = points.rest()
+                of.attack_single_run(
+                    points.x[rows],
+                    points.y[rows],
+                    use_rand_start=restart > 0,
+                    is_targeted=targeted,
+                )
 
     def _square(self, points: Standing) -> None:
-        attack = self.of.square
-        attack.predict = points.predict
-        attack.margin_and_loss = partial(_margin_twice, points)
-        rows = points.rest()
+        of, rows = self.of.square, points.rest()
+        of.predict = points.predict
         with torch.inference_mode():
             x, y = points.x[rows].clone(), points.y[rows].clone()
-            attack.init_hyperparam(x)
-            _, x_adv = attack.attack_single_run(x, y)
+            of.init_hyperparam(x)
+            _, x_adv = of.attack_single_run(x, y)
             points(x_adv)
-
-
-def _difference(points: Standing, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """z_target - z_y and its gradient: shapes [B, 1] and [B, 1, ...]."""
-    x = x.clone().requires_grad_()
-    with torch.enable_grad():
-        logits = points.predict(x)
-        gap = logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])
-        (grad,) = torch.autograd.grad(gap.sum(), x)
-    return gap.detach(), grad[:, None]
-
-
-def _differences(points: Standing, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """z_j - z_y for each class j and the gradients; huge for j = y, which is nearest to itself."""
-    x = x.clone().requires_grad_()
-    with torch.enable_grad():
-        logits = points.predict(x)
-        gaps = logits - logits.gather(1, y[:, None])
-        grads = [torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps.unbind(1)]
-    return gaps.detach().scatter(1, y[:, None], 1e10), torch.stack(grads, 1)
-
-
-def _margin_twice(points: Standing, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """z_y - max_{j != y} z_j, which Square descends and stops by."""
-    margin = -margin_loss(points.predict(x), y)
-    return margin, margin.clone()
-
-
-@contextmanager
-def _sort_free(fab_base: str) -> Iterator[None]:
-    """FAB's projections on a hyperplane, without the library's sort."""
-
-    def linf(t: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return project_on_hyperplane(t, w, b, "Linf")
-
-    def l2(t: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return project_on_hyperplane(t, w, b, "L2")
-
-    with (
-        mock.patch(f"{fab_base}.projection_linf", linf),
-        mock.patch(f"{fab_base}.projection_l2", l2),
-    ):
-        yield
 
 
 @contextmanager

@@ -24,7 +24,7 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
   hydra       HYDRA: importance scores learned on the robust loss
   harp        HARP: scores and layer-wise rates learned on the robust loss
   compare     rows of methods on equal terms, each with its own tuned learning rate
-  evaluate    a run folder, or any model with a checkpoint, under PGD and AutoAttack
+  evaluate    a run folder, or any model with a checkpoint: PGD, AutoAttack, security curve
 
 Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
 --threat.eps 8/255. "robust-plugin COMMAND --help" lists them. The same command continues an
@@ -80,13 +80,27 @@ def _compare(words: list[str]) -> None:
     print(f"\nreport.json, report.txt, kept.png and curves.png are in {out}")
 
 
+# What everybody types, for settings that stand in a section.
+_SHORT = {"--attack": "--attacks", "--eps": "--threat.eps", "--norm": "--threat.norm"}
+
+
 def _evaluate(words: list[str]) -> None:
     default = EvaluateConfig()
     if words and not words[0].startswith("-"):
         default, words = of_run(Path(words[0])), words[1:]
+    preset, words = _take(words, "--config", "")
     out, words = _take(words, "--out", "")
+    if preset:
+        default = read_preset(preset, EvaluateConfig, default)
+    words = [_SHORT.get(name, name) + equals + value for name, equals, value in map(_split, words)]
     config = _parse(EvaluateConfig, default, words, "robust-plugin evaluate [RUN FOLDER]")
     print(evaluate_network(config, Path(out) if out else None))
+    if out:
+        print(f"\nall of it is in {out}")
+
+
+def _split(word: str) -> tuple[str, str, str]:
+    return word.partition("=")
 
 
 def _take(words: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:

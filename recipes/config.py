@@ -182,12 +182,13 @@ class RecipeConfig:
     threads: int | None = None
 
 
-def read_preset(name: str | Path, kind: type[T]) -> T:
+def read_preset(name: str | Path, kind: type[T], default: T | None = None) -> T:
     """Read a YAML preset into a configuration.
 
     Args:
         name: a preset such as ``"hydra/digits"`` (see recipes/configs), or a path to a file.
         kind: the dataclass to fill.
+        default: has what the preset leaves out; None takes the dataclass's defaults.
 
     Raises:
         ValueError: for an unknown preset, a file that is no YAML mapping, or an unknown key or
@@ -203,7 +204,7 @@ def read_preset(name: str | Path, kind: type[T]) -> T:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    return build(kind, content or {}, where=str(path))
+    return build(kind, content or {}, where=str(path), default=default)
 
 
 def build(kind: type[T], content: Mapping[str, Any], *, where: str, default: T | None = None) -> T:

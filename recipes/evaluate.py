@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.data import Subset
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from robust_plugin.adapters.autoattack import AutoAttack, Version
@@ -19,10 +21,13 @@ from robust_plugin.cascade import Progress
 from robust_plugin.checkpoint import write_text
 from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
+from robust_plugin.minimum_norm import MinimumNorm
+from robust_plugin.obfuscation import Obfuscation, obfuscation
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
-from robust_plugin.recipes.data import load_data, loader
+from robust_plugin.recipes.data import Data, load_data, loader
 from robust_plugin.recipes.identity import seed_of
 from robust_plugin.recipes.models import build_model
+from robust_plugin.recipes.page import page
 from robust_plugin.recipes.run import device_of, load_weights
 from robust_plugin.report import Report
 from robust_plugin.threat import ThreatModel
@@ -45,10 +50,15 @@ class EvaluateConfig:
         data: whose test points are taken.
         threat: what the adversary may do.
         attacks: any of pgd, autoattack, autoattack-plus, autoattack-rand, screen (apgd-ce and
-            apgd-t), and torchattacks.NAME for its classes.
+            apgd-t), fab (the nearest adversarial inputs, for the security curve), and
+            torchattacks.NAME for its classes.
         steps: of PGD.
         restarts: of PGD.
         n: how many of the first test points; None for all.
+        radii: of the security curve's table; by default around eps.
+        checks: how many test points the checks for obfuscated gradients get; 0 for none.
+        parent: weights of the dense network it was pruned from, for the transfer check; a run
+            folder knows its own.
         seed: of the attacks.
         journal: a folder from which an interrupted AutoAttack goes on.
         batch_size: points at a time.
@@ -64,6 +74,9 @@ class EvaluateConfig:
     steps: int = 20
     restarts: int = 5
     n: int | None = None
+    radii: tuple[str, ...] = ()
+    checks: int = 100
+    parent: Path | None = None
     seed: int = 0
     journal: Path | None = None
     batch_size: int = 250
@@ -99,11 +112,46 @@ def of_run(folder: Path) -> EvaluateConfig:
         batch_size=base.evaluation.batch_size,
         device=base.device,
         threads=base.threads,
+        parent=_parent_of(folder, base),
     )
 
 
-def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Report:
-    """Evaluate a network on the first ``n`` test points; write the report to ``out``.
+def _parent_of(folder: Path, config: RecipeConfig) -> Path | None:
+    """The dense network that a run began with, if it is still there."""
+    candidates = [config.checkpoint, folder / "pretrain.best.safetensors"]
+    candidates.append(folder / "pretrain.safetensors")
+    return next((path for path in candidates if path is not None and path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation gave.
+
+    Attributes:
+        report: the figures; a check that fails is among its findings.
+        checks: of obfuscated gradients, if they were asked for.
+        radii: for the curve.
+    """
+
+    report: Report
+    checks: Obfuscation | None
+    radii: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return all tables."""
+        curve = self.report.curve
+        parts = [str(self.report), *([curve.table(self.radii)] if curve is not None else [])]
+        return "\n\n".join([*parts, *([str(self.checks)] if self.checks is not None else [])])
+
+
+def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluated:
+    """Evaluate a network on the first ``n`` test points.
+
+    Args:
+        config: the settings.
+        out: a folder for report.json, report.html, report.txt, adversarial.pt and, where
+            AutoAttack saw all points, robustbench.json; or a file that ends in .json, for the
+            report alone.
 
     Raises:
         ValueError: for an unknown attack, or what the model, weights and data refuse.
@@ -112,22 +160,84 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Report:
         torch.set_num_threads(config.threads)
     threat, device = config.threat.build(), device_of(config.device)
     attacks = [_attack(name, config, threat) for name in config.attacks]
+    radii = config.radii or _radii(threat)
     of = config.data
     data = load_data(of.name, folder=of.folder, image_size=of.image_size)
-    model = build_model(config.model, classes=data.classes, shape=data.shape)
-    load_weights(model, config.weights)
+    model = _network(config, data, config.weights).to(device).eval()
     test = data.test
     if config.n is not None:
         if not 0 < config.n <= len(test):  # type: ignore[arg-type]
             raise ValueError(f"n is {config.n}; legal: 1 to {len(test)}.")  # type: ignore[arg-type]
         test = Subset(test, range(config.n))
+    folder = out if out is not None and out.suffix != ".json" else None
+    if folder is not None:
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file; give --out a folder, or a name in .json.")
+        folder.mkdir(parents=True, exist_ok=True)
     points = loader(test, batch_size=config.batch_size, seed=0, epoch=0, shuffle=False)
     torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
-    report = evaluate(model.to(device), points, attacks=attacks)
-    if out is not None:
+    images = None if folder is None else folder / "adversarial.pt"
+    report = evaluate(model, points, attacks=attacks, adversarial=images)
+    checks = _checks(model, test, config, data, threat) if config.checks else None
+    if checks is not None and checks.failed:
+        report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))
+    found = Evaluated(report, checks, radii)
+    if folder is not None and images is not None:
+        _write(folder, found, config, torch.load(images, weights_only=True))
+    elif out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, report.to_json())
-    return report
+    return found
+
+
+def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
+    model = build_model(config.model, classes=data.classes, shape=data.shape)
+    load_weights(model, weights)
+    return model
+
+
+def _radii(threat: ThreatModel) -> tuple[str, ...]:
+    """A quarter to four times eps, as fractions where eps is one."""
+    balls = [ThreatModel("L2", threat.eps * factor) for factor in (0.25, 0.5, 1, 1.5, 2, 4)]
+    levels = round(255 * threat.eps)
+    if threat.fraction == f"{levels}/255":
+        return tuple(f"{levels * factor:g}/255" for factor in (0.25, 0.5, 1, 1.5, 2, 4))
+    return tuple(ball.fraction for ball in balls)
+
+
+def _checks(
+    model: nn.Module, test: Dataset[Any], config: EvaluateConfig, data: Data, threat: ThreatModel
+) -> Obfuscation:
+    """The checks on the first points; the parent is one that fits, or none."""
+    few = Subset(test, range(min(config.checks, len(test))))  # type: ignore[arg-type]
+    batches = list(loader(few, batch_size=config.checks, seed=0, epoch=0, shuffle=False))
+    device = next(model.parameters()).device
+    x, y = (torch.cat(each).to(device) for each in zip(*batches, strict=True))
+    parent = None if config.parent is None else _network(config, data, config.parent).to(device)
+    return obfuscation(model, x, y, threat, parent=parent, seed=config.seed)
+
+
+def _write(
+    folder: Path, found: Evaluated, config: EvaluateConfig, images: dict[str, Tensor]
+) -> None:
+    report, name = found.report, f"{config.model}, {config.data.name}"
+    write_text(folder / "report.json", report.to_json())
+    write_text(folder / "report.txt", f"{found}\n")
+    about = f"{config.weights}; test points of {config.data.name}, the first {report.n}"
+    write_text(
+        folder / "report.html",
+        page(
+            report,
+            title=f"Robustness of {name}",
+            about=f"{about}; {report.threat}; seed {config.seed}",
+            checks=found.checks,
+            radii=found.radii,
+            images=images,
+        ),
+    )
+    if len(report.flags.get("AutoAttack", ())) == report.n:
+        entry = report.robustbench(dataset=config.data.name, architecture=config.model)
+        write_text(folder / "robustbench.json", json.dumps(entry, indent=2))
 
 
 def _attack(name: str, config: EvaluateConfig, threat: ThreatModel) -> Attack:
@@ -142,10 +252,12 @@ def _attack(name: str, config: EvaluateConfig, threat: ThreatModel) -> Attack:
             journal=config.journal,
             progress=_bar(),
         )
+    if name == "fab":
+        return MinimumNorm(threat)
     library, _, kind = name.partition(".")
     if library == "torchattacks" and kind:
         return torchattack(kind, threat, seed=config.seed)
-    legal = ", ".join(["pgd", *_VERSIONS, "torchattacks.NAME"])
+    legal = ", ".join(["pgd", *_VERSIONS, "fab", "torchattacks.NAME"])
     raise ValueError(f"attack is {name!r}; legal: {legal}.")
 
 

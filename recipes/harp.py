@@ -24,12 +24,14 @@ class HarpConfig(RecipeConfig):
         learn: both, or rates alone at magnitude scores. (Scores alone at given rates: hydra.)
         control: how the rates meet the budget: held at every step, or by the paper's hinge.
         gamma_step: how fast the hinge's weight grows: .01, .1 for ImageNet.
+        pattern: n of every 4 or 8, n learned by layer; none for unstructured masks.
     """
 
     scores: ScoreName = "scaled_magnitude"
     learn: Literal["both", "rates"] = "both"
     control: Literal["held", "hinge"] = "held"
     gamma_step: float = 0.01
+    pattern: Literal["none", "n:4", "n:8"] = "none"
 
 
 def harp(run: Run, config: HarpConfig) -> nn.Module:
@@ -45,6 +47,7 @@ def harp(run: Run, config: HarpConfig) -> nn.Module:
         budget=config.budget,
         control=config.control,
         gamma_step=config.gamma_step,
+        pattern=None if config.pattern == "none" else config.pattern,
         exclude=config.exclude,
         example_inputs=run.example,
     )

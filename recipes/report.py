@@ -129,7 +129,7 @@ def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> No
         kept: by network, then by layer: [kept, size].
         path: the file.
     """
-    plt = _pyplot()
+    plt = pyplot()
     layers = list(next(iter(kept.values())))
     figure, axes = plt.subplots(figsize=(max(6.0, 0.5 * len(layers) + 4), 4.5))
     for number, (name, shares) in enumerate(kept.items()):
@@ -150,7 +150,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
         curves: by panel, then by method: the accuracy after each epoch, in [0, 1].
         path: the file.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(
         1, len(curves), figsize=(4.5 * len(curves) + 2.5, 4.0), sharey=True, squeeze=False
     )
@@ -165,7 +165,8 @@ def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
     _save(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Return matplotlib.pyplot, drawing to files alone."""
     import matplotlib
 
     matplotlib.use("Agg")  # no window, on any machine
@@ -178,5 +179,5 @@ def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     partial = path.with_name(f".{path.name}.partial.png")
     figure.savefig(partial, dpi=130)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     partial.replace(path)

@@ -177,7 +177,7 @@ class Run:
             limits["AutoAttack"] = of.autoattack
         points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
         torch.manual_seed(seed_of(self.config.seed, "evaluation"))
-        report = evaluate(model, points, attacks=attacks, limits=limits)
+        report = evaluate(model.eval(), points, attacks=attacks, limits=limits)
         self.save_model(model, self.folder / "model.safetensors")
         table = sparsity(model, self.example)
         content = {

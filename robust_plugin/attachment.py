@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robust_plugin.masks import StraightThrough, nm_mask, topk_mask
+from robust_plugin.masks import Pattern, StraightThrough, nm_mask, topk_mask
 
 
 class GroupMask(nn.Module):
@@ -41,7 +41,7 @@ class GroupMask(nn.Module):
         *,
         k_min: float = 0.0,
         rate: float | None = None,
-        pattern: tuple[int, int] | None = None,
+        pattern: Pattern | None = None,
     ) -> None:
         super().__init__()
         self.scores = nn.Parameter(scores.detach().float().clone(), requires_grad=False)
@@ -60,14 +60,20 @@ class GroupMask(nn.Module):
         self.choose()
 
     def choose(self, kept: int | None = None) -> None:
-        """Set the mask to the ``kept`` largest |scores| (or to the n:m pattern of the scores)."""
+        """Set the mask to the ``kept`` largest |scores|, or to those of every m of a pattern.
+
+        Raises:
+            ValueError: if that many are not the pattern.
+        """
         if kept is not None:
             self.kept.fill_(kept)
+        count = int(self.kept)
         with torch.no_grad():
             if self.pattern is not None:
-                chosen = nm_mask(self.scores, *self.pattern)
+                n = self.pattern.kept_of_m(count, self.scores.numel())
+                chosen = nm_mask(self.scores, n, self.pattern.m)
             else:
-                chosen = topk_mask(self.scores, int(self.kept))
+                chosen = topk_mask(self.scores, count)
             self.mask.copy_(chosen)
 
     def density(self) -> Tensor:
@@ -114,8 +120,8 @@ class MaskedWeight(nn.Module):
         group: the mask.
         dim: None where the mask has the shape of the weight; else the dimension of the weight
             that the mask's entries (channels) select.
-        index: for ``dim``: which channel of the group each entry of that dimension belongs to;
-            None for the identity.
+        index: for ``dim``: which channel of the group each entry of that dimension belongs to,
+            -1 for none, which the mask leaves alone; None for the identity.
     """
 
     index: Tensor | None
@@ -126,7 +132,8 @@ class MaskedWeight(nn.Module):
         super().__init__()
         self.group = group
         self.dim = dim
-        self.register_buffer("index", index, persistent=False)
+        placed = None if index is None else index.to(group.mask.device)
+        self.register_buffer("index", placed, persistent=False)
         # The effective weight as a constant, while held_weights() lasts.
         self.held: Tensor | None = None
         # The layer's parameters in their order before the mask came.
@@ -138,8 +145,9 @@ class MaskedWeight(nn.Module):
             return self.held
         mask: Tensor = self.group(weight.dtype)
         if self.dim is not None:
+            mask = mask.flatten()
             if self.index is not None:
-                mask = mask[self.index]
+                mask = torch.cat([mask, mask.new_ones(1)])[self.index]  # -1 reads the one
             mask = mask.view([-1 if d == self.dim else 1 for d in range(weight.dim())])
         return weight * mask
 
@@ -151,14 +159,15 @@ class MaskedWeight(nn.Module):
 def masked_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, MaskedWeight]]:
     """Yield (layer name, layer, parameter name, its MaskedWeight) of a model with a pruner.
 
-    A layer that a model holds under two names comes twice.
+    A layer that a model holds under two names comes twice, and so does a weight whose input
+    channels belong to two groups, as behind a concatenation.
     """
     for name, layer in model.named_modules(remove_duplicate=False):
         chains = layer.parametrizations if parametrize.is_parametrized(layer) else {}
         for parameter, chain in cast(nn.ModuleDict, chains).items():
-            carrier = cast(nn.ModuleList, chain)[0]
-            if isinstance(carrier, MaskedWeight):
-                yield name, layer, parameter, carrier
+            for carrier in cast(nn.ModuleList, chain):
+                if isinstance(carrier, MaskedWeight):
+                    yield name, layer, parameter, carrier
 
 
 @contextmanager

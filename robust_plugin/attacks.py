@@ -32,6 +32,13 @@ def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
     return margin_loss(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), Croce and Hein 2020, equation 7; shape [B]."""
+    top = logits.sort(dim=1, descending=True).values
+    gap = logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])
+    return gap.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
 def kl_divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(adversarial)) of each point; shape [B]."""
     log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)

@@ -1,4 +1,8 @@
-"""The budget: what may be kept in all, in parameters or FLOPs, and how rates are held to it."""
+"""The budget: what may be kept in all, in parameters or FLOPs, and how rates are held to it.
+
+Weights cost each on their own: sum_l c_l n_l. Channels cost together, since a convolution between
+two groups has n_i n_j filters' entries: the sum gains products c_ij n_i n_j and what nobody prunes.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ from torch import Tensor
 
 from robust_plugin.masks import kept_count
 from robust_plugin.rates import bisect
+from robust_plugin.spending import spend
 
-Unit = Literal["params", "flops"]
+Unit = Literal["params", "flops", "channels"]
+Products = tuple[tuple[int, int, int], ...]
 
 # Beyond this a float32 sigmoid has no gradient left to come back with.
 _MAX_LOGIT = 12.0
@@ -30,6 +36,9 @@ def check_density(density: float | None) -> float:
 class Budget:
     """How many entries each group has, what a kept one costs, and what may be kept in all.
 
+    The cost of counts n is fixed + sum_l c_l n_l + sum_ij c_ij n_i n_j; the last two terms are
+    zero for weights.
+
     Attributes:
         sizes: n_l, the number of prunable entries of each group.
         costs: c_l, what one kept entry costs: for parameters 1 (a channel: its weights), for
@@ -37,51 +46,95 @@ class Budget:
         density: the share k.
         total: in parameters K = sum_l c_l max(1, n_l - int((1-k) n_l)), the uniform network's
             count; in FLOPs floor(k sum_l c_l n_l), or one entry a group where that is more.
+            With products: floor(k full) in both units, and in channels what the network costs
+            (in FLOPs) that keeps that share of every group's channels.
+        products: (i, j, c_ij), c_ij > 0.
+        fixed: what the network costs besides the groups.
     """
 
     sizes: tuple[int, ...]
     costs: tuple[int, ...]
     density: float
     total: int
+    products: Products = ()
+    fixed: int = 0
 
     @classmethod
     def of(
         cls, sizes: Sequence[int], costs: Sequence[int], density: float, *, unit: Unit = "params"
     ) -> Budget:
-        """Return the budget of share ``density``.
+        """Return the budget of share ``density`` where entries cost each on their own.
 
         Raises:
-            ValueError: if the density is outside (0, 1] or the unit is unknown.
+            ValueError: as ``at``.
+        """
+        return cls(tuple(sizes), tuple(costs), 1.0, 0).at(density, unit)
+
+    def at(self, density: float, unit: Unit) -> Budget:
+        """Return the budget of share ``density`` over the same groups.
+
+        Raises:
+            ValueError: if the density is outside (0, 1], the unit is unknown or counts channels
+                where there are none, or one channel a group costs more than the share.
         """
         density = check_density(density)
         if unit not in get_args(Unit):
             raise ValueError(f"budget is {unit!r}; legal: {', '.join(get_args(Unit))}.")
-        if unit == "params":
-            total = sum(c * kept_count(n, density) for c, n in zip(costs, sizes, strict=True))
+        if unit == "channels" and not self.coupled:
+            raise ValueError(
+                "budget is 'channels', but the groups do not say which filters make them; give "
+                "groups=channel_groups(model, x[:1]), or take the budget 'params' or 'flops'."
+            )
+        least = self.cost([1] * len(self.sizes))
+        if unit == "channels" or (unit == "params" and not self.coupled):
+            total = self.cost([kept_count(n, density) for n in self.sizes])
         else:
-            full = sum(c * n for c, n in zip(costs, sizes, strict=True))
-            total = max(sum(costs), math.floor(density * full * (1 + 1e-12)))
-        return cls(tuple(sizes), tuple(costs), density, total)
+            total = math.floor(density * self.full * (1 + 1e-12))
+        if self.coupled and total < least:
+            raise ValueError(
+                f"density is {density:g}, but one channel of every group and what is not pruned "
+                f"already cost {least / self.full:.3g} of the {unit}; legal: from there to 1."
+            )
+        return replace(self, density=density, total=int(max(least, total)))
 
     @property
     def full(self) -> int:
-        """What the dense network costs, sum_l c_l n_l."""
-        return sum(c * n for c, n in zip(self.costs, self.sizes, strict=True))
+        """What the dense network costs."""
+        return int(self.cost(self.sizes))
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the cost is of a whole network, where channels cost together."""
+        return bool(self.products or self.fixed)
+
+    @property
+    def goal(self) -> float:
+        """The share of the cost that may be kept; the density unless that counts channels."""
+        return self.total / self.full if self.coupled else self.density
 
     def cost(self, counts: Sequence[float]) -> float:
-        """Return sum_l c_l count_l."""
-        return sum(c * n for c, n in zip(self.costs, counts, strict=True))
+        """Return fixed + sum_l c_l count_l + sum_ij c_ij count_i count_j."""
+        linear = sum(c * n for c, n in zip(self.costs, counts, strict=True))
+        return self.fixed + linear + sum(c * counts[i] * counts[j] for i, j, c in self.products)
+
+    def prices(self, counts: Sequence[float], *, more: int = 0) -> list[float]:
+        """Return the derivative of the cost by each count, or (``more=1``) what one more costs."""
+        found: list[float] = list(self.costs)
+        for i, j, c in self.products:
+            found[i] += c * counts[j]
+            found[j] += c * counts[i]
+            if i == j:
+                found[i] += c * more  # (n + 1)^2 - n^2 = 2 n + 1
+        return found
 
     def rescaled(self, total: float) -> Budget:
         """Return the same groups under another total."""
         return replace(self, total=math.floor(total))
 
-    def round(self, densities: Sequence[float]) -> list[int]:
-        """Round densities to whole counts, at least one a group, that meet the total.
+    def scaled(self, densities: Sequence[float]) -> list[float]:
+        """Scale densities by one common factor to cost the total, and return their counts.
 
-        Densities are first scaled by one common factor to cost the total, then rounded down, and
-        what is left goes to the largest remainders. With unit costs the sum is the total
-        exactly; with others what is left is less than one more entry of any group would cost.
+        A count stays between one and its group's size.
         """
         wishes = [k * n for k, n in zip(densities, self.sizes, strict=True)]
 
@@ -95,11 +148,22 @@ class Budget:
             low=0.0,
             high=2 / min(densities),
         )
-        exact = scaled(factor)
+        return scaled(factor)
+
+    def round(self, densities: Sequence[float]) -> list[int]:
+        """Round densities to whole counts, at least one a group, that meet the total.
+
+        Densities are first scaled by one common factor to cost the total, then rounded down, and
+        what is left goes to the largest remainders. With unit costs the sum is the total
+        exactly; with others what is left is less than one more entry of any group would cost.
+        """
+        exact = self.scaled(densities)
         # The guard takes 2.9999999999 for the 3 it stands for.
         counts = [math.floor(e + 1e-9) for e in exact]
-        left = self.total - self.cost(counts)
         by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - exact[i])
+        if self.coupled:
+            return spend(self, counts, by_remainder)
+        left = self.total - self.cost(counts)
         for i in by_remainder:
             if self.costs[i] <= left and counts[i] < self.sizes[i]:
                 counts[i] += 1
@@ -114,17 +178,20 @@ class Budget:
     def hold(self, logits: Tensor, k_min: float) -> Tensor:
         """Project rate logits on the budget, so that sum_l c_l k_l n_l is the total.
 
-        r_l <- r_l - x d_l with d_l = c_l n_l sigmoid'(r_l), the gradient of the sum, and x by
-        bisection; no gradient passes. What a descent step of the loss gained is kept where it
-        does not change the sum. (One common shift of all logits would also meet the budget, but
-        comes to rest where the loss's gradients are equal instead of proportional to d.)
+        r_l <- r_l - x d_l with d_l = c_l n_l sigmoid'(r_l), the gradient of the sum (with
+        products: c_l + sum_j c_lj k_j n_j for c_l), and x by bisection; no gradient passes. What
+        a descent step of the loss gained is kept where it does not change the sum. (One common
+        shift of all logits would also meet the budget, but comes to rest where the loss's
+        gradients are equal instead of proportional to d.)
 
         Args:
             logits: r, float64 on the CPU, shape [groups].
             k_min: the least density.
         """
-        costs = torch.tensor([c * n for c, n in zip(self.costs, self.sizes, strict=True)])
         share = logits.sigmoid()
+        kept = (k_min + (1 - k_min) * share) * torch.tensor(self.sizes)
+        prices = self.prices(kept.tolist())
+        costs = torch.tensor([c * n for c, n in zip(prices, self.sizes, strict=True)])
         direction = costs * share * (1 - share)
         direction = direction / direction.max()
 
@@ -136,14 +203,24 @@ class Budget:
         return (logits + x * direction).clamp(-_MAX_LOGIT, _MAX_LOGIT)
 
     def share(self, logits: Tensor, k_min: float) -> float:
-        """Return sum_l c_l k_l n_l / sum_l c_l n_l for k_l = k_min + (1 - k_min) sigmoid(r_l)."""
+        """Return sum_l c_l k_l n_l / sum_l c_l n_l for k_l = k_min + (1 - k_min) sigmoid(r_l).
+
+        With products: the cost of the counts k_l n_l over that of n_l.
+        """
+        if self.coupled:
+            kept = (k_min + (1 - k_min) * logits.sigmoid()) * torch.tensor(self.sizes)
+            return self.cost(kept.tolist()) / self.full
         weights = torch.tensor(
             [c * n for c, n in zip(self.costs, self.sizes, strict=True)], dtype=torch.float64
         )
         return float((weights * (k_min + (1 - k_min) * logits.sigmoid())).sum() / self.full)
 
     def hinge(self, densities: Sequence[Tensor]) -> Tensor:
-        """L_hw = max(sum_l c_l k_l n_l / (k sum_l c_l n_l) - 1, 0), HARP equation 5; a scalar."""
+        """L_hw = max(sum_l c_l k_l n_l / (k sum_l c_l n_l) - 1, 0), HARP equation 5; a scalar.
+
+        With products: the cost of the counts k_l n_l over the budget; in channels that is the
+        uniform network's, as in the paper.
+        """
         share = sum(
             (
                 k * (c * n / self.full)
@@ -151,7 +228,10 @@ class Budget:
             ),
             torch.zeros((), device=densities[0].device),
         )
-        return (share / self.density - 1).clamp(min=0)
+        for i, j, c in self.products:
+            weight = c * self.sizes[i] * self.sizes[j] / self.full
+            share = share + densities[i] * densities[j] * weight
+        return ((share + self.fixed / self.full) / self.goal - 1).clamp(min=0)
 
 
 def rate_logit(density: float, k_min: float) -> float:

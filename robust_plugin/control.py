@@ -102,7 +102,7 @@ class HeldRates:
 
     def __init__(self, budget: Budget, logits: Tensor, k_min: float) -> None:
         self.budget, self.k_min = budget, k_min
-        self.start = max(budget.density, budget.share(logits, k_min))
+        self.start = max(budget.goal, budget.share(logits, k_min))
         self._previous = logits
 
     def total(self, schedule: Schedule) -> Budget:
@@ -110,7 +110,7 @@ class HeldRates:
         passed = min(1.0, schedule.progress / _ANNEAL_SHARE)
         if passed == 1:
             return self.budget
-        share = self.start * (self.budget.density / self.start) ** passed
+        share = self.start * (self.budget.goal / self.start) ** passed
         return self.budget.rescaled(max(self.budget.total, share * self.budget.full))
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
@@ -159,9 +159,9 @@ class HingeRates:
         self.budget, self.k_min, self.gamma_step = budget, k_min, gamma_step
         self.growths = 1
         self._previous = logits
-        start = max(budget.density, budget.share(logits, k_min))
+        start = max(budget.goal, budget.share(logits, k_min))
         # What the penalty itself has to move the logits by comes on top of what gradients may.
-        self._travel = _TRAVEL + rate_logit(start, k_min) - rate_logit(budget.density, k_min)
+        self._travel = _TRAVEL + rate_logit(start, k_min) - rate_logit(budget.goal, k_min)
 
     def gamma(self, schedule: Schedule) -> float:
         """Return gamma at this step."""
@@ -182,7 +182,7 @@ class HingeRates:
 
     def _share(self, logits: Tensor) -> float:
         """The kept share over the target; a hair below 1 counts as 1, which hold() solves for."""
-        found = self.budget.share(logits, self.k_min) / self.budget.density
+        found = self.budget.share(logits, self.k_min) / self.budget.goal
         return found if abs(found - 1) > 1e-9 else 1.0
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:

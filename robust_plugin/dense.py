@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robust_plugin.attachment import MaskedWeight, chain_of, masked_weights
+from robust_plugin.attachment import GroupMask, MaskedWeight, chain_of, masked_weights
+from robust_plugin.masks import most_kept
 
 
 def finalize(model: nn.Module) -> None:
@@ -19,8 +20,8 @@ def finalize(model: nn.Module) -> None:
     the masks it carries itself; for the pruner's masks in a copy, see ``Pruner.finalize``.
 
     Raises:
-        ValueError: if no layer of the model is masked, or if a mask is not of the size that it
-            was chosen with: some averages of models also average masks.
+        ValueError: if no layer of the model is masked, or if a mask is not of the size or the
+            pattern that it was chosen with: some averages of models also average masks.
     """
     found = list(masked_weights(model))
     if not found:
@@ -28,18 +29,37 @@ def finalize(model: nn.Module) -> None:
             "finalize found no masked layer; is it this model a pruner is attached to?"
         )
     for name, _, _, carrier in found:
-        ones, kept = int(carrier.group.mask.sum()), int(carrier.group.kept)
-        if ones != kept:
-            raise ValueError(
-                f"the mask of {name} keeps {ones} entries instead of {kept}, as in a copy whose "
-                "buffers were averaged; call pruner.finalize(copy), which lends it the masks."
-            )
+        _check_mask(carrier.group, name)
     with torch.no_grad():
         effective = [getattr(layer, parameter) for _, layer, parameter, _ in found]
         for (_, layer, parameter, _), value in zip(found, effective, strict=True):
-            chain_of(layer, parameter).original.copy_(value)
+            chain_of(layer, parameter).original.copy_(_without_negative_zeros(value))
     for _, layer, _, _ in found:
         _detach(layer)
+
+
+def _check_mask(group: GroupMask, name: str) -> None:
+    ones, kept = int(group.mask.sum()), int(group.kept)
+    if ones != kept:
+        raise ValueError(
+            f"the mask of {name} keeps {ones} entries instead of {kept}, as in a copy whose "
+            "buffers were averaged; call pruner.finalize(copy), which lends it the masks."
+        )
+    if group.pattern is None:
+        return
+    m = group.pattern.m
+    n, most = group.pattern.kept_of_m(kept, group.mask.numel()), most_kept(group.mask, m)
+    if most != n:
+        raise ValueError(
+            f"the mask of {name} keeps up to {most} of {m} entries instead of {n}; call "
+            "pruner.update_masks(), which chooses it anew from the scores."
+        )
+
+
+def _without_negative_zeros(weight: Tensor) -> Tensor:
+    # -1 times a mask's 0 is -0.0, which is not the pattern of bits that a file of non-zeros leaves
+    # out. Adding 0 changes nothing else.
+    return weight + 0.0
 
 
 def _detach(layer: nn.Module) -> None:
@@ -67,13 +87,12 @@ def lend_masks(source: nn.Module, copy: nn.Module) -> None:
     """
     wrapped = getattr(copy, "module", None)  # torch's AveragedModel, timm's ModelEma
     copy = wrapped if isinstance(wrapped, nn.Module) else copy
-    ours = {(name, key): carrier for name, _, key, carrier in masked_weights(source)}
-    theirs = {(name, key): carrier for name, _, key, carrier in masked_weights(copy)}
-    if ours.keys() != theirs.keys():
+    ours, theirs = list(masked_weights(source)), list(masked_weights(copy))
+    if [(name, key) for name, _, key, _ in ours] != [(name, key) for name, _, key, _ in theirs]:
         raise ValueError("the model is no copy of the network that this pruner is attached to.")
-    for place, carrier in ours.items():
-        theirs[place].group.mask.copy_(carrier.group.mask)
-        theirs[place].group.kept.copy_(carrier.group.kept)
+    for (_, _, _, carrier), (_, _, _, other) in zip(ours, theirs, strict=True):
+        other.group.mask.copy_(carrier.group.mask)
+        other.group.kept.copy_(carrier.group.kept)
 
 
 def dense_names(model: nn.Module) -> dict[str, str]:
@@ -103,7 +122,9 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict()
     dense: dict[str, Tensor] = {}
     for name, under in dense_names(model).items():
-        dense[name] = state[under] if name == under else effective_weight(model, name).clone()
+        dense[name] = state[under]
+        if name != under:
+            dense[name] = _without_negative_zeros(effective_weight(model, name))
     return dense
 
 

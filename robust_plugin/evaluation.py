@@ -1,22 +1,22 @@
-"""Evaluation: one pass over a loader, clean and under every attack, to a Report."""
+"""Evaluation: one pass over a loader, clean, under every attack and certified, to a Report."""
 
 from __future__ import annotations
 
-import math
+import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.checkpoint import write_bytes
 from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import Attack, attacked, check_logits, guarded
+from robust_plugin.guard import Attack, attacked, check_logits
 from robust_plugin.report import Report
+from robust_plugin.rows import AttackRow, Certifier, ProofRow, Row
 from robust_plugin.sanity import findings, refuse_random
 from robust_plugin.threat import ThreatModel
-
-# Points in one forward pass where an attack returned all of them at once.
-_FORWARD = 250
 
 
 def evaluate(
@@ -24,37 +24,42 @@ def evaluate(
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     attacks: Sequence[Attack] = (),
+    certifier: Certifier | None = None,
     threat: ThreatModel | None = None,
     limits: Mapping[str, int] | None = None,
+    adversarial: str | Path | None = None,
 ) -> Report:
-    """Evaluate a model clean and under attacks, on the same points, in evaluation mode.
+    """Evaluate a model clean, under attacks and by proofs, on the same points.
 
-    Each attack sees the points that are right clean. Flags, gradients and the global generator
-    of the model and the process are left as they were; the same call gives the same report.
+    In evaluation mode; attacks and the certifier see the points that are right clean. Flags,
+    gradients and the global generator of the model and the process are left as they were; the same
+    call gives the same report.
 
     Args:
         model: pruned or not, with or without a pruner attached.
         loader: batches (x [B, ...], y [B]); moved to the model's device.
         attacks: any callables ``attack(model, x, y)``.
+        certifier: ``certifier(model, x, y)``, a bool a point: whether it is proved.
         threat: checked around attacks that bring no ``threat`` of their own.
-        limits: by attack name, how many of the first points it gets; default all.
+        limits: by attack name, or ``"certified"``, how many of the first points it gets; default
+            all.
+        adversarial: a file to write the adversarial images to: tensors ``inputs``, ``labels`` and
+            one a row, for ``torch.load(..., weights_only=True)``.
 
     Raises:
         TypeError, ValueError: for inputs, labels, logits or attack results that are not as they
-            should be, a forward pass that is random in evaluation mode, or an empty loader.
+            should be, a forward pass that is random in evaluation mode, an empty loader, or a point
+            that is certified and fooled in the same threat model.
     """
-    named = _named(attacks, threat)
-    at_once = {n for n, a in zip(named, attacks, strict=True) if getattr(a, "whole", False)}
+    rows = _rows(attacks, certifier, threat, dict(limits or {}), keep=adversarial is not None)
     held: list[tuple[Tensor, Tensor]] = []
-    limits = dict(limits or {})
-    if unknown := set(limits) - set(named):
-        raise ValueError(f"limits name {sorted(unknown)}; the attacks are {list(named)}.")
     labels: list[int] = []
-    flags: dict[str, list[bool]] = {"clean": [], **{name: [] for name in named}}
+    clean: list[bool] = []
     found = ["the model was in training mode; evaluation mode was used"] * model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
     seen = Fingerprint()
+    keep_points = adversarial is not None or any(row.at_once for row in rows.values())
     with torch.random.fork_rng(devices=devices), attacked(model):
         for batch in loader:
             x, y = _points(batch)
@@ -66,41 +71,58 @@ def evaluate(
                     refuse_random(model, x, logits)
                     found += findings(model, x, y)
             right = logits.argmax(1) == y
-            flags["clean"] += right.tolist()
-            for name in (name for name in named if name not in at_once):
-                room = limits.get(name, math.inf) - len(flags[name])
-                kept = right[: int(min(room, len(y)))]
-                flags[name] += _withstood(model, named[name], x, y, kept).tolist()
+            for row in rows.values():
+                if not row.at_once:
+                    row.take(model, x, y, right)
+            clean += right.tolist()
             labels += y.tolist()
-            held += [(x, y)] if at_once else []
+            held += [(x, y)] if keep_points else []
+        if not labels:
+            raise ValueError("the loader is empty; nothing to evaluate.")
         if held:
             xs, ys = (torch.cat(each) for each in zip(*held, strict=True))
-            for name in (name for name in named if name in at_once):
-                kept = torch.tensor(flags["clean"], device=device)[: limits.get(name)]
-                flags[name] = _withstood(model, named[name], xs, ys, kept).tolist()
-    if not labels:
-        raise ValueError("the loader is empty; nothing to evaluate.")
-    threats = {str(getattr(attack, "threat", threat)) for attack in attacks}
-    return Report(
+            for row in rows.values():
+                if row.at_once:
+                    row.take(model, xs, ys, torch.tensor(clean, device=device))
+    report = _report(labels, clean, rows, found, str(seen))
+    if adversarial is not None:
+        _write(Path(adversarial), xs, ys, rows)
+    return report
+
+
+def _report(
+    labels: Sequence[int],
+    clean: Sequence[bool],
+    rows: Mapping[str, Row],
+    found: Sequence[str],
+    inputs: str,
+) -> Report:
+    attacks = {name: row for name, row in rows.items() if isinstance(row, AttackRow)}
+    by_search = sorted(attacks.items(), key=lambda pair: not pair[1].searches)
+    measured = by_search if any(row.searches for row in attacks.values()) else []
+    proofs = rows.get("certified")
+    report = Report(
         tuple(labels),
-        {row: tuple(each) for row, each in flags.items()},
-        "; ".join(sorted(threats)) if threats else None,
+        {"clean": tuple(clean), **{name: tuple(row.flags) for name, row in attacks.items()}},
+        {name: row.threat for name, row in attacks.items()},
         tuple(found),
-        str(seen),
+        inputs,
+        None if proofs is None else tuple(proofs.flags),
+        None if proofs is None else proofs.threat,
+        {name: tuple(row.distances) for name, row in measured},
     )
+    report.refuse_contradiction()
+    return report
 
 
-def _withstood(model: nn.Module, attack: Attack, x: Tensor, y: Tensor, right: Tensor) -> Tensor:
-    """Return which of the first points, right clean, are right under an attack too."""
-    kept, todo = right.clone(), right.nonzero().flatten()
-    if len(todo):
-        x_adv = attack(model, x[todo], y[todo])
-        with torch.no_grad():
-            for first in range(0, len(todo), _FORWARD):
-                rows = todo[first : first + _FORWARD]
-                points = x_adv[first : first + _FORWARD]
-                kept[rows] = check_logits(model(points), y[rows]).argmax(1) == y[rows]
-    return kept
+def _write(path: Path, x: Tensor, y: Tensor, rows: Mapping[str, Row]) -> None:
+    images = {
+        name: torch.cat(row.images) for name, row in rows.items() if isinstance(row, AttackRow)
+    }
+    buffer = io.BytesIO()
+    torch.save({"inputs": x.cpu(), "labels": y.cpu(), **images}, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
 
 
 def _points(batch: Any) -> tuple[Tensor, Tensor]:
@@ -115,17 +137,33 @@ def _points(batch: Any) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _named(attacks: Sequence[Attack], threat: ThreatModel | None) -> dict[str, Attack]:
-    named: dict[str, Attack] = {}
+def _rows(
+    attacks: Sequence[Attack],
+    certifier: Certifier | None,
+    threat: ThreatModel | None,
+    limits: dict[str, int],
+    *,
+    keep: bool,
+) -> dict[str, Row]:
+    """Return the attacks by name, and the certifier."""
     if callable(attacks):
         raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
+    rows: dict[str, Row] = {}
     for attack in attacks:
         own = getattr(attack, "threat", threat)
-        plain = getattr(attack, "__name__", type(attack).__name__)
-        name = str(getattr(attack, "name", plain))
+        name = str(getattr(attack, "name", getattr(attack, "__name__", type(attack).__name__)))
         if own is None:
             raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
-        if name in named or name in ("clean", "worst case"):
+        if name in rows or name in ("clean", "worst case", "certified"):
             raise ValueError(f"two rows would be called {name!r}; give one attack another name.")
-        named[name] = guarded(attack, own)
-    return named
+        rows[name] = AttackRow.of(attack, own, keep=keep)
+    if certifier is not None:
+        own = getattr(certifier, "threat", threat)
+        if own is None:
+            raise ValueError("the certifier says no threat model; give evaluate(..., threat=...).")
+        rows["certified"] = ProofRow(certifier, own)
+    if unknown := set(limits) - set(rows):
+        raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
+    for name, room in limits.items():
+        rows[name].room = room
+    return rows

@@ -113,3 +113,12 @@ def multiply_adds(
         if (name, "weight") not in found:
             count(name, "weight", positions)
     return found
+
+
+def total_multiply_adds(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> int:
+    """Count the multiply-adds of one example in all convolution, linear and attention weights."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return sum(
+        parameters[f"{layer}.{key}" if layer else key].numel() * positions
+        for (layer, key), positions in multiply_adds(model, example_inputs).items()
+    )

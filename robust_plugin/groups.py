@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.masks import Pattern
+
 
 @dataclass(frozen=True)
 class Member:
@@ -19,7 +21,8 @@ class Member:
         parameter: the parameter's name in the module.
         dim: None where the mask has the parameter's shape; else the dimension whose entries the
             mask selects (1 for a layer's input channels).
-        index: which entry of the mask each entry of ``dim`` follows; None for the identity.
+        index: which entry of the mask each entry of ``dim`` follows, -1 for none (behind a
+            concatenation it may follow another group's); None for the identity.
     """
 
     layer: nn.Module
@@ -54,13 +57,17 @@ class Group:
 
     Attributes:
         name: the first member's name unless given.
-        members: one for a plain weight.
+        members: what the mask covers; one for a plain weight.
         channels: the number of mask entries where members have a ``dim``; None for weights.
+        coupled: what no mask covers but goes when the channels are removed: the filters and
+            biases that make them, and the norms between. Known, they make the budget count the
+            network that will be left (``channels.count``).
     """
 
     members: tuple[Member, ...]
     channels: int | None = None
     name: str = field(default="")
+    coupled: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -79,6 +86,11 @@ class Group:
         return self.channels or self.members[0].weight.numel()
 
     @property
+    def producer(self) -> Member:
+        """The filters that a channel group is named after: where its channels are removed."""
+        return next(m for m in self.coupled if m.name == f"{self.name}.weight")
+
+    @property
     def magnitudes(self) -> Tensor:
         """The weight, or each channel's L2 norm over all members; what initial scores see."""
         if self.channels is None:
@@ -87,7 +99,8 @@ class Group:
         for member in self.members:
             rows = member.weight.movedim(member.dim or 0, 0).flatten(1).float()
             index = torch.arange(len(rows)) if member.index is None else member.index
-            squares.index_add_(0, index.to(rows.device), rows.square().sum(1, keepdim=True))
+            sums = rows.square().sum(1, keepdim=True)[(index >= 0).to(rows.device)]
+            squares.index_add_(0, index[index >= 0].to(rows.device), sums)
         return squares.sqrt()
 
     def cost(self, macs: Mapping[tuple[str, str], int] | None) -> int:
@@ -111,6 +124,20 @@ class Group:
         return total
 
 
+def check_channels(groups: Sequence[Group]) -> None:
+    """Raise unless all groups are of channels, and know what goes when those are removed.
+
+    Raises:
+        ValueError: naming the group that is not.
+    """
+    for group in groups:
+        if not group.coupled:
+            raise ValueError(
+                f"group {group.name} is not of channels that can be removed; give the pruner "
+                "groups=channel_groups(model, x[:1])."
+            )
+
+
 def check_groups(
     model: nn.Module, groups: Sequence[Group], exclude: Collection[str | nn.Module] = ()
 ) -> tuple[Group, ...]:
@@ -126,7 +153,8 @@ def check_groups(
             "and leave out of the groups what stays dense."
         )
     modules = dict(model.named_modules(remove_duplicate=False))
-    seen: set[tuple[nn.Module, str]] = set()
+    # The entries of each weight's dimension that a mask has already.
+    seen: dict[tuple[nn.Module, str], Tensor] = {}
     for group in groups:
         for member in group.members:
             if modules.get(member.layer_name) is not member.layer or not isinstance(
@@ -136,11 +164,23 @@ def check_groups(
                     f"group {group.name}: {member.name} is no parameter of the model, or is "
                     "parametrized already."
                 )
-            if (member.layer, member.parameter) in seen:
-                raise ValueError(f"group {group.name}: {member.name} has a mask already.")
-            seen.add((member.layer, member.parameter))
             _check_shape(group, member)
+            key, covered = (member.layer, member.parameter), _covered(member)
+            if key in seen and (
+                seen[key].shape != covered.shape or bool((seen[key] & covered).any())
+            ):
+                raise ValueError(f"group {group.name}: {member.name} has a mask already.")
+            seen[key] = seen[key] | covered if key in seen else covered
     return tuple(groups)
+
+
+def _covered(member: Member) -> Tensor:
+    """The entries of the member's dimension that follow its group; of all dimensions, one."""
+    if member.dim is None:
+        return torch.ones((), dtype=torch.bool)
+    if member.index is None:
+        return torch.ones(member.weight.shape[member.dim], dtype=torch.bool)
+    return member.index.cpu() >= 0
 
 
 def _check_shape(group: Group, member: Member) -> None:
@@ -153,7 +193,7 @@ def _check_shape(group: Group, member: Member) -> None:
         fits = shape[member.dim] == group.channels
     else:
         fits = member.index.shape == shape[member.dim : member.dim + 1] and bool(
-            ((member.index >= 0) & (member.index < group.channels)).all()
+            ((member.index >= -1) & (member.index < group.channels)).all()
         )
     if not fits:
         raise ValueError(
@@ -163,7 +203,7 @@ def _check_shape(group: Group, member: Member) -> None:
 
 
 def divisible(
-    groups: Sequence[Group], pattern: tuple[int, int] | None
+    groups: Sequence[Group], pattern: Pattern | None
 ) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Split off the names of groups whose rows an n:m pattern does not divide; they stay dense.
 
@@ -172,10 +212,10 @@ def divisible(
     """
     if pattern is None:
         return tuple(groups), ()
-    fits = tuple(g for g in groups if not g.channels and g.magnitudes.shape[1] % pattern[1] == 0)
+    fits = tuple(g for g in groups if not g.channels and g.magnitudes.shape[1] % pattern.m == 0)
     if not fits:
         raise ValueError(
-            f"pattern {pattern[0]}:{pattern[1]} fits no layer; it needs an input dimension "
-            f"divisible by {pattern[1]}."
+            f"pattern {pattern} fits no layer; it needs an input dimension divisible by "
+            f"{pattern.m}."
         )
     return fits, tuple(group.name for group in groups if group not in fits)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robust_plugin.attachment import masked_weights
+from robust_plugin.convolutions import cheaper
 from robust_plugin.dense import finalize
 
 # Two ways to compute the same logits differ by rounding; more than this is another network.
@@ -21,9 +23,10 @@ _WIDE = 64
 def fast_copy(model: nn.Module, x: Tensor) -> nn.Module:
     """Return a copy in evaluation mode for forward and input-gradient passes.
 
-    Masks become zeros in plain weights, a BatchNorm behind a convolution is folded into it, and
-    wide convolutions run channels_last. Where the network cannot be traced, or its copy does not
-    give the same logits on ``x`` to 1e-4 of their range, the copy has only the masks applied.
+    Masks become zeros in plain weights, a BatchNorm behind a convolution is folded into it, small
+    convolutions take shorter ways, and wide ones run channels_last. Where the network cannot be
+    traced, or its copy does not give the same logits on ``x`` to 1e-4 of their range, the copy has
+    only the masks applied.
 
     Args:
         model: any network; it is left as it is.
@@ -35,6 +38,7 @@ def fast_copy(model: nn.Module, x: Tensor) -> nn.Module:
         plain.requires_grad_(False)
     try:
         folded = _folded(plain)
+        _shorten(folded, x[:1])
         if _is_wide(folded):
             folded = folded.to(memory_format=torch.channels_last)
         with torch.no_grad():
@@ -75,3 +79,24 @@ def _folded(model: nn.Module) -> fx.GraphModule:
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
+
+
+def _shorten(traced: fx.GraphModule, x: Tensor) -> None:
+    """Replace the convolutions that have a shorter way on the maps that they see."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, args: seen.setdefault(name, []).append(args[0])
+
+    convolutions = {n: each for n, each in traced.named_modules() if isinstance(each, nn.Conv2d)}
+    handles = [each.register_forward_pre_hook(record(n)) for n, each in convolutions.items()]
+    try:
+        with torch.no_grad():
+            traced(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, maps in seen.items():
+        if len(maps) == 1:
+            traced.add_submodule(name, cheaper(convolutions[name], maps[0]))
+    traced.recompile()

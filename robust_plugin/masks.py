@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,21 +65,64 @@ def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool).copy_(mask.flatten(-2).movedim(-1, 1))
 
 
-def parse_pattern(pattern: str) -> tuple[int, int]:
-    """Read ``"n:m"``: n of every m consecutive entries are kept.
+def most_kept(weight: Tensor, m: int) -> int:
+    """Return the largest number of non-zeros in any ``m`` consecutive entries of dimension 1.
+
+    A weight is n:m sparse exactly where this is at most n.
 
     Raises:
-        ValueError: unless n and m are whole numbers with 0 < n <= m.
+        ValueError: if m does not divide dimension 1.
+    """
+    if weight.dim() < 2 or weight.shape[1] % m:
+        raise ValueError(f"n:{m} needs dimension 1 divisible by {m}; got {tuple(weight.shape)}.")
+    rows = (weight.detach() != 0).movedim(1, -1).reshape(-1, m)
+    return int(rows.sum(-1).amax())
+
+
+class Pattern(NamedTuple):
+    """n of every m consecutive entries are kept; n is None where each layer has its own."""
+
+    n: int | None
+    m: int
+
+    def __str__(self) -> str:
+        return f"{'n' if self.n is None else self.n}:{self.m}"
+
+    def kept_of_m(self, kept: int, size: int) -> int:
+        """Return the n of a layer that keeps ``kept`` of ``size`` entries.
+
+        Raises:
+            ValueError: if that is not the pattern.
+        """
+        n, rest = divmod(kept * self.m, size)
+        if rest or not 0 < n <= self.m or self.n not in (None, n):
+            raise ValueError(
+                f"{kept} of {size} weights kept is not the pattern {self}; is the state of a "
+                "pruner with another pattern?"
+            )
+        return n
+
+
+def parse_pattern(pattern: str) -> Pattern:
+    """Read ``"2:4"``, two of every four consecutive entries, or ``"n:4"``, n chosen by layer.
+
+    Raises:
+        ValueError: unless n and m are whole numbers with 0 < n <= m, or n is the letter.
 
     >>> parse_pattern("2:4")
-    (2, 4)
+    Pattern(n=2, m=4)
     """
     parts = pattern.split(":") if isinstance(pattern, str) else []
-    if len(parts) == 2 and all(part.isdecimal() for part in parts):
-        n, m = int(parts[0]), int(parts[1])
-        if 0 < n <= m:
-            return n, m
-    raise ValueError(f'pattern is {pattern!r}; legal: "n:m" with 0 < n <= m, such as "2:4".')
+    if len(parts) == 2 and parts[1].isdecimal() and int(parts[1]) > 0:
+        m = int(parts[1])
+        if parts[0] == "n":
+            return Pattern(None, m)
+        if parts[0].isdecimal() and 0 < int(parts[0]) <= m:
+            return Pattern(int(parts[0]), m)
+    raise ValueError(
+        f'pattern is {pattern!r}; legal: "n:m" with 0 < n <= m, such as "2:4", or "n:4" with the '
+        "letter n, where each layer has a number of its own."
+    )
 
 
 def _refuse_nan(scores: Tensor) -> None:

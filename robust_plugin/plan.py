@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from robust_plugin.budget import Budget, Unit, check_density
+from robust_plugin.channels import Terms
 from robust_plugin.groups import Group
-from robust_plugin.masks import kept_count
+from robust_plugin.masks import Pattern, kept_count
+from robust_plugin.patterns import PatternBudget
 from robust_plugin.rates import Rates, initial_rates
 
 
@@ -33,7 +35,8 @@ def plan(
     rates: Rates = "uniform",
     unit: Unit = "params",
     multiply_adds: Mapping[tuple[str, str], int] | None = None,
-    pattern: tuple[int, int] | None = None,
+    terms: Terms | None = None,
+    pattern: Pattern | None = None,
     least_start: float = 0.0,
 ) -> Plan:
     """Lay out the budget of ``density`` over the groups.
@@ -45,7 +48,9 @@ def plan(
         rates: the rule that gives each group its share.
         unit: what the budget counts.
         multiply_adds: for FLOPs, per (layer, parameter).
-        pattern: (n, m) of an n:m mask.
+        terms: where the groups are channels, what the network they leave costs.
+        pattern: of an n:m mask; with its n given it fixes every rate, else rates are rounded to
+            n of every m.
         least_start: the densities begin at this share, if the target is below it.
 
     Raises:
@@ -55,34 +60,48 @@ def plan(
     for group, weight in zip(groups, weights, strict=True):
         if not bool(weight.isfinite().all()):
             raise ValueError(f"the weights of {group.name} are not finite, so nothing ranks them.")
-    implied = pattern is not None or isinstance(rates, Mapping)
+    n, m = pattern or (None, 1)
+    implied = n is not None or isinstance(rates, Mapping)
     if implied and density is not None:
         raise ValueError(
             f"density is {density!r}, but a pattern or a dict of rates implies it; omit it."
         )
-    if pattern is not None and rates != "uniform":
+    if n is not None and rates != "uniform":
         raise ValueError(
-            f"rates is {rates!r}; a {pattern[0]}:{pattern[1]} pattern fixes the rates."
+            f"rates is {rates!r}; a {pattern} pattern fixes the rates, n:{m} does not."
         )
     names = [group.name for group in groups]
     sizes = [group.size for group in groups]
-    costs = [group.cost(multiply_adds) for group in groups]
-    if pattern is not None:
-        density = pattern[0] / pattern[1]
+    costs = [group.cost(multiply_adds) for group in groups] if terms is None else terms.costs
+    dense = Budget(tuple(sizes), tuple(costs), 1.0, 0)
+    if terms is not None:
+        dense = replace(dense, products=terms.products, fixed=terms.fixed)
+        costs = [round(price) for price in dense.prices(sizes)]
+    if n is not None:
+        density = n / m
     elif isinstance(rates, Mapping):
         given = initial_rates(rates, names, weights, costs, 1.0)
-        whole = [kept_count(n, k) for n, k in zip(sizes, given, strict=True)]
-        bare = Budget(tuple(sizes), tuple(costs), 1.0, 0)
-        density = bare.cost(whole) / bare.full
+        whole = [kept_count(size, k) for size, k in zip(sizes, given, strict=True)]
+        density = dense.cost(whole) / dense.full
     target = check_density(density)
-    budget = Budget.of(sizes, costs, target, unit=unit)
+    budget = dense.at(target, unit)
     start = max(least_start, target)
     densities = initial_rates(rates, names, weights, costs, start)
-    each = [kept_count(n, k) for n, k in zip(sizes, densities, strict=True)]
-    if pattern is not None:  # n/m is not always the float that gives back n of every m
-        each = [size // pattern[1] * pattern[0] for size in sizes]
-    if pattern is not None or isinstance(rates, Mapping):
-        budget = budget.rescaled(budget.cost(each))
-    elif rates != "uniform" or unit != "params":
-        each = Budget.of(sizes, costs, start, unit=unit).round(densities)
+    first = dense.at(start, unit)
+    if dense.coupled and unit != "channels" and not implied:
+        # A share of the cost is no share of the channels: half of them leave about a quarter.
+        scaled = first.scaled(densities)
+        densities = [count / size for count, size in zip(scaled, sizes, strict=True)]
+    each = [kept_count(size, k) for size, k in zip(sizes, densities, strict=True)]
+    if n is not None:  # n/m is not always the float that gives back n of every m
+        each = [size // m * n for size in sizes]
+    if implied:
+        first = budget = budget.rescaled(budget.cost(each))
+    if pattern is not None and n is None:
+        budget = PatternBudget.of_every(m, budget)
+        each = PatternBudget.of_every(m, first).round(densities)
+    elif not implied and (
+        rates != "uniform" or unit == "flops" or (unit == "params" and dense.coupled)
+    ):
+        each = first.round(densities)
     return Plan(budget, tuple(densities), tuple(each))

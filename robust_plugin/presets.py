@@ -79,7 +79,8 @@ class HydraPruner(Pruner):
 class HarpPruner(Pruner):
     """Learned scores and learned rates (HARP, Zhao and Wressnegger 2023).
 
-    ``learn=("rates",)`` is its rate-only mode.
+    ``learn=("rates",)`` is its rate-only mode; ``pattern="n:4"`` learns which n of every 4 each
+    layer keeps.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class HarpPruner(Pruner):
         budget: Unit = "params",
         control: Control = "held",
         gamma_step: float = 0.01,
+        pattern: str | None = None,
         groups: Sequence[Group] | None = None,
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
@@ -106,6 +108,7 @@ class HarpPruner(Pruner):
             budget=budget,
             control=control,
             gamma_step=gamma_step,
+            pattern=pattern,
             groups=groups,
             exclude=exclude,
             example_inputs=example_inputs,

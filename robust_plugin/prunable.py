@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from robust_plugin.groups import Group, Member
 
@@ -41,6 +42,56 @@ def refuse_wrapped(model: nn.Module) -> None:
         raise ValueError(f"model is wrapped in {kind}; give {fix.get(kind, 'it before sharding')}.")
 
 
+def refuse_masked(model: nn.Module) -> None:
+    """Raise if a layer carries a mask or another parametrization, ours or torch's.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    for name, layer in model.named_modules():
+        pruned = any(
+            isinstance(h, prune.BasePruningMethod) for h in layer._forward_pre_hooks.values()
+        )
+        if pruned or parametrize.is_parametrized(layer):
+            raise ValueError(
+                f"layer {name!r} carries a mask or another parametrization; finalize the pruner, "
+                "or remove it, first: channels are cut from plain parameters."
+            )
+
+
+def refuse_tied(model: nn.Module, group: Group) -> None:
+    """Raise if a group covers a parameter that is in the model under two names.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    names: dict[nn.Parameter, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, set()).add(name)
+    for member in (*group.members, *group.coupled):
+        parameter = model.get_parameter(member.name)
+        if len(names[parameter]) > 1:
+            raise ValueError(f"{' and '.join(sorted(names[parameter]))} are one parameter")
+
+
+@contextmanager
+def unfrozen(model: nn.Module) -> Iterator[None]:
+    """Unfreeze a model for those who follow autograd, and restore its flags and modes after.
+
+    By name: parameters may be replaced by others meanwhile.
+    """
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    modes = {module: module.training for module in model.modules()}
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
     """Return one group for every convolution, linear and attention weight of a model.
 
@@ -55,7 +106,7 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
             is tied to a parameter that cannot be masked, or a layer is parametrized already.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    dense = _below(modules, exclude)
+    dense = below(modules, exclude)
     owners: dict[nn.Parameter, list[Member]] = {}
     for member in prunable_members(model):
         if member.layer in dense:
@@ -118,13 +169,11 @@ def prunable_members(model: nn.Module) -> Iterator[Member]:
                         yield Member(layer, name, parameter)
 
 
-def _below(
-    modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
-) -> set[nn.Module]:
+def below(modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]) -> set[nn.Module]:
     """Return the excluded layers and all below them."""
     if isinstance(exclude, str | nn.Module):
         raise TypeError(f"exclude is {exclude!r}; give a list of layers or of their names.")
-    below: set[nn.Module] = set()
+    found: set[nn.Module] = set()
     for entry in exclude:
         layer = modules.get(entry) if isinstance(entry, str) else entry
         if layer is None or layer not in modules.values():
@@ -132,8 +181,8 @@ def _below(
                 f"exclude names {entry!r}, which is not in the model; it has "
                 f"{[name for name in modules if name]}."
             )
-        below.update(layer.modules())
-    return below
+        found.update(layer.modules())
+    return found
 
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robust_plugin import attachment, dense
 from robust_plugin.attachment import GroupMask, MaskedWeight, masked_weights
 from robust_plugin.budget import Unit, rate_logit
+from robust_plugin.channels import count_terms
 from robust_plugin.control import (
     Control,
     FixedRates,
@@ -33,6 +34,7 @@ from robust_plugin.flops import multiply_adds
 from robust_plugin.following import check_holds, check_ranks, step_was_skipped, warn_of_decay
 from robust_plugin.groups import Group, check_groups, divisible
 from robust_plugin.masks import parse_pattern
+from robust_plugin.patterns import check_learns_rates
 from robust_plugin.phases import Learnable, Phase, check_order, nothing_learned, train_only
 from robust_plugin.plan import plan
 from robust_plugin.prunable import (
@@ -60,14 +62,17 @@ class Pruner:
         scores: the initial scores: a name, a function of the weight, or tensors by parameter.
         rates: each layer's density: ``"uniform"``, ``"erk"``, ``"lamp"``, ``"global"``, a
             function, or densities by parameter name. Where rates are learned, their start.
-        budget: what ``density`` is a share of: ``"params"`` or ``"flops"``.
+        budget: what ``density`` is a share of: ``"params"``, ``"flops"``, or, with channel
+            groups, ``"channels"``: the FLOPs of the network with that share of each group's (of
+            channel groups all three count the whole network they leave).
         control: how learned rates meet the budget: ``"held"`` exactly at every step, falling to
             the target over the phase, or by the paper's ``"hinge"`` (see ``budget_penalty``).
         gamma_step: how fast the hinge's weight grows.
-        pattern: ``"n:m"``, e.g. ``"2:4"``, instead of a density.
+        pattern: ``"2:4"``, say, instead of a density; or, beside one, ``"n:4"`` with the letter n:
+            each layer keeps its rate's n of every 4, together at most the budget.
         groups: what shares a mask; default one group a weight.
         exclude: layers, or names of layers, that stay dense.
-        example_inputs: what one forward pass takes, for ``budget="flops"``.
+        example_inputs: what one forward pass takes, for the budgets in FLOPs and channels.
 
     Attributes:
         groups: what is pruned.
@@ -75,6 +80,7 @@ class Pruner:
         masks: scores, rate and mask of each group.
         budget: what may be kept.
         phase: ``"attached"``, ``"prune"``, ``"finetune"`` or ``"finalized"``.
+        frozen: the parameters that were frozen before, and stay so.
 
     Raises:
         TypeError: if the model is no nn.Module.
@@ -108,7 +114,7 @@ class Pruner:
         self.learn = frozenset(learn)
         self.pattern = parse_pattern(pattern) if pattern is not None else None
         if self.pattern is not None and "rates" in self.learn:
-            raise ValueError(f"learn is {learn!r}; a {pattern} pattern fixes the rates.")
+            check_learns_rates(self.pattern, control)
         if groups is None:
             found = weight_groups(model, exclude)
             if not exclude:
@@ -116,24 +122,29 @@ class Pruner:
         else:
             found = check_groups(model, groups, exclude)
         self.groups, self.left_dense = divisible(found, self.pattern)
+        macs = _multiply_adds(model, example_inputs, budget)
+        channels = any(group.coupled for group in self.groups)
         self._plan = partial(
             plan,
             self.groups,
             rates=rates,
             unit=budget,
-            multiply_adds=_multiply_adds(model, example_inputs) if budget == "flops" else None,
+            multiply_adds=macs,
+            terms=count_terms(model, self.groups, macs) if channels else None,
             pattern=self.pattern,
             least_start=_START_DENSITY if "rates" in self.learn and rates == "uniform" else 0.0,
         )
         first = self._plan(density)
         self.budget = first.budget
         k_min = _K_MIN_SHARE * self.budget.density if "rates" in self.learn else 0.0
+        if k_min and self.pattern is not None:
+            k_min = 1 / self.pattern.m
         self.schedule = Schedule()
         self.phase: Phase = "attached"
         self._control = (control, gamma_step) if "rates" in self.learn else (None, None)
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._followed: torch.optim.Optimizer | None = None
-        self._user_frozen = {p for p in model.parameters() if not p.requires_grad}
+        self.frozen = frozenset(p for p in model.parameters() if not p.requires_grad)
         # All masks are built before the first is attached: an error leaves the model alone.
         self.masks = tuple(
             GroupMask(
@@ -198,7 +209,7 @@ class Pruner:
         if phase == "finetune" and self.phase != "finetune":
             self._settle()
         self.phase = phase
-        groups = train_only(self.model, self.masks, phase, self.learn, self._user_frozen)
+        groups = train_only(self.model, self.masks, phase, self.learn, self.frozen)
         for mask in self.masks:
             mask.unfollowed = phase == "prune" and self._hook is None
         self.update_masks()
@@ -336,7 +347,7 @@ class Pruner:
         self._settle()
         dense.finalize(self.model)
         for parameter in self.model.parameters():
-            parameter.requires_grad_(parameter not in self._user_frozen)
+            parameter.requires_grad_(parameter not in self.frozen)
         self.phase = "finalized"
 
     def state_dict(self) -> dict[str, Any]:
@@ -350,7 +361,7 @@ class Pruner:
         }
 
     def _settings(self) -> dict[str, Any]:
-        return {
+        settings = {
             "learn": sorted(self.learn),
             "groups": [group.name for group in self.groups],
             "sizes": list(self.budget.sizes),
@@ -359,6 +370,10 @@ class Pruner:
             "control": self._control[0],
             "gamma_step": self._control[1],
         }
+        if self.budget.coupled:
+            settings["products"] = [list(product) for product in self.budget.products]
+            settings["fixed"] = self.budget.fixed
+        return settings
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; load the model's own state first.
@@ -391,8 +406,10 @@ class Pruner:
 
 
 def _multiply_adds(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None
-) -> dict[tuple[str, str], int]:
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None, unit: Unit
+) -> dict[tuple[str, str], int] | None:
+    if unit not in ("flops", "channels"):
+        return None  # the plan says which units there are
     if example_inputs is None:
-        raise ValueError("budget='flops' counts on a forward pass; give example_inputs=x[:1].")
+        raise ValueError(f"budget={unit!r} counts on a forward pass; give example_inputs=x[:1].")
     return multiply_adds(model, example_inputs)

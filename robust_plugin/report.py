@@ -4,51 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# The 97.5 % point of the normal distribution: intervals are 95 %.
-_Z = 1.959963984540054
+from robust_plugin.curve import SecurityCurve
+from robust_plugin.statistics import mcnemar, wilson_interval
+from robust_plugin.threat import ThreatModel
 
-
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the Wilson 95 % score interval of a share of ``n`` points.
-
-    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), Wilson 1927.
-
-    >>> tuple(round(end, 3) for end in wilson_interval(45, 100))
-    (0.356, 0.548)
-    """
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = successes / n, _Z * _Z
-    centre = p + z2 / (2 * n)
-    half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
-
-
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Return the exact two-sided p-value that two classifiers are right equally often.
-
-    On the points where exactly one is right, b and c of them: 2 P(Binomial(b + c, 1/2) <=
-    min(b, c)), at most 1 (McNemar 1947, exact form).
-
-    Raises:
-        ValueError: unless both speak of the same number of points.
-
-    >>> mcnemar([True] * 6, [False] * 6)
-    0.03125
-    """
-    if len(first) != len(second):
-        raise ValueError(
-            f"{len(first)} points against {len(second)}; compare on the same test points."
-        )
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    n = only_first + only_second
-    tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
-    return min(1.0, float(2 * tail / 2**n))
+__all__ = ["Report", "mcnemar", "wilson_interval"]
 
 
 @dataclass(frozen=True)
@@ -60,16 +24,29 @@ class Report:
         flags: for ``"clean"`` and each attack, whether each point is right; a point that is
             wrong clean is wrong under every attack.
             An attack given fewer points (see ``limits``) speaks of the first ones only.
-        threat: the threat model in words, or None without attacks.
+        threats: each attack's threat model.
         findings: what looked wrong with the model.
         inputs: SHA-256 of the inputs, by which reports know that they are of the same points.
+        certified: whether each point is proved; None without a certifier.
+        certified_threat: in which threat model.
+        distances: where an attack looks for distances: by attack, that one first, how far each
+            point was moved to fool it; 0 where it is wrong clean, infinite where it withstood.
     """
 
     labels: tuple[int, ...]
     flags: Mapping[str, tuple[bool, ...]]
-    threat: str | None = None
-    findings: tuple[str, ...] = field(default=())
+    threats: Mapping[str, ThreatModel] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
     inputs: str = ""
+    certified: tuple[bool, ...] | None = None
+    certified_threat: ThreatModel | None = None
+    distances: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def threat(self) -> str | None:
+        """The threat models in words, or None without any."""
+        of = [*self.threats.values(), *([self.certified_threat] if self.certified_threat else [])]
+        return "; ".join(sorted({str(threat) for threat in of})) or None
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -85,6 +62,18 @@ class Report:
     def worst(self) -> tuple[bool, ...]:
         """Whether each point withstands every attack; the points all attacks have seen."""
         return tuple(all(each) for each in zip(*self.flags.values(), strict=False))
+
+    @property
+    def curve(self) -> SecurityCurve | None:
+        """Robust accuracy against eps, or None without an attack that looks for distances.
+
+        Of each point the least that any attack in that norm moved it by to fool it.
+        """
+        if not self.distances:
+            return None
+        norm = self.threats[next(iter(self.distances))].norm
+        each = [d for row, d in self.distances.items() if self.threats[row].norm == norm]
+        return SecurityCurve(norm, tuple(min(found) for found in zip(*each, strict=False)))
 
     def accuracy(self, row: str = "clean") -> float:
         """Return the share of a row's points that are right, in [0, 1]."""
@@ -112,8 +101,11 @@ class Report:
     def _row(self, row: str) -> tuple[bool, ...]:
         if row == "worst case":
             return self.worst
+        if row == "certified" and self.certified is not None:
+            return self.certified
         if row not in self.flags:
-            raise ValueError(f"row is {row!r}; legal: {[*self.rows, 'worst case']}.")
+            more = ["worst case", *(["certified"] if self.certified is not None else [])]
+            raise ValueError(f"row is {row!r}; legal: {[*self.rows, *more]}.")
         return self.flags[row]
 
     def compare(self, other: Report, row: str = "clean") -> float:
@@ -132,6 +124,23 @@ class Report:
             raise ValueError(f"one report is of {self.threat}, the other of {other.threat}.")
         return mcnemar(mine, theirs)
 
+    def refuse_contradiction(self) -> None:
+        """Raise if a point is certified and was fooled in the same threat model.
+
+        Raises:
+            ValueError: naming the point and the attack; the certificate is wrong, or the network
+                was not the same.
+        """
+        for row, threat in self.threats.items():
+            if threat != self.certified_threat:
+                continue
+            for point, pair in enumerate(zip(self.certified or (), self.flags[row], strict=False)):
+                if pair == (True, False):
+                    raise ValueError(
+                        f"point {point} is certified in {threat} and {row} fools it there; the "
+                        "certificate is wrong. Do not trust this certifier."
+                    )
+
     def to_json(self) -> str:
         """Return everything as JSON; accuracies in RobustBench's per cent fields first."""
         robust = self.worst if len(self.flags) > 1 else None
@@ -141,29 +150,75 @@ class Report:
             if "AutoAttack" in self.flags
             else None,
             "worst_case_acc": 100 * sum(robust) / len(robust) if robust else None,
+            "certified_acc": None if self.certified is None else 100 * self.accuracy("certified"),
+            "balanced_acc": {row: 100 * self.balanced(row) for row in self.flags},
             "threat": self.threat,
+            "threats": {row: asdict(threat) for row, threat in self.threats.items()},
             "n": {row: len(flags) for row, flags in self.flags.items()},
             "findings": list(self.findings),
             "inputs": self.inputs,
             "labels": list(self.labels),
-            "flags": {row: "".join("01"[f] for f in flags) for row, flags in self.flags.items()},
+            "flags": {row: _bits(flags) for row, flags in self.flags.items()},
+            "certified": None if self.certified is None else _bits(self.certified),
+            "certified_threat": self.certified_threat and asdict(self.certified_threat),
+            # JSON has no infinity.
+            "distances": {
+                row: [d if math.isfinite(d) else None for d in each]
+                for row, each in self.distances.items()
+            },
         }
-        return json.dumps(content, indent=1)
+        return json.dumps(content, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Read what ``to_json`` wrote."""
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: if it is something else.
+        """
         content = json.loads(text)
-        flags = {
-            row: tuple(char == "1" for char in chars) for row, chars in content["flags"].items()
-        }
+        missing = {"labels", "flags", "threats", "inputs", "distances"} - set(content)
+        if missing:
+            raise ValueError(f"this is no report of this version; it lacks {sorted(missing)}.")
+        certified, ball = content["certified"], content["certified_threat"]
         return cls(
             tuple(content["labels"]),
-            flags,
-            content["threat"],
+            {row: _flags(bits) for row, bits in content["flags"].items()},
+            {row: ThreatModel(**threat) for row, threat in content["threats"].items()},
             tuple(content["findings"]),
             content["inputs"],
+            None if certified is None else _flags(certified),
+            ball and ThreatModel(**ball),
+            {
+                row: tuple(math.inf if d is None else d for d in each)
+                for row, each in content["distances"].items()
+            },
         )
+
+    def robustbench(self, **about: str) -> dict[str, Any]:
+        """Return the entry of a model in RobustBench's fields.
+
+        Args:
+            about: what no evaluation knows: name, authors, link, venue, dataset, architecture,
+                additional_data...
+
+        Raises:
+            ValueError: without a row of AutoAttack itself on all points.
+        """
+        flags = self.flags.get("AutoAttack")
+        if flags is None or len(flags) < self.n:
+            raise ValueError(
+                f"rows are {list(self.rows)}; RobustBench lists the standard AutoAttack on all "
+                f"points, {self.n} here."
+            )
+        threat = self.threats["AutoAttack"]
+        return {
+            **about,
+            "threat_model": threat.norm,
+            "eps": threat.fraction,
+            "clean_acc": f"{100 * self.accuracy():.2f}",
+            "autoattack_acc": f"{100 * self.accuracy('AutoAttack'):.2f}",
+        }
 
     def __str__(self) -> str:
         """Return a table: accuracy in per cent, 95 % interval, n, balanced accuracy."""
@@ -173,6 +228,8 @@ class Report:
             rows["worst case"] = (
                 f"worst case of the first {len(self.worst)}" if some else "worst case"
             )
+        if self.certified is not None:
+            rows["certified"] = "certified"
         width = max(len(shown) for shown in rows.values())
         lines = [f"threat model: {self.threat}"] if self.threat else []
         for row, shown in rows.items():
@@ -183,3 +240,11 @@ class Report:
                 f"balanced {100 * self.balanced(row):.1f}"
             )
         return "\n".join([*lines, *(f"finding: {text}" for text in self.findings)])
+
+
+def _bits(flags: tuple[bool, ...]) -> str:
+    return "".join("01"[flag] for flag in flags)
+
+
+def _flags(bits: str) -> tuple[bool, ...]:
+    return tuple(bit == "1" for bit in bits)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import attacked, check_logits, unwrapped
 from robust_plugin.journal import Journal
-from robust_plugin.report import wilson_interval
+from robust_plugin.statistics import wilson_interval
 
 # What predict and certify answer where the votes decide nothing.
 ABSTAIN = -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -14,11 +15,32 @@ class AllFooled(Exception):
     """No point of the batch stands; whatever attack is running may stop."""
 
 
-class Standing:
-    """A network as an attack on one batch sees it; keeps the first adversarial inputs it meets.
+@dataclass
+class Run:
+    """What an attack of ours knows of each point that stands; all tensors are of shape [R, ...].
 
-    An attack asks for the logits of the same rows again and again, long after most are fooled. Rows
-    that are fooled get the logits they were fooled with, as constants; the others are computed.
+    Attributes:
+        rows: places in the batch.
+        x: clean inputs.
+    """
+
+    rows: Tensor
+    x: Tensor
+
+    def only(self, places: Tensor | None) -> None:
+        """Drop all other rows; None drops none."""
+        if places is not None:
+            for each in fields(self):
+                setattr(self, each.name, getattr(self, each.name)[places])
+
+
+class Standing:
+    """One batch under attack: which of its points stand, and what fooled the others.
+
+    An attack of ours works on the rows that stand and reports to ``keep``. One of a library asks
+    for the logits of the same rows again and again, long after most are fooled: it is handed this
+    object in place of the network. Rows that are fooled get the logits they were fooled with, as
+    constants; the others are computed.
 
     Args:
         model: a plain network in evaluation mode.
@@ -54,6 +76,32 @@ class Standing:
             raise AllFooled
         return self._rows
 
+    def keep(self, rows: Tensor, points: Tensor, logits: Tensor) -> Tensor | None:
+        """Keep the points that are misclassified and within the ball.
+
+        Args:
+            rows: of the batch, shape [R]; a row that is fooled already stays as it is.
+            points: one for each of them, shape [R, ...].
+            logits: theirs, shape [R, classes].
+
+        Returns:
+            Tensor: places among ``rows`` that stand, or None where all still do.
+
+        Raises:
+            AllFooled: if none stands any more.
+        """
+        wrong = ((logits.argmax(1) != self.y[rows]) & self.robust[rows]).nonzero().flatten()
+        if len(wrong) == 0:
+            return None
+        found, fooled = points[wrong], rows[wrong]
+        inside = self.threat.norms(found - self.x[fooled]) <= self.threat.eps * (1 + 1e-6)
+        self.x_adv[fooled[inside]] = found[inside]
+        self.robust[fooled[inside]] = False
+        standing = self.robust[rows]
+        if not bool(standing.any()):
+            raise AllFooled
+        return standing.nonzero().flatten()
+
     def predict(self, points: Tensor) -> Tensor:
         """Return the logits of the run's points, differentiable; fooled ones as they were.
 
@@ -76,16 +124,5 @@ class Standing:
             AllFooled: if none stands any more.
         """
         logits = self.predict(points)
-        self.keep(points, logits)
+        self.keep(self._rows, points.detach(), logits.detach())
         return logits
-
-    def keep(self, points: Tensor, logits: Tensor) -> None:
-        """Keep those of the run's points that are misclassified and within the ball."""
-        rows, found = self._rows, points.detach()
-        wrong = (logits.detach().argmax(1) != self.y[rows]) & self.robust[rows]
-        wrong &= self.threat.norms(found - self.x[rows]) <= self.threat.eps * (1 + 1e-6)
-        fooled = rows[wrong]
-        self.x_adv[fooled] = found[wrong]
-        self.robust[fooled] = False
-        if not bool(self.robust[rows].any()):
-            raise AllFooled

@@ -82,6 +82,17 @@ class ThreatModel:
     def __str__(self) -> str:
         return f"{self.norm} eps={self.eps:.4g}"
 
+    @property
+    def fraction(self) -> str:
+        """The radius as papers write it: in 255ths where it is whole ones, else the number.
+
+        >>> ThreatModel("Linf", 8 / 255).fraction, ThreatModel("L2", 0.5).fraction
+        ('8/255', '0.5')
+        """
+        levels = 255 * self.eps
+        whole = self.norm == "Linf" and abs(levels - round(levels)) < 1e-9 and levels >= 1
+        return f"{round(levels)}/255" if whole else f"{self.eps:.6g}"
+
     def norms(self, delta: Tensor) -> Tensor:
         """Return ||delta||_norm of each point: shape [B] for delta of shape [B, ...]."""
         flat = delta.flatten(1)

@@ -20,7 +20,7 @@ from robust_plugin.bounds import proved
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, check_logits, forked, guarded, unwrapped
 from robust_plugin.journal import Journal
-from robust_plugin.report import wilson_interval
+from robust_plugin.statistics import wilson_interval
 from robust_plugin.threat import ThreatModel
 
 Verdict = Literal["verified", "falsified", "misclassified", "unknown"]

@@ -19,7 +19,7 @@ LIBRARIES = {
     "autoattack": {"autoattack", "pyautoattack"},
     "auto_lirpa": {"auto_LiRPA"},
     "foolbox": {"foolbox"},
-    "onnx": {"onnx", "onnxruntime"},
+    "onnx": {"onnx", "onnxruntime", "onnxscript"},
     "torch_pruning": {"torch_pruning"},
     "torchattacks": {"torchattacks"},
 }

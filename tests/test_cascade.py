@@ -196,7 +196,8 @@ def test_standing_computes_only_the_points_that_stand():
     # What misclassifies within the ball is kept, and not computed again.
     logits = clean.clone()
     logits[2] = -logits[2]
-    batch.keep(x[1:] + 0.05, logits)
+    standing = batch.keep(batch.rest(), x[1:] + 0.05, logits)
+    assert standing is not None and standing.tolist() == [0, 1, 3, 4]
     assert batch.robust.tolist() == [False, True, True, False, True, True]
     assert torch.equal(batch.x_adv[3], x[3] + 0.05) and torch.equal(batch.x_adv[4], x[4])
     again = batch.predict(x[1:])
@@ -204,23 +205,21 @@ def test_standing_computes_only_the_points_that_stand():
     assert torch.equal(again[2], clean[2]) and torch.allclose(again, clean, atol=1e-6)
     assert batch.rest().tolist() == [1, 2, 4, 5]
     with pytest.raises(AllFooled):
-        batch.keep(x[batch.rest()] + 0.05, -network()(x[batch.rest()]))
+        batch.keep(batch.rest(), x[batch.rest()] + 0.05, -network()(x[batch.rest()]))
     with pytest.raises(AllFooled):
         batch.rest()
     # Beyond the ball it is not.
     far = Standing(model, x, y, THREAT)
-    far.rest()
-    far.keep(x + 0.2, -network()(x))
+    assert far.keep(far.rest(), x + 0.2, -network()(x)) is not None
     assert bool(far.robust.all()) and torch.equal(far.x_adv, x)
 
 
 def test_gradients_of_fooled_points_are_zero_and_of_the_others_the_models():
     x, y = points(6)
     batch = Standing(network(), x, y, THREAT)
-    batch.rest()
     logits = network()(x).detach()
     logits[1] = -logits[1]
-    batch.keep(x, logits)
+    batch.keep(batch.rest(), x, logits)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     outs = [batch.predict(inputs[0]), network()(inputs[1])]
     ours, theirs = (

@@ -147,7 +147,7 @@ def test_limits(points):
     assert report.flags["few"] == report.flags["clean"][:40]
     assert sum(seen) == sum(report.flags["clean"][:40])
     assert len(report.worst) == 40 and "n=40" in str(report) and "n=90" in str(report)
-    with pytest.raises(ValueError, match="limits name .'many'.; the attacks are .'few'."):
+    with pytest.raises(ValueError, match="limits name .'many'.; the rows are .'few'."):
         evaluate(Threshold(), batches(x, y), attacks=[counting], threat=threat, limits={"many": 1})
 
 
@@ -255,7 +255,7 @@ def test_table_by_hand():
             "a": (True, False, False, True),
             "b": (False, False, False, True),
         },
-        "L2 eps=1",
+        {"a": ThreatModel("L2", 1.0), "b": ThreatModel("L2", 1.0)},
     )
     low, high = wilson_interval(3, 4)
     lines = str(report).splitlines()
@@ -360,3 +360,82 @@ def test_a_worst_case_of_fewer_points_says_so(cnn, batch):
     report = evaluate(cnn(), [batch], attacks=attacks, limits={"PGD-2": 5})
     assert "worst case of the first 5" in str(report)
     assert "worst case of" not in str(evaluate(cnn(), [batch], attacks=attacks))
+
+
+class Certifier:
+    """Proves what a closed form proves: the first pixel is farther than eps from one half."""
+
+    def __init__(self, threat, slack=0.0):
+        self.threat, self.slack = threat, slack
+
+    def __call__(self, model, x, y):
+        return (x[:, 0] - 0.5).abs() > self.threat.eps - self.slack
+
+
+def test_a_certifier_stands_beside_the_attacks(points):
+    x, y = points
+    threat = ThreatModel("Linf", eps=0.1)
+    report = evaluate(
+        Threshold(), batches(x, y), attacks=[down(threat)], certifier=Certifier(threat)
+    )
+    assert report.certified is not None and 0 < report.accuracy("certified") < report.accuracy()
+    right = (x[:, 0] > 0.5) == (y == 1)
+    assert list(report.certified) == (right & ((x[:, 0] - 0.5).abs() > 0.1)).tolist()
+    assert all(a >= b for a, b in zip(report.flags["down"], report.certified, strict=True))
+    assert "certified" in str(report).splitlines()[-2]
+    assert Report.from_json(report.to_json()) == report
+    some = evaluate(
+        Threshold(), batches(x, y), certifier=Certifier(threat), limits={"certified": 7}
+    )
+    assert some.certified == report.certified[:7]
+
+
+def test_a_wrong_certificate_raises(points):
+    x, y = points
+    threat = ThreatModel("Linf", eps=0.1)
+    both = [down(threat), pgd(threat, steps=5)]
+    with pytest.raises(ValueError, match=r"point \d+ is certified in Linf eps=0.1 and .* fools it"):
+        evaluate(Threshold(), batches(x, y), attacks=both, certifier=Certifier(threat, slack=0.09))
+    # In another threat model it is no contradiction.
+    smaller = Certifier(ThreatModel("Linf", eps=0.01))
+    evaluate(Threshold(), batches(x, y), attacks=both, certifier=smaller)
+    for wrong in (lambda m, x, y: x, lambda m, x, y: torch.tensor(True), lambda m, x, y: True):
+        with pytest.raises(TypeError, match="a bool tensor, one a point"):
+            evaluate(Threshold(), batches(x, y), certifier=wrong, threat=threat)
+    with pytest.raises(ValueError, match="certifier says no threat model"):
+        evaluate(Threshold(), batches(x, y), certifier=lambda m, x, y: x[:, 0] > 0)
+
+
+def test_adversarial_images_are_written(points, tmp_path):
+    x, y = points
+    threat = ThreatModel("Linf", eps=0.1)
+    path = tmp_path / "deep" / "images.pt"
+    attack = pgd(threat, steps=5, keep="best")
+    report = evaluate(Threshold(), batches(x, y), attacks=[attack], adversarial=path)
+    content = torch.load(path, weights_only=True)
+    assert set(content) == {"inputs", "labels", "PGD-5"}
+    assert torch.equal(content["inputs"], x) and torch.equal(content["labels"], y)
+    model = Threshold().eval()
+    withstood = (model(content["PGD-5"]).argmax(1) == y) & (model(x).argmax(1) == y)
+    assert tuple(withstood.tolist()) == report.flags["PGD-5"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_robustbench_fields():
+    flags = {"clean": (True, True, False, True), "AutoAttack": (True, False, False, False)}
+    ball = {"AutoAttack": ThreatModel("Linf", "8/255")}
+    report = Report((0, 1, 0, 1), flags, ball)
+    entry = report.robustbench(name="net", dataset="cifar10", architecture="ResNet-18")
+    assert entry == {
+        "name": "net",
+        "dataset": "cifar10",
+        "architecture": "ResNet-18",
+        "threat_model": "Linf",
+        "eps": "8/255",
+        "clean_acc": "75.00",
+        "autoattack_acc": "25.00",
+    }
+    few = {"clean": (True,) * 4, "AutoAttack": (True,) * 2}
+    for wrong in (Report((0,) * 4, {"clean": (True,) * 4}), Report((0,) * 4, few, ball)):
+        with pytest.raises(ValueError, match="standard AutoAttack on all points, 4"):
+            wrong.robustbench()

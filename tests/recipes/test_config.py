@@ -21,6 +21,7 @@ from robust_plugin.recipes.config import (
     build,
     read_preset,
 )
+from robust_plugin.recipes.evaluate import EvaluateConfig
 from robust_plugin.recipes.execute import RECIPES
 from robust_plugin.recipes.harp import HarpConfig
 from robust_plugin.recipes.hydra import HydraConfig
@@ -30,7 +31,8 @@ PRESETS = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rg
 
 def kind_of(preset: str) -> Any:
     command = Path(preset).parts[0]
-    return CompareConfig if command == "compare" else RECIPES[command][0]
+    others = {"compare": CompareConfig, "evaluate": EvaluateConfig}
+    return others[command] if command in others else RECIPES[command][0]
 
 
 def launch(preset: str) -> list[str]:
@@ -42,7 +44,7 @@ def launch(preset: str) -> list[str]:
 
 def test_there_are_presets_of_every_command() -> None:
     commands = {Path(preset).parts[0] for preset in PRESETS}
-    assert commands == {"magnitude", "hydra", "harp", "compare"}
+    assert commands == {"magnitude", "hydra", "harp", "compare", "evaluate"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -97,7 +99,8 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# Those of evaluate run in test_evaluate.py: they need a network.
+@pytest.mark.parametrize("preset", [each for each in PRESETS if not each.startswith("evaluate/")])
 def test_two_steps_of_a_preset_by_its_own_command(
     preset: str, tmp_path: Path, workplace: Path, few_images: Path
 ) -> None:

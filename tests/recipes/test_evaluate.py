@@ -1,5 +1,6 @@
 """What `evaluate` measures: the figures of a run's own report, and any checkpoint that is safe."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -73,14 +74,15 @@ def test_a_run_folder_gives_the_figures_of_its_report(
     assert again.labels == report.labels and again.threat == report.threat
     assert all(again.flags[row] == report.flags[row] for row in again.rows)
     assert 0.3 < again.accuracy("PGD-3x2") < again.accuracy() <= 1  # figures that could differ
-    assert capsys.readouterr().out.strip() == str(again).strip()
+    out = capsys.readouterr().out
+    assert out.startswith(str(again)) and "obfuscated gradients" in out
 
 
 def test_autoattack_on_the_first_points_gives_the_reports_verdicts(run: Path) -> None:
     settings = of_run(run)
     report = evaluate_network(
         EvaluateConfig(**{**vars(settings), "attacks": ("autoattack",), "n": 8})
-    )
+    ).report
     content = json.loads((run / "report.json").read_text())["report"]
     assert content["n"] == {"clean": 32, "PGD-3x2": 32, "AutoAttack": 8}
     assert "".join("01"[f] for f in report.flags["AutoAttack"]) == content["flags"]["AutoAttack"]
@@ -231,3 +233,65 @@ def test_attacks_of_libraries_and_a_journal_by_the_command(
     }
     assert main([*words, "--threat.eps=1/255", f"--journal={journal}"]) == 2
     assert "journal of another evaluation: threat model was" in capsys.readouterr().err
+
+
+def test_a_folder_gets_tables_a_page_and_tensors(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "evaluation"
+    words = ["evaluate", str(run), "--config", "evaluate/adversarial-pruning", "--out", str(out)]
+    short = ["--attack", "autoattack", "fab", "--eps", "20/255", "--norm", "Linf", "--n", "12"]
+    assert main([*words, *short, "--batch-size", "6", "--checks", "12"]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "report.json", "report.txt", "report.html", "adversarial.pt", "robustbench.json"
+    }  # fmt: skip
+    report = saved(out / "report.json")
+    printed = capsys.readouterr().out
+    assert report.rows == ("clean", "AutoAttack", "minimum norm (FAB-T)") and report.n == 12
+    assert "   0.031 = 0.031000" in printed and "   8/255 = 0.031373" in printed
+    assert "made against the parent" in printed  # the run's own dense network
+    assert (out / "report.txt").read_text().strip() in printed
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2 and "http" not in page
+    assert "obfuscated gradients" in page and "20/255" not in report.to_json()
+    entry = json.loads((out / "robustbench.json").read_text())
+    assert entry["eps"] == "20/255"
+    assert float(entry["autoattack_acc"]) == pytest.approx(
+        100 * report.accuracy("AutoAttack"), abs=0.01
+    )
+    images = torch.load(out / "adversarial.pt", weights_only=True)
+    assert images["inputs"].shape == images["AutoAttack"].shape and len(images["labels"]) == 12
+
+
+def test_checks_can_be_left_out_and_the_screening_names_itself_everywhere(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    words = ["evaluate", str(run), "--attack=screen", "--n=8", "--checks=0", f"--out={out}"]
+    assert main(words) == 0
+    assert "obfuscated" not in capsys.readouterr().out
+    for name in ("report.txt", "report.json", "report.html"):
+        assert "screening (apgd-ce, apgd-t)" in (out / name).read_text()
+    assert not (out / "robustbench.json").exists()  # a screening is no entry
+
+
+def test_bad_settings_of_evaluate(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for words, says in [
+        (["--attack=cw"], "attack is 'cw'; legal: pgd, autoattack"),
+        (["--config=evaluate/none"], "there is no preset or file evaluate/none; presets: "),
+        (["--config=hydra/digits"], "unknown key"),
+        ([f"--out={taken}"], "is a file; give --out a folder"),
+        (["--eps=-1"], "eps is '-1'"),
+        (["--n=0"], "n is 0; legal: 1 to 32"),
+        (["--attack=fab", "--norm=L1"], "norm"),
+    ]:
+        with contextlib.suppress(SystemExit):  # of the parser, for what is no setting's value
+            assert main(["evaluate", str(run), *words]) == 2
+        shown = capsys.readouterr()
+        assert says in shown.err + shown.out
+    assert taken.read_text() == "mine"

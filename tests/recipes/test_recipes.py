@@ -231,6 +231,20 @@ def test_hydra_by_pattern(
     assert covered == 2
 
 
+@pytest.mark.parametrize("m", [4, 8])
+def test_harp_by_pattern(m: int, trained: Callable[..., tuple[nn.Module, Path]]) -> None:
+    model, _ = trained("harp", pattern=f"n:{m}", density=0.5)
+    covered = total = 0
+    for name, size in SIZES.items():
+        weight = model.state_dict()[name]
+        if weight.shape[1] % m == 0:  # not the three input channels
+            counts = (weight.movedim(1, -1).reshape(-1, m) != 0).sum(1)
+            assert counts.eq(counts[0]).all() and counts[0] > 0
+            covered += int(weight.count_nonzero())
+            total += size
+    assert 0.4 * total < covered <= 0.5 * total
+
+
 def test_excluded_layers_stay_dense(trained: Callable[..., tuple[nn.Module, Path]]) -> None:
     model, _ = trained("hydra", exclude=["6"])
     found = kept(model)

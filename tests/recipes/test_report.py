@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from robust_plugin import Report, ThreatModel, mcnemar, wilson_interval
 from robust_plugin.recipes.report import (
     Cell,
     comparison_table,
@@ -15,7 +16,6 @@ from robust_plugin.recipes.report import (
     plot_curves,
     plot_kept,
 )
-from robust_plugin.report import Report, mcnemar, wilson_interval
 
 
 def report(clean: int, robust: int, n: int = 20, first: int = 0) -> Report:
@@ -24,7 +24,9 @@ def report(clean: int, robust: int, n: int = 20, first: int = 0) -> Report:
     def flags(right: int) -> tuple[bool, ...]:
         return tuple(first <= i < first + right for i in range(n))
 
-    return Report((0,) * n, {"clean": flags(clean), "PGD": flags(robust)}, "Linf eps=0.1")
+    return Report(
+        (0,) * n, {"clean": flags(clean), "PGD": flags(robust)}, {"PGD": ThreatModel("Linf", 0.1)}
+    )
 
 
 def cell(row: str, robust: int, validation: float | None, first: int = 0) -> Cell:
@@ -63,7 +65,7 @@ def test_every_cell_of_the_table_has_its_interval_and_the_table_its_n() -> None:
 
 
 def test_the_attack_that_saw_fewer_points_says_so() -> None:
-    few = Report((0,) * 20, {"clean": (True,) * 20, "AutoAttack": (True,) * 8}, "Linf")
+    few = Report((0,) * 20, {"clean": (True,) * 20, "AutoAttack": (True,) * 8})
     text = comparison_table([Cell("dense", 1.0, None, [few], None)], data="d", threat="t")
     assert "clean 20, AutoAttack 8" in text
     low, _ = wilson_interval(8, 8)

@@ -1,0 +1,181 @@
+"""An evaluation as one HTML file that needs nothing beside it: tables, curve, classes, images."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from robust_plugin.obfuscation import Obfuscation
+from robust_plugin.recipes.report import pyplot
+from robust_plugin.report import Report
+
+# Points shown, of those that an attack fooled.
+_EXAMPLES = 6
+
+_TEMPLATE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+      color: #222}
+table {border-collapse: collapse; margin: 1rem 0} td, th {padding: .25rem .8rem; text-align: right}
+th {border-bottom: 1px solid #999} td:first-child, th:first-child {text-align: left}
+img {max-width: 100%} .fails {color: #a00; font-weight: 600} .note {color: #555}
+</style></head><body>
+<h1>{{ title }}</h1>
+<p class="note">{{ about }}</p>
+<table><tr><th>row</th><th>accuracy</th><th>95 % interval</th><th>n</th><th>balanced</th></tr>
+{% for row in rows %}<tr><td>{{ row.name }}</td><td>{{ row.accuracy }} %</td>
+<td>[{{ row.low }}, {{ row.high }}]</td><td>{{ row.n }}</td><td>{{ row.balanced }} %</td></tr>
+{% endfor %}</table>
+{% for finding in findings %}<p class="fails">{{ finding }}</p>{% endfor %}
+{% if checks %}<h2>Can the figures be trusted?</h2>
+<p{% if checks.failed %} class="fails"{% endif %}>{{ checks.verdict }}</p>
+<table><tr><th>check</th><th></th><th>found</th></tr>
+{% for check in checks.checks %}<tr><td>{{ check.name }}</td>
+<td{% if check.passed == False %} class="fails"{% endif %}>{{ marks[check.passed] }}</td>
+<td>{{ check.detail }}</td></tr>{% endfor %}</table>{% endif %}
+{% if curve %}<h2>Robust accuracy against eps</h2>
+<p class="note">An upper bound: the nearest adversarial input that was found of each point.</p>
+<img alt="security curve" src="{{ curve }}"><pre>{{ radii }}</pre>{% endif %}
+<h2>By class</h2><img alt="accuracy by class" src="{{ classes }}">
+{% if examples %}<h2>Examples</h2>
+<p class="note">Clean, adversarial, and their difference scaled to the full range.</p>
+<img alt="adversarial examples" src="{{ examples }}">{% endif %}
+</body></html>
+"""
+
+
+def page(
+    report: Report,
+    *,
+    title: str,
+    about: str,
+    checks: Obfuscation | None = None,
+    radii: Sequence[str] = (),
+    images: Mapping[str, Tensor] | None = None,
+) -> str:
+    """Return the HTML.
+
+    Args:
+        report: the evaluation.
+        title: of the page.
+        about: data and conditions, in a sentence.
+        checks: of obfuscated gradients.
+        radii: for the curve's table.
+        images: what ``evaluate(..., adversarial=...)`` wrote.
+
+    Raises:
+        ImportError: without jinja2.
+    """
+    try:
+        from jinja2 import Environment
+    except ImportError as error:
+        raise ImportError("the HTML page needs: pip install jinja2") from error
+    curve = report.curve
+    template = Environment(autoescape=True).from_string(_TEMPLATE)
+    return template.render(
+        title=title,
+        about=about,
+        rows=[_row(report, name) for name in _names(report)],
+        findings=report.findings,
+        checks=checks,
+        marks={True: "holds", False: "fails", None: "not run"},
+        curve=None if curve is None else _curve(report),
+        radii="" if curve is None else curve.table(radii),
+        classes=_classes(report),
+        examples=None if images is None else _examples(report, images),
+    )
+
+
+def _names(report: Report) -> list[str]:
+    names = [*report.rows, *(["worst case"] if len(report.rows) > 2 else [])]
+    return [*names, *(["certified"] if report.certified is not None else [])]
+
+
+def _row(report: Report, name: str) -> dict[str, Any]:
+    low, high = report.interval(name)
+    n = {"worst case": len(report.worst), "certified": len(report.certified or ())}
+    return {
+        "name": name,
+        "accuracy": f"{100 * report.accuracy(name):.1f}",
+        "low": f"{100 * low:.1f}",
+        "high": f"{100 * high:.1f}",
+        "n": n[name] if name in n else len(report.flags[name]),
+        "balanced": f"{100 * report.balanced(name):.1f}",
+    }
+
+
+def _curve(report: Report) -> str:
+    curve = report.curve
+    steps = () if curve is None else curve.steps()
+    figure, axes = pyplot().subplots(figsize=(7, 3.6))
+    n = len(curve.distances) if curve is not None else 1
+    x = [0.0, *(radius for radius, _ in steps)]
+    y = [report.accuracy(), *(accuracy for _, accuracy in steps)]
+    axes.step(x, [100 * value for value in y], where="post", label=f"found distances, n={n}")
+    for row, threat in report.threats.items():
+        if curve is not None and threat.norm == curve.norm:
+            low, high = report.interval(row)
+            value = report.accuracy(row)
+            error = [[100 * (value - low)], [100 * (high - value)]]
+            axes.errorbar([threat.eps], [100 * value], yerr=error, fmt="o", ms=4, label=row)
+    axes.set(xlabel="eps, input units", ylabel="robust accuracy, %", ylim=(0, 100))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _classes(report: Report) -> str:
+    figure, axes = pyplot().subplots(figsize=(7, 3))
+    names = _names(report)
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        found = report.per_class(name)
+        where = [label + (place - len(names) / 2 + 0.5) * width for label in found]
+        axes.bar(where, [100 * value for value in found.values()], width, label=name)
+    axes.set(xlabel="class", ylabel="accuracy, %", ylim=(0, 100))
+    axes.set_xticks(sorted(set(report.labels)))
+    axes.legend(fontsize=8, ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return _png(figure)
+
+
+def _examples(report: Report, images: Mapping[str, Tensor]) -> str | None:
+    """Return the first points that an attack fooled; None where inputs are no images, or none."""
+    clean = images["inputs"]
+    if clean.dim() != 4 or clean.shape[1] not in (1, 3):
+        return None
+    shown: list[tuple[int, str]] = []
+    for row in report.rows[1:]:
+        flags = zip(report.flags["clean"], report.flags[row], strict=False)
+        fooled = [point for point, (right, stands) in enumerate(flags) if right and not stands]
+        shown += [(point, row) for point in fooled if point not in {p for p, _ in shown}]
+    if not shown:
+        return None
+    shown = sorted(shown)[:_EXAMPLES]
+    figure, axes = pyplot().subplots(3, len(shown), figsize=(1.5 * len(shown), 4.6), squeeze=False)
+    for column, (point, row) in enumerate(shown):
+        x, x_adv = clean[point], images[row][point]
+        delta = x_adv - x
+        each = (x, x_adv, 0.5 + delta / (2 * delta.abs().max().clamp(min=1e-12)))
+        for panel, image in zip(axes[:, column], each, strict=True):
+            panel.imshow(image.permute(1, 2, 0).squeeze(-1).clamp(0, 1).numpy(), cmap="gray")
+            panel.axis("off")
+        axes[0, column].set_title(f"{point}: class {report.labels[point]}", fontsize=7)
+        axes[1, column].set_title(row, fontsize=6)
+        axes[2, column].set_title(f"largest {float(delta.abs().max()):.3g}", fontsize=7)
+    return _png(figure)
+
+
+def _png(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot().close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

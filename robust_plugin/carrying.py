@@ -1,0 +1,84 @@
+"""An optimizer for the network that is left when channels are removed, its momentum kept."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.channels import kept_entries, select
+from robust_plugin.dense import dense_names
+from robust_plugin.pruner import Pruner
+
+
+def carry_optimizer(
+    optimizer: torch.optim.Optimizer, pruner: Pruner, small: nn.Module
+) -> torch.optim.Optimizer:
+    """Return an optimizer of the small network that goes on where ``optimizer`` stood.
+
+    Settings, step counts and the order of parameters are the same; momentum and other state of a
+    parameter's shape is cut as the parameter was. Scores and rates are left out. A learning-rate
+    scheduler belongs to its optimizer: make a new one, with ``last_epoch``.
+
+    Args:
+        optimizer: of the network that ``pruner`` masked; it is left as it is.
+        pruner: whose masks were removed.
+        small: the network without the channels, as ``remove_channels`` returns it.
+
+    Raises:
+        ValueError: for a parameter that is not the network's, a network that is not what these
+            masks leave, or state of another shape than its parameter's.
+    """
+    model = pruner.model
+    under = dict(model.named_parameters())
+    names = {under[place]: name for name, place in dense_names(model).items() if place in under}
+    learned = {p for mask in pruner.masks for p in mask.parameters()}
+    new = dict(small.named_parameters())
+    kept = kept_entries(pruner.groups, [mask.mask for mask in pruner.masks])
+    carried = copy.copy(optimizer)  # the same class and settings, whatever its constructor takes
+    carried.state = defaultdict(dict)
+    carried.param_groups = []
+    for group in optimizer.param_groups:
+        parameters = []
+        for old in group["params"]:
+            if old in learned:
+                continue
+            name = names.get(old)
+            if name is None:
+                raise ValueError(
+                    "the optimizer holds a parameter that the pruned network has not; give the "
+                    "optimizer of pruner.model, built after the pruner was attached."
+                )
+            layer, _, key = name.rpartition(".")
+            dims = kept.get((layer, key), {})
+            if name not in new or select(old, dims).shape != new[name].shape:
+                raise ValueError(
+                    f"{name} is not in the small network as these masks leave it; give what "
+                    "remove_channels made of this pruner."
+                )
+            parameters.append(new[name])
+            state: dict[str, Any] = {
+                entry: _cut(value, old, dims, f"{entry} of {name}")
+                for entry, value in optimizer.state.get(old, {}).items()
+            }
+            if state:
+                carried.state[new[name]] = state
+        carried.param_groups.append({**group, "params": parameters})
+    return carried
+
+
+def _cut(value: Any, old: Tensor, dims: Mapping[int, Tensor], name: str) -> Any:
+    if not isinstance(value, Tensor):
+        return copy.copy(value)
+    if value.shape == old.shape:
+        return select(value, dims).clone()
+    if value.numel() == 1 or not dims:
+        return value.clone()
+    raise ValueError(
+        f"the optimizer's {name} has shape {tuple(value.shape)}, its parameter {tuple(old.shape)}: "
+        "it cannot be cut alike; build a new optimizer."
+    )

@@ -1,0 +1,91 @@
+"""Convolutions that compute the same sooner on a CPU, where attacks differentiate by the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Up to so many input channels oneDNN's backward pass by the input takes four to ten times its
+# forward pass (kernels 3 and 4, strides 1 and 2); a product and a fold take half to a quarter.
+_NARROW = 4
+# A convolution on a map of a few pixels is most of a full matrix, and a matrix product has less to
+# prepare: taken up to so many times the multiply-adds, and so many entries.
+_MORE = 4
+_ENTRIES = 2**18
+
+
+def cheaper(layer: nn.Conv2d, x: Tensor) -> nn.Module:
+    """Return a layer that gives what ``layer`` gives on inputs of x's shape, or ``layer`` itself.
+
+    Its own parameters get no gradients.
+
+    Args:
+        layer: on any device.
+        x: an input, shape [1, C, H, W].
+    """
+    if x.dim() != 4 or x.device.type != "cpu":
+        return layer
+    with torch.no_grad():
+        out = layer(x)
+    entries, used = x.numel() * out.numel(), layer.weight[0].numel() * out.numel()
+    if entries <= min(_MORE * used, _ENTRIES):
+        return _Unrolled(layer, x.shape[1:], out.shape[1:])
+    plain = layer.groups == 1 and layer.padding_mode == "zeros"
+    if plain and layer.in_channels <= _NARROW and not isinstance(layer.padding, str):
+        return _Narrow(layer)
+    return layer
+
+
+class _Unrolled(nn.Module):
+    """A convolution on maps of one size as one matrix: z = W x + b on flattened maps."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, of: nn.Conv2d, shape: torch.Size, out: torch.Size) -> None:
+        super().__init__()
+        self.out = out
+        with torch.no_grad():
+            units = torch.eye(shape.numel(), dtype=of.weight.dtype).view(-1, *shape)
+            bias = of(torch.zeros_like(units[:1]))
+            self.register_buffer("weight", (of(units) - bias).flatten(1).t().contiguous())
+            self.register_buffer("bias", bias.flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the convolution returns."""
+        return F.linear(x.flatten(1), self.weight, self.bias).view(-1, *self.out)
+
+
+class _Narrow(nn.Module):
+    """A convolution whose gradient by the input is F.fold(W^T dL/dz)."""
+
+    def __init__(self, of: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = of.weight, of.bias
+        self.settings = of.stride, of.padding, of.dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the convolution returns."""
+        result: Tensor = _NarrowConvolution.apply(x, self.weight, self.bias, self.settings)
+        return result
+
+
+class _NarrowConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, Any, Any]
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.size, ctx.settings = x.shape[2:], settings
+        return F.conv2d(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        stride, padding, dilation = ctx.settings
+        columns = weight.flatten(1).t() @ grad.flatten(2)
+        by_input = F.fold(columns, ctx.size, weight.shape[2:], dilation, padding, stride)
+        return by_input, None, None, None

@@ -1,0 +1,129 @@
+"""The network without the channels that a pruner masked, and its file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.checkpoint import read_tensors, write_tensors
+from robust_plugin.cutting import History, Replay, cut, relative_difference, run
+from robust_plugin.dense import finalize
+from robust_plugin.flops import total_multiply_adds
+from robust_plugin.groups import check_channels, check_groups
+from robust_plugin.prunable import refuse_masked
+from robust_plugin.pruner import Pruner
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A network without the channels that a pruner masked.
+
+    Attributes:
+        model: the small network, with flags and modes as the large one has them.
+        history: what was removed; JSON can hold it.
+        counts: how many units each group keeps, by name.
+        multiply_adds: of one example, before and after.
+        parameters: before and after.
+        difference: the largest difference of the outputs to the masked network's, relative to
+            the largest output.
+    """
+
+    model: nn.Module
+    history: History
+    counts: Mapping[str, int]
+    multiply_adds: tuple[int, int]
+    parameters: tuple[int, int]
+    difference: float
+
+
+def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Removed:
+    """Return a copy of the pruner's network without the masked channels.
+
+    Args:
+        pruner: with final counts, on groups that know what is coupled to them.
+        inputs: of one forward pass; on these the outputs are compared.
+        replay: cuts a plain network in place.
+
+    Raises:
+        ValueError: if the counts are not final, the groups are not channels, or the network that
+            is left is not what the masks ask for.
+    """
+    check_channels(pruner.groups)
+    if pruner.learn and pruner.phase not in ("finetune", "finalized"):
+        raise ValueError(
+            f"the phase is {pruner.phase!r}, in which masks still move; call "
+            "pruner.set_phase('finetune') first: from there on they are at the budget."
+        )
+    if pruner.phase == "finalized":
+        refuse_masked(pruner.model)
+        check_groups(pruner.model, pruner.groups)
+    plain = copy.deepcopy(pruner.model)
+    expected = run(copy.deepcopy(plain), inputs)
+    if pruner.phase != "finalized":
+        finalize(plain)
+    small, history = cut(plain, inputs, pruner.groups, [m.mask for m in pruner.masks], replay)
+    difference = relative_difference(expected, run(copy.deepcopy(small), inputs))
+    if difference > torch.finfo(expected[0].dtype).eps ** 0.5:
+        raise ValueError(
+            f"the network without the channels differs from the masked one by {difference:.2g} of "
+            "its largest output. After finalize nothing holds pruned weights at zero: remove the "
+            "channels before training on."
+        )
+    return Removed(
+        small,
+        history,
+        {g.name: int(mask.kept) for g, mask in zip(pruner.groups, pruner.masks, strict=True)},
+        (total_multiply_adds(plain, inputs), total_multiply_adds(small, inputs)),
+        (_parameters(plain), _parameters(small)),
+        difference,
+    )
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save(path: str | Path, removed: Removed) -> None:
+    """Write the small network: its history and its state, one safetensors file.
+
+    Raises:
+        ValueError: if there is no such folder.
+    """
+    write_tensors(path, removed.model.state_dict(), {"history": removed.history})
+
+
+def load_into(
+    path: str | Path, model: nn.Module, inputs: tuple[Tensor, ...], replay: Replay
+) -> nn.Module:
+    """Return the network that was saved, cut from a copy of the large one.
+
+    Raises:
+        ValueError: for a file that is not of ``save``, or another architecture or dtype.
+    """
+    path = Path(path)
+    tensors, content = read_tensors(path)
+    history: History | None = content.get("history")
+    if history is None:
+        raise ValueError(f"{path} holds no removed channels; give a file that save wrote.")
+    refuse_masked(model)
+    unknown = {name for name, _, _ in history} - dict(model.named_modules()).keys()
+    if unknown:
+        raise ValueError(f"{path} cuts {min(unknown)}, which {type(model).__name__} has not.")
+    small = copy.deepcopy(model)
+    replay(small, inputs, history)
+    state = small.state_dict()
+    for name in sorted(state.keys() | tensors.keys()):
+        ours, theirs = (_form(each.get(name)) for each in (state, tensors))
+        if ours != theirs:
+            raise ValueError(f"{path} is of another network: {name} is {theirs}, here {ours}.")
+    small.load_state_dict(tensors)
+    return small
+
+
+def _form(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"

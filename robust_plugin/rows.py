@@ -1,0 +1,123 @@
+"""The rows of a report while they are found: an attack's, and a certifier's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.guard import Attack, check_logits, guarded
+from robust_plugin.threat import ThreatModel
+
+# A certifier returns which points it has proved: a bool tensor of shape [B].
+Certifier = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+# Points in one forward pass where an attack returned all of them at once.
+_FORWARD = 250
+
+
+@dataclass
+class AttackRow:
+    """One attack, and what it has found so far.
+
+    Attributes:
+        attack: returns adversarial inputs and how far each point moved, where it measures that
+            itself; infinite elsewhere.
+        threat: norm, eps and bounds.
+        at_once: whether it gets all points in one call.
+        keep: whether its inputs are kept.
+        searches: whether it looks for distances, beyond the ball.
+        room: how many points it still gets.
+        flags: whether each point withstood.
+        distances: how far each point was moved to fool it, infinite where it stands.
+        images: adversarial inputs, clean ones where the point stands.
+    """
+
+    attack: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+    threat: ThreatModel
+    at_once: bool
+    keep: bool
+    searches: bool = False
+    room: float = math.inf
+    flags: list[bool] = field(default_factory=list)
+    distances: list[float] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, attack: Attack, threat: ThreatModel, *, keep: bool) -> AttackRow:
+        """Return the row of an attack; one that has ``search`` measures distances itself."""
+        search = getattr(attack, "search", None)
+        under_guard = guarded(attack, threat)
+
+        def plain(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return under_guard(model, x, y), x.new_full((len(x),), torch.inf)
+
+        return cls(
+            search or plain, threat, bool(getattr(attack, "whole", False)), keep, search is not None
+        )
+
+    def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
+        """Attack those of the next points that are right clean."""
+        n = int(min(self.room, len(y)))
+        self.room -= n
+        x, y, kept = x[:n], y[:n], right[:n].clone()
+        x_adv, todo = x.clone(), kept.nonzero().flatten()
+        distances = torch.where(kept, torch.inf, 0.0).to(x)
+        if len(todo):
+            x_adv[todo], distances[todo] = self.attack(model, x[todo], y[todo])
+            with torch.no_grad():
+                for rows in todo.split(_FORWARD):
+                    kept[rows] = check_logits(model(x_adv[rows]), y[rows]).argmax(1) == y[rows]
+            fooled = todo[~kept[todo]]
+            moved = self.threat.norms(x_adv[fooled] - x[fooled])
+            distances[fooled] = distances[fooled].minimum(moved)
+        self.flags += kept.tolist()
+        self.distances += distances.tolist()
+        if self.keep:
+            self.images.append(x_adv.cpu())
+
+
+@dataclass
+class ProofRow:
+    """A certifier, and which points it has proved so far."""
+
+    certifier: Certifier
+    threat: ThreatModel
+    at_once: bool = False
+    room: float = math.inf
+    flags: list[bool] = field(default_factory=list)
+
+    def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
+        """Prove those of the next points that are right clean.
+
+        Raises:
+            TypeError: if the certifier returns something else than a bool a point.
+        """
+        n = int(min(self.room, len(y)))
+        self.room -= n
+        kept = right[:n].clone()
+        todo = kept.nonzero().flatten()
+        if len(todo):
+            proved = self.certifier(model, x[todo], y[todo])
+            if not (
+                isinstance(proved, Tensor)
+                and proved.dtype == torch.bool
+                and proved.shape == todo.shape
+            ):
+                shown = (
+                    f"{proved.dtype} of shape {tuple(proved.shape)}"
+                    if isinstance(proved, Tensor)
+                    else type(proved).__name__
+                )
+                raise TypeError(
+                    f"the certifier returned {shown} for {len(todo)} points; legal: a bool tensor, "
+                    "one a point."
+                )
+            kept[todo] = proved.to(kept.device)
+        self.flags += kept.tolist()
+
+
+Row = AttackRow | ProofRow

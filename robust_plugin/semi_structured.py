@@ -1,0 +1,92 @@
+"""2:4 sparse layers for CUDA: torch's compressed weights where the pattern and the shapes allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from robust_plugin.attachment import masked_weights
+from robust_plugin.masks import most_kept
+from robust_plugin.sparse_layers import with_layers
+
+# What both of torch's kernels, cuSPARSELt and CUTLASS, take: numbers of 16 bits, rows in blocks of
+# 32 and columns in blocks of 64, on compute capability 8.0 and above.
+_DTYPES = (torch.float16, torch.bfloat16)
+_BLOCK = (32, 64)
+_CAPABILITY = (8, 0)
+
+
+def semi_structured(model: nn.Module) -> tuple[nn.Module, Mapping[str, str]]:
+    """Return a copy for inference whose 2:4 sparse Linear layers hold compressed weights.
+
+    The weights become ``torch.sparse.to_sparse_semi_structured`` tensors, which takes a 2:4 weight
+    on trust and drops what is too much; here every row is checked first. Convolutions have no such
+    kernel and stay dense.
+
+    Args:
+        model: a finalized network on a CUDA device, float16 or bfloat16; it is left as it is.
+
+    Returns:
+        The copy, in evaluation mode, and for each Linear layer ``"2:4"`` or why it stays dense.
+
+    Raises:
+        ValueError: if a pruner is attached, there is no fitting CUDA device, the network is not on
+            it, or no layer can be compressed, with the reason for each.
+    """
+    if next(masked_weights(model), None) is not None:
+        raise ValueError("a pruner is attached to the network; call pruner.finalize() first.")
+    _refuse_other_devices(model)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    found = {name: obstacle(layer) or "2:4" for name, layer in layers.items()}
+    if "2:4" not in found.values():
+        reasons = "; ".join(f"{name or 'the layer'} {why}" for name, why in found.items())
+        raise ValueError(f"no layer can be compressed: {reasons or 'there is no Linear layer'}.")
+    new: dict[nn.Module, nn.Module] = {
+        layer: _compressed(layer) for name, layer in layers.items() if found[name] == "2:4"
+    }
+    return with_layers(model, new).eval(), found
+
+
+def obstacle(layer: nn.Linear) -> str | None:
+    """Return why a layer's weight cannot be compressed, or None."""
+    rows, columns = layer.weight.shape
+    if type(layer) is not nn.Linear:
+        return f"is a {type(layer).__name__}"
+    if layer.weight.dtype not in _DTYPES:
+        return f"is {layer.weight.dtype}; call model.half() or model.bfloat16()"
+    if rows % _BLOCK[0] or columns % _BLOCK[1]:
+        return f"has {rows} x {columns} weights, no multiple of {_BLOCK[0]} x {_BLOCK[1]}"
+    most = most_kept(layer.weight, 4)
+    if most > 2:
+        return f"keeps up to {most} of 4 weights"
+    return None
+
+
+def _refuse_other_devices(model: nn.Module) -> None:
+    devices = {parameter.device for parameter in model.parameters()}
+    kinds = sorted({device.type for device in devices})
+    if kinds != ["cuda"]:
+        there = "call model.cuda()" if torch.cuda.is_available() else "this machine has none"
+        raise ValueError(
+            f"torch's 2:4 kernels need a CUDA device, and the network is on {', '.join(kinds)}; "
+            f"{there}. For a CPU there is sparse()."
+        )
+    for device in devices:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _CAPABILITY:
+            raise ValueError(
+                f"{device} has compute capability {capability[0]}.{capability[1]}; torch's 2:4 "
+                f"kernels need {_CAPABILITY[0]}.{_CAPABILITY[1]}."
+            )
+
+
+def _compressed(layer: nn.Linear) -> nn.Linear:
+    # Built on the meta device: the weight it comes with is dropped.
+    new = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach().contiguous())
+    new.weight = nn.Parameter(weight, requires_grad=False)
+    if layer.bias is not None:
+        new.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+    return new.eval()

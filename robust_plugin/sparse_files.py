@@ -1,0 +1,62 @@
+"""Files of networks with CSR layers: written as they are, read into a dense network's copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.checkpoint import read_tensors, write_tensors
+from robust_plugin.sparse_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
+
+
+def save_sparse(path: str | Path, model: nn.Module) -> None:
+    """Write the state of a network with CSR layers; safetensors, atomically."""
+    write_tensors(path, model.state_dict(), {"layers": "csr"})
+
+
+def load_sparse(path: str | Path, model: nn.Module) -> nn.Module:
+    """Return a network with the layers and the state that ``save_sparse`` wrote.
+
+    Args:
+        path: the file.
+        model: a dense network of the same architecture; it is left as it is.
+
+    Raises:
+        ValueError: if the file is truncated, was not written by ``save_sparse``, is of another
+            network, or its indices are no CSR matrix.
+    """
+    path = Path(path)
+    state, content = read_tensors(path)
+    if content.get("layers") != "csr":
+        raise ValueError(f"{path} was not written by save_sparse.")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    new: dict[nn.Module, nn.Module] = {}
+    try:
+        for key in state:
+            name, _, buffer = key.rpartition(".")
+            if buffer == "crow_indices":
+                new[modules[name]] = _stored_layer(modules[name], name, state)
+        loaded = with_layers(model, new).eval().requires_grad_(False)
+        loaded.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} does not fit this network: {reason}") from error
+    return loaded
+
+
+def _stored_layer(layer: nn.Module, name: str, state: Mapping[str, Tensor]) -> SparseLayer:
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        raise KeyError(f"{name} is a {type(layer).__name__}, no Linear or Conv2d.")
+    rows = layer.weight.flatten(1)
+    crow, col, values = (
+        state[f"{name}.{key}"] for key in ("crow_indices", "col_indices", "values")
+    )
+    shape = (len(rows), rows.shape[1] * (layer.groups if isinstance(layer, nn.Conv2d) else 1))
+    # The product does not check its indices: a wrong one would read foreign memory.
+    csr = torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=True)
+    if isinstance(layer, nn.Linear):
+        return SparseLinear.of(layer, csr)
+    return SparseConv2d.of(layer, csr)

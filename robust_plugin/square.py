@@ -1,0 +1,171 @@
+"""Square Attack: random squares of noise, kept where they lower the margin; no gradients.
+
+Andriushchenko et al. 2020, algorithms 1 to 3. One position of the square serves all points of a
+batch, as in the authors' code, and only the square is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robust_plugin.attacks import margin_loss
+from robust_plugin.standing import Run, Standing
+from robust_plugin.threat import per_point
+
+# The share of the image that a square covers is halved after these queries, of 10,000.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+@dataclass
+class _Search(Run):
+    """Where a run is.
+
+    Attributes:
+        best: the input of the lowest margin.
+        margin: z_y - max_{j != y} z_j there.
+    """
+
+    best: Tensor
+    margin: Tensor
+
+
+def square(points: Standing, *, queries: int, share: float) -> None:
+    """Run once over the points that stand, in Linf or L2.
+
+    Args:
+        points: of one batch of images in [0, 1], shape [B, C, H, W].
+        queries: forward passes a point.
+        share: p, the share of the image that the first square covers.
+
+    Raises:
+        AllFooled: once no point stands.
+        ValueError: if the inputs are no images.
+    """
+    if points.x.dim() != 4:
+        raise ValueError(
+            f"inputs have shape {tuple(points.x.shape)}; Square draws squares on images, "
+            "[batch, channels, height, width]. Take another attack."
+        )
+    rows = points.rest()
+    linf = points.threat.norm == "Linf"
+    with torch.inference_mode():
+        x = points.x[rows].clone()
+        margin = x.new_full((len(rows),), torch.inf)
+        search = _Search(rows, x, (_stripes if linf else _tiles)(points, x), margin)
+        _take(points, search, search.best)
+        for query in range(queries):
+            # Side of the square at this query, in pixels.
+            halvings = sum(query > at for at in _HALVINGS)
+            side = math.sqrt(share / 2**halvings * x[0, 0].numel())
+            _take(points, search, (_linf if linf else _l2)(points, search, round(side)))
+
+
+def _take(points: Standing, search: _Search, x_new: Tensor) -> None:
+    """Keep the proposals that lower the margin; what is fooled leaves."""
+    logits = points.model(x_new)
+    margin = -margin_loss(logits, points.y[search.rows])
+    lower = (margin < search.margin).nonzero().flatten()
+    if len(lower) == 0:
+        return
+    search.best[lower], search.margin[lower] = x_new[lower], margin[lower]
+    standing = (search.margin > 0).nonzero().flatten()
+    if len(standing) < len(search.rows):
+        points.keep(search.rows, x_new, logits)
+        search.only(standing)
+
+
+def _linf(points: Standing, search: _Search, side: int) -> Tensor:
+    """Add 2 eps or -2 eps in a square, channel by channel, and project."""
+    eps, channels = points.threat.eps, search.x.shape[1]
+    here = _window(search.x, max(side, 1))
+    signs = _signs((channels, 1, 1), search.x)
+    clean = search.x[here]
+    x_new = search.best.clone()
+    x_new[here] += 2 * eps * signs
+    x_new[here] = (x_new[here] - clean).clamp_(-eps, eps).add_(clean).clamp_(0, 1)
+    return x_new
+
+
+def _l2(points: Standing, search: _Search, side: int) -> Tensor:
+    """Move what one square has spent of the radius into another, and what is left over with it."""
+    eps, channels = points.threat.eps, search.x.shape[1]
+    # Odd, so that the pattern has a centre.
+    side = min(max(side, 3) | 1, *search.x.shape[2:])
+    here, there = _window(search.x, side), _window(search.x, side)
+    delta = search.best - search.x
+    spent = points.threat.norms(delta).square()
+    inside = delta[here].clone()
+    delta[here] = 0
+    union = _mass(inside) + _mass(delta[there])
+    delta[there] = 0
+    pattern = _pattern(side, search.x) * _signs((len(delta), channels, 1, 1), search.x)
+    pattern += inside / (1e-12 + _mass(inside).sqrt())
+    room = (eps**2 - per_point(spent, delta)).clamp_(min=0) / channels + union
+    delta[here] = pattern * (room.sqrt() / (1e-12 + _mass(pattern).sqrt()))
+    scale = eps / (points.threat.norms(delta) + 1e-12)
+    return delta.mul_(per_point(scale, delta)).add_(search.x).clamp_(0, 1)
+
+
+def _mass(delta: Tensor) -> Tensor:
+    """Squared L2 norm of each channel, shape [R, C, 1, 1]."""
+    return delta.square().sum((2, 3), keepdim=True)
+
+
+def _stripes(points: Standing, x: Tensor) -> Tensor:
+    """Vertical stripes of eps and -eps, which start the Linf run."""
+    signs = _signs((len(x), x.shape[1], 1, x.shape[3]), x)
+    return (x + points.threat.eps * signs).clamp_(0, 1)
+
+
+def _tiles(points: Standing, x: Tensor) -> Tensor:
+    """Five by five tiles of the pattern, scaled to eps, which start the L2 run."""
+    height, width = x.shape[2:]
+    side = max(height // 5, 1)
+    first = (height - 5 * side) // 2
+    delta = torch.zeros_like(x)
+    for row in range(height // side):
+        for column in range(width // side):
+            top, left = max(first + row * side, 0), max(first + column * side, 0)
+            tile = _pattern(side, x) * _signs((len(x), x.shape[1], 1, 1), x)
+            room = delta[:, :, top : top + side, left : left + side]
+            room += tile[:, :, : room.shape[2], : room.shape[3]]
+    scale = points.threat.eps / (points.threat.norms(delta) + 1e-12)
+    return delta.mul_(per_point(scale, delta)).add_(x).clamp_(0, 1)
+
+
+def _window(x: Tensor, side: int) -> tuple[slice, slice, slice, slice]:
+    """A random square, anywhere in the image."""
+    height, width = x.shape[2:]
+    side = min(side, height, width)
+    top = int((height - side) * torch.rand(1))
+    left = int((width - side) * torch.rand(1))
+    return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
+
+
+def _signs(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return (2 * torch.rand(shape) - 1).sign().to(like)
+
+
+def _pattern(side: int, like: Tensor) -> Tensor:
+    """The noise of one L2 square: a peak above a trough, or side by side; of L2 norm 1."""
+    upper = side // 2
+    pattern = torch.cat([_peak(upper, side), -_peak(side - upper, side)])
+    pattern /= pattern.norm()
+    return (pattern.t() if torch.rand(1) > 0.5 else pattern).to(like)
+
+
+def _peak(height: int, width: int) -> Tensor:
+    """Nested rectangles around the middle, the k-th adding 1 / k^2; of L2 norm 1, equation 2."""
+    peak = torch.zeros(height, width)
+    if height == 0:
+        return peak
+    top, left = height // 2, width // 2
+    for ring in range(max(top, left) + 1):
+        rows = slice(max(top - ring, 0), min(top + ring + 1, height))
+        columns = slice(max(left - ring, 0), min(left + ring + 1, width))
+        peak[rows, columns] += 1 / (ring + 1) ** 2
+    return peak / peak.norm()

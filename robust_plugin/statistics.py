@@ -1,0 +1,48 @@
+"""How sure a share of points is: Wilson's interval, McNemar's test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+# The 97.5 % point of the normal distribution: intervals are 95 %.
+_Z = 1.959963984540054
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Return the Wilson 95 % score interval of a share of ``n`` points.
+
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), Wilson 1927.
+
+    >>> tuple(round(end, 3) for end in wilson_interval(45, 100))
+    (0.356, 0.548)
+    """
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = successes / n, _Z * _Z
+    centre = p + z2 / (2 * n)
+    half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Return the exact two-sided p-value that two classifiers are right equally often.
+
+    On the points where exactly one is right, b and c of them: 2 P(Binomial(b + c, 1/2) <=
+    min(b, c)), at most 1 (McNemar 1947, exact form).
+
+    Raises:
+        ValueError: unless both speak of the same number of points.
+
+    >>> mcnemar([True] * 6, [False] * 6)
+    0.03125
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"{len(first)} points against {len(second)}; compare on the same test points."
+        )
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = only_first + only_second
+    tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, float(2 * tail / 2**n))

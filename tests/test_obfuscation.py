@@ -1,0 +1,111 @@
+"""Each way of hiding a gradient fails the check that is made for it; honest networks pass all."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from robust_plugin import ThreatModel
+from robust_plugin.obfuscation import obfuscation
+
+THREAT = ThreatModel("Linf", 0.1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    x = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
+    y = torch.tensor(data.target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(200):
+            rows = torch.randint(200, len(x), (128,))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return model.eval(), x[:100], y[:100]
+
+
+class Round(torch.autograd.Function):
+    """Sixteen levels, and no gradient, as a quantising layer has it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 8).round() / 8
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x):
+        return self.change(self.model, x)
+
+
+def failed(model, x, y, **options):
+    found = obfuscation(model, x, y, THREAT, **options)
+    return " | ".join(check.name for check in found.failed), found
+
+
+def test_an_honest_network_passes(digits):
+    model, x, y = digits
+    parent = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    state = torch.get_rng_state()
+    names, found = failed(model, x, y, parent=parent)
+    assert names == "" and len(found.checks) == 6 and all(c.passed for c in found.checks)
+    assert found.verdict.startswith("no sign of obfuscated gradients in 6 checks on ")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found == obfuscation(model, x, y, THREAT, parent=parent)
+
+
+def test_a_quantising_layer_is_found(digits):
+    model, x, y = digits
+    names, found = failed(Wrapped(model, lambda m, x: m(Round.apply(x))), x, y, parent=model)
+    assert "whole box" in names and "loss rises" in names
+    assert "attack without them" in names and "against the parent" in names
+    assert found.verdict.startswith("robust accuracy is not to be trusted")
+
+
+def test_saturated_probabilities_are_found(digits):
+    model, x, y = digits
+    names, _ = failed(Wrapped(model, lambda m, x: (1000 * m(x)).softmax(1)), x, y)
+    assert "whole box" in names or "attack without them" in names
+
+
+def test_a_gradient_that_points_back_is_found(digits):
+    model, x, y = digits
+
+    class Back(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return -grad
+
+    names, _ = failed(Wrapped(model, lambda m, x: m(Back.apply(x))), x, y)
+    assert "whole box" in names and "loss rises" in names and "attack without them" in names
+
+
+def test_other_shapes_are_not_shown_squares(digits):
+    _, x, y = digits
+    model = nn.Linear(64, 10)
+    _, found = failed(model, x.flatten(1), model(x.flatten(1)).argmax(1))
+    assert [c.passed for c in found.checks].count(None) == 1
+    assert "not run" in str(found) and "Square needs images" in str(found)
+
+
+def test_bad_input(digits):
+    model, x, y = digits
+    with pytest.raises(ValueError, match="eps is 0"):
+        obfuscation(model, x, y, ThreatModel("Linf", 0))
+    with pytest.raises(ValueError, match="none of these points right"):
+        obfuscation(model, x, (model(x).argmax(1) + 1) % 10, THREAT)
