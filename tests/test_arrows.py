@@ -82,9 +82,12 @@ def violations(root: Path) -> list[str]:
                     fine = standard or layer == "core" or first in ("torch", "safetensors") or lazy
                 elif folder == "adapters":
                     own = LIBRARIES.get(path.stem, set())
-                    sibling = layer == "adapters" and rest[-1:] != [path.stem]
+                    # A file may have companions that bear its name: auto_lirpa_shims.
+                    companion = layer == "adapters" and "".join(rest[1:2]).startswith(
+                        f"{path.stem}_"
+                    )
                     fine = standard or first in {"torch", "numpy"} | own or layer == "core"
-                    fine = fine and not sibling
+                    fine = fine or companion
                     if first in WRAPPED:
                         owners.setdefault(first, set()).add(path.name)
                 else:
@@ -111,6 +114,7 @@ GOOD = {
     "robust_plugin/b.py": "c = 1\n",
     "adapters/torchattacks.py": "import torchattacks\nfrom robust_plugin import pgd\n",
     "adapters/autoattack.py": "def f():\n    import pyautoattack\n",
+    "adapters/auto_lirpa.py": "from robust_plugin.adapters.auto_lirpa_shims import f\n",
     "recipes/hydra.py": "import tqdm\nfrom robust_plugin.adapters import autoattack\n"
     "from robust_plugin.recipes.training import train\nimport torchvision\n",
 }
@@ -132,6 +136,7 @@ PLANTED = [
     ("adapters/foolbox.py", "import torchattacks\n"),
     ("adapters/foolbox.py", "from robust_plugin.adapters import torchattacks\n"),
     ("adapters/foolbox.py", "from robust_plugin.adapters.torchattacks import X\n"),
+    ("adapters/foolbox.py", "from robust_plugin.adapters.auto_lirpa_shims import f\n"),
     ("adapters/foolbox.py", "from .torchattacks import X\n"),
     ("adapters/foolbox.py", "from robust_plugin.recipes import data\n"),
     ("adapters/foolbox.py", "import tqdm\n"),

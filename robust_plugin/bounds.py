@@ -1,0 +1,143 @@
+"""Interval bound propagation (IBP): margins that hold for every input of the threat model.
+
+Sound or absent: a layer or an operation without a rule raises. Differentiable: through masks that
+are live, the gradient reaches weights, scores and rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.guard import attacked, check_logits, unwrapped
+from robust_plugin.propagation import Propagation
+from robust_plugin.threat import ThreatModel
+
+# bounds(model, x, y, threat): lower bounds of f_y - f_j, shape [B, classes], zero at j = y.
+Bounds = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
+
+# Bounds are sums in the inputs' precision: margins this small beside the point's largest may be
+# rounding, and prove nothing.
+_ROUNDING = 1e-5
+
+
+class Certifier(Protocol):
+    """Proves points; true only where no input of the threat model changes the prediction."""
+
+    threat: ThreatModel
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return bool of shape [B]: right, and proved to stay so."""
+
+
+@dataclass(frozen=True)
+class IBP:
+    """Proofs by interval bounds: ``certifier(model, x, y) -> bool tensor``.
+
+    Attributes:
+        threat: Linf, or L2 by the norms of the first linear layer's rows; eps and bounds.
+    """
+
+    threat: ThreatModel
+
+    @property
+    def name(self) -> str:
+        """The row's name in a report."""
+        return "IBP"
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return which points are proved, bool of shape [B]."""
+        return proved(self.margins(model, x, y), y)
+
+    def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return lower bounds of f_y - f_j of shape [B, classes] (see ``checked_margins``)."""
+        return checked_margins(ibp_margins, model, x, y, self.threat)
+
+
+def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """Return lower bounds of f_y - f_j over the threat model, with their graph.
+
+    A last linear layer is merged with the differences of its rows, radius |w_y - w_j| r, which is
+    tighter than the difference of two bounds (Gowal et al. 2018, section 3). BatchNorm uses its
+    running statistics, whatever the mode.
+
+    Args:
+        model: a network of layers and operations that ``rules`` knows.
+        x: shape [B, ...], within [low, high].
+        y: shape [B].
+        threat: Linf or L2; eps and bounds.
+
+    Returns:
+        Tensor: shape [B, classes], zero at j = y.
+
+    Raises:
+        ValueError: for inputs outside the bounds, labels out of range, or a norm, a layer or an
+            operation without a rule.
+    """
+    graph = Propagation(unwrapped(model), x, threat)
+    last, z = graph.last_linear()
+    if last is None:
+        out = z.box()
+        _check_labels(out.centre, y)
+        margins = out.lower.gather(1, y[:, None]) - out.upper
+    else:
+        _check_labels(nn.functional.linear(z.box().centre, last.weight, last.bias), y)
+        # [B, classes, features]: one matrix a point, of its label's row less each row.
+        rows = last.weight[y][:, None] - last.weight
+        shift = 0.0 if last.bias is None else last.bias[y][:, None] - last.bias
+        margins = z.linear(_by_point, rows, None).lower + shift
+    return margins.scatter(1, y[:, None], 0.0)
+
+
+def _check_labels(logits: Tensor, y: Tensor) -> None:
+    # Bounds of a deep network may overflow; they prove nothing then, and are no error.
+    check_logits(logits.detach().nan_to_num(), y)
+
+
+def _by_point(v: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
+    return torch.einsum("bi,bji->bj", v.expand(len(rows), -1), rows)
+
+
+def checked_margins(
+    bounds: Bounds, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel
+) -> Tensor:
+    """Return margins in evaluation mode, without a graph; the model is left as it was.
+
+    Raises:
+        ValueError: for inputs outside the bounds, labels out of range, logits that are not finite,
+            whatever ``bounds`` refuses, or a bound above what the network itself computes.
+    """
+    model = unwrapped(model)
+    with attacked(model), torch.no_grad():
+        threat.check_inputs(x)
+        logits = check_logits(model(x), y)
+        margins = bounds(model, x, y.long(), threat)
+    _refuse_above(margins, logits.gather(1, y[:, None].long()) - logits)
+    return margins
+
+
+def _refuse_above(margins: Tensor, true: Tensor) -> None:
+    excess = (margins - true) / (1 + true.abs().amax(1, keepdim=True))
+    if bool((excess > 1e-3).any()):
+        raise ValueError(
+            f"a bound lies {float((margins - true).max()):.3g} above the margin of the network "
+            "itself: it is of another network, or a layer's hook changes what the layer computes."
+        )
+
+
+def proved(margins: Tensor, y: Tensor) -> Tensor:
+    """Return where all margins but the label's own are above rounding; NaN proves nothing.
+
+    Args:
+        margins: lower bounds of f_y - f_j, shape [B, classes].
+        y: shape [B].
+
+    >>> proved(torch.tensor([[0.0, 0.2], [0.0, -0.1], [0.0, torch.nan]]), torch.zeros(3).long())
+    tensor([ True, False, False])
+    """
+    rounding = _ROUNDING * (1 + margins.abs().amax(1, keepdim=True))
+    return (margins > rounding).scatter(1, y[:, None], True).all(1)

@@ -1,0 +1,139 @@
+"""The sets of values that a whole network computes, from its inputs on, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from robust_plugin.intervals import Ball, Bounded, Interval
+from robust_plugin.rules import (
+    ALIASES,
+    NORMS,
+    RELUS,
+    kind_of,
+    through_call,
+    through_layer,
+    works_in_place,
+)
+from robust_plugin.threat import ThreatModel
+
+
+def input_set(x: Tensor, threat: ThreatModel) -> Bounded:
+    """Return the threat model's inputs of each point, clipped to [low, high].
+
+    Raises:
+        ValueError: for inputs outside the bounds, or a norm other than Linf and L2.
+    """
+    threat.check_inputs(x)
+    if threat.norm == "L1":
+        raise ValueError("the threat model's norm is L1; interval bounds know Linf and L2.")
+    lower = (x - threat.eps).clamp(threat.low, threat.high)
+    box = Interval.between(lower, (x + threat.eps).clamp(threat.low, threat.high))
+    if threat.norm == "Linf":
+        return box
+    return Ball(x, torch.full_like(x[:1], threat.eps), box)
+
+
+class Propagation:
+    """The sets of values at all nodes of a network, over the inputs of a threat model.
+
+    Args:
+        model: bare; traced by torch.fx at each call, so that it may change between calls.
+        x: shape [B, ...], within [low, high].
+        threat: Linf or L2; eps and bounds.
+
+    Raises:
+        ValueError: for inputs outside the bounds, a norm, a layer or an operation without a rule,
+            a network that cannot be traced, or that works in place on what it uses again.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, threat: ThreatModel) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.values: dict[fx.Node, Any] = {}
+        *self.nodes, end = _traced(model)
+        self.out: Any = end.args[0]
+        inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
+        if len(inputs) != 1:
+            raise ValueError(f"the model takes {[str(n) for n in inputs]}; legal: one input.")
+        self.values[inputs[0]] = input_set(x, threat)
+        for node in self.nodes:
+            if node.op == "placeholder":
+                self.values.setdefault(node, *node.args)  # an option at its default
+            else:
+                self.values[node] = self._value(node)
+
+    def output(self) -> Bounded:
+        """Return the set of the network's outputs."""
+        found = self.values.get(self.out) if isinstance(self.out, fx.Node) else None
+        if not isinstance(found, Interval | Ball) or found.box().centre.dim() != 2:
+            raise ValueError("the model does not return [batch, classes] logits alone.")
+        return found
+
+    def last_linear(self) -> tuple[nn.Linear | None, Bounded]:
+        """Return the last layer and the set of its inputs; None and the outputs if not linear."""
+        found, layer = self.output(), self.layer(self.out)
+        if layer is None or kind_of(layer) is not nn.Linear:
+            return None, found
+        return layer, self.values[self.out.args[0]]
+
+    def relu_inputs(self) -> Iterator[tuple[Interval, Tensor | None]]:
+        """Yield the interval of each ReLU's inputs, and the weight of a BatchNorm right before."""
+        for node in self.nodes:
+            layer = self.layer(node)
+            if node.target in RELUS or (layer is not None and kind_of(layer) is nn.ReLU):
+                source: Any = node.args[0]
+                before = self.layer(source)
+                norm = before is not None and kind_of(before) in NORMS
+                yield self.values[source].box(), before.weight if norm else None
+
+    def layer(self, node: Any) -> Any:
+        """Return the layer that a node calls, or None."""
+        called = isinstance(node, fx.Node) and node.op == "call_module"
+        return self.modules[str(node.target)] if called else None
+
+    def _value(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return reduce(getattr, str(node.target).split("."), self.model)
+        args = fx.map_arg(node.args, self.values.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, self.values.__getitem__)
+        layer = self.layer(node)
+        in_place = getattr(layer, "inplace", False) or works_in_place(node.target, args, kwargs)
+        if in_place and self._read_again(node.all_input_nodes[0]):
+            raise ValueError(
+                f"{node.name!r} writes over a tensor that the network uses again; write it "
+                "without in-place operations."
+            )
+        if layer is not None:
+            if len(args) != 1 or kwargs or not isinstance(args[0], Interval | Ball):
+                raise ValueError(f"layer {node.target!r} takes more than one input; bounds do not.")
+            return through_layer(str(node.target), layer, args[0])
+        sets = [isinstance(self.values[each], Interval | Ball) for each in node.all_input_nodes]
+        if not any(sets):
+            of_constants: Any = node.target
+            if isinstance(of_constants, str):
+                return getattr(args[0], of_constants)(*args[1:], **kwargs)
+            return of_constants(*args, **kwargs)
+        return through_call(node.name, node.target, args, kwargs)
+
+    def _read_again(self, node: Any) -> bool:
+        """Whether the network reads a tensor, or one that shares its memory, more than once."""
+        layer = self.layer(node)
+        if len(node.users) > 1:
+            return True
+        alias = node.target if layer is None else kind_of(layer)
+        return alias in ALIASES and self._read_again(node.args[0])
+
+
+def _traced(model: nn.Module) -> list[fx.Node]:
+    try:
+        return list(fx.Tracer().trace(model).nodes)
+    except Exception as error:  # tracing fails in as many ways as there are networks
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced by torch.fx ({error}), so there are no "
+            "bounds of it; keep its forward free of branches on values."
+        ) from error

@@ -1,0 +1,67 @@
+"""Schedules of certified training: how eps and its weights grow over a phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Shape = Literal["linear", "smoothed"]
+
+# The smoothed ramp is a quartic for this share of its length (Gowal et al. 2018, official code).
+_QUARTIC = 0.25
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """From 0 to 1 over a part of a phase.
+
+    Attributes:
+        start: share of the phase's epochs before it rises.
+        end: share of the phase's epochs from which it is 1.
+        shape: ``"linear"``, or ``"smoothed"``: c t^4 until t = 1/4, then straight to 1, value and
+            slope matched at the joint.
+
+    Raises:
+        ValueError: unless 0 <= start <= end <= 1, or for an unknown shape.
+
+    >>> Ramp(0.0, 0.5)(0.25)
+    0.5
+    """
+
+    start: float = 0.0
+    end: float = 0.6
+    shape: Shape = "linear"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(
+                f"a ramp from {self.start} to {self.end}; legal: shares of the phase, "
+                "0 <= start <= end <= 1."
+            )
+        if self.shape not in get_args(Shape):
+            raise ValueError(f"shape is {self.shape!r}; legal: {', '.join(get_args(Shape))}.")
+
+    def at(self, epoch: float, epochs: float) -> float:
+        """Return how far the ramp has risen when ``epoch`` of ``epochs`` have passed.
+
+        Raises:
+            ValueError: unless 0 <= epoch <= epochs.
+        """
+        if not 0 <= epoch <= epochs or epochs <= 0:
+            raise ValueError(f"progress to epoch {epoch} of {epochs}; legal: 0 <= epoch <= epochs.")
+        return self(epoch / epochs)
+
+    def __call__(self, share: float) -> float:
+        """Return how far the ramp has risen when ``share`` of the phase has passed."""
+        if share >= self.end:
+            return 1.0
+        if share <= self.start:
+            return 0.0
+        t = (share - self.start) / (self.end - self.start)
+        if self.shape == "linear":
+            return t
+        # c m^4 + 4 c m^3 (1 - m) = 1 at t = 1.
+        c = 1 / (_QUARTIC**4 + 4 * _QUARTIC**3 * (1 - _QUARTIC))
+        if t < _QUARTIC:
+            return float(c * t**4)
+        return float(c * _QUARTIC**4 + 4 * c * _QUARTIC**3 * (t - _QUARTIC))

@@ -1,0 +1,92 @@
+"""A plain twin of a network, for libraries that must not see masks, and gradients back from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.attachment import masked_weights
+from robust_plugin.dense import finalize
+
+
+class Twin:
+    """A copy with leaf weights and no parametrizations, which follows a live network.
+
+    Args:
+        model: bare, with or without a pruner attached; it is left as it is.
+
+    Attributes:
+        network: the copy, in evaluation mode, without Dropout.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.network = copy.deepcopy(model).eval()
+        if next(masked_weights(self.network), None) is not None:
+            finalize(self.network)
+        for name, layer in list(self.network.named_modules()):
+            if isinstance(layer, nn.modules.dropout._DropoutNd):
+                parent, _, key = name.rpartition(".")
+                setattr(self.network.get_submodule(parent), key, nn.Identity())
+        self.network.requires_grad_(True)
+
+    def following(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what ``compute`` makes of the twin, with a graph to the live network's weights.
+
+        Weights and buffers are read anew at each call: statistics of a BatchNorm go on moving.
+        The gradient of a masked weight is that of the effective weight, w m; scores and rates
+        follow by their straight-through formulas. ``requires_grad`` and ``.grad`` of the live
+        network are not touched.
+
+        Args:
+            model: the network the twin was made of, its weights moved meanwhile.
+            compute: a function of the twin's weights, run once.
+        """
+        leaves = dict(self.network.named_parameters())
+        effective = {name: _live(model, name) for name in leaves}
+        with torch.no_grad():
+            for name, own in self._tensors():
+                value = effective[name] if name in effective else _live(model, name)
+                # Any write, even of the same, forbids the graphs before it their backward pass.
+                if not torch.equal(own, value):
+                    own.copy_(value)
+        if not torch.is_grad_enabled() or not any(w.requires_grad for w in effective.values()):
+            with torch.no_grad():
+                return compute()
+        pulled: Tensor = _PullBack.apply(compute, tuple(leaves.values()), *effective.values())
+        return pulled
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.network.named_parameters()
+        yield from self.network.named_buffers()
+
+
+def _live(model: nn.Module, name: str) -> Tensor:
+    """Return a tensor of the network by its dense name: a masked weight as w m, with its graph."""
+    prefix, _, key = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(prefix), key)
+    return found
+
+
+class _PullBack(torch.autograd.Function):
+    """The value of a graph over the twin's leaves, its gradient handed to the effective weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, compute: Callable[[], Tensor], leaves: tuple[Tensor, ...], *effective: Tensor
+    ) -> Tensor:
+        """Return compute(), and keep its graph."""
+        with torch.enable_grad():
+            ctx.out = compute()
+        ctx.leaves = leaves
+        value: Tensor = ctx.out.detach()
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient with respect to each leaf, for the weight that it stands for."""
+        grads = torch.autograd.grad(ctx.out, ctx.leaves, grad, retain_graph=True, allow_unused=True)
+        return (None, None, *grads)

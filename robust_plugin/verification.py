@@ -1,0 +1,246 @@
+"""Verification: proofs and attacks one after another, each on the points that are undecided.
+
+Cheap before expensive: IBP, then PGD, which spares the expensive proofs the points that have none,
+then CROWN and alpha-CROWN. Bounds are not nested (CROWN proves fewer points than IBP on networks
+trained by IBP), so that the verdict is the union and names who gave it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.bounds import proved
+from robust_plugin.fingerprint import Fingerprint
+from robust_plugin.guard import Attack, attacked, check_logits, forked, guarded, unwrapped
+from robust_plugin.journal import Journal
+from robust_plugin.statistics import wilson_interval
+from robust_plugin.threat import ThreatModel
+
+Verdict = Literal["verified", "falsified", "misclassified", "unknown"]
+_VERDICTS: tuple[Verdict, ...] = ("verified", "falsified", "misclassified", "unknown")
+_VERIFIED, _FALSIFIED, _MISCLASSIFIED, _UNKNOWN = range(4)
+
+
+@runtime_checkable
+class Prover(Protocol):
+    """A certifier that tells its margins: ``IBP``, or ``LiRPA`` of the adapter."""
+
+    threat: ThreatModel
+
+    def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return lower bounds of f_y - f_j; shape [B, classes]."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is known of each point.
+
+    Attributes:
+        verdicts: ``"verified"``, ``"falsified"``, ``"misclassified"`` (clean) or ``"unknown"``.
+        stages: who verified or falsified it; None for the other verdicts.
+        margins: shape [n]; the largest lower bound of min_j f_y - f_j found, -inf without any.
+        x_adv: shape [n, ...]; the counterexample of a falsified point, else the point itself.
+        threat: norm, eps and bounds.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    stages: tuple[str | None, ...]
+    margins: Tensor
+    x_adv: Tensor
+    threat: ThreatModel
+
+    @property
+    def verified(self) -> tuple[bool, ...]:
+        """Whether each point is proved; their share is the verified robust accuracy (vra)."""
+        return tuple(verdict == "verified" for verdict in self.verdicts)
+
+    def share(self, verdict: Verdict) -> float:
+        """Return the share of points with a verdict, in [0, 1]."""
+        return self.verdicts.count(verdict) / len(self.verdicts)
+
+    def interval(self, verdict: Verdict) -> tuple[float, float]:
+        """Return the Wilson 95 % interval of ``share``."""
+        return wilson_interval(self.verdicts.count(verdict), len(self.verdicts))
+
+    def __str__(self) -> str:
+        """Return a table: points by verdict and stage, the share of verified with its interval."""
+        lines = [f"threat model: {self.threat}"]
+        pairs = list(zip(self.verdicts, self.stages, strict=True))
+        for verdict in _VERDICTS:
+            for stage in dict.fromkeys(s for v, s in pairs if v == verdict):
+                shown = verdict if stage is None else f"{verdict} by {stage}"
+                lines.append(f"{shown:<28}{pairs.count((verdict, stage)):6d}")
+        low, high = (100 * end for end in self.interval("verified"))
+        share = 100 * self.share("verified")
+        lines.append(f"vra {share:.1f} [{low:.1f}, {high:.1f}]  n={len(pairs)}")
+        return "\n".join(lines)
+
+
+def verify(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    stages: Mapping[str, Prover | Attack],
+    *,
+    batch_size: int = 50,
+    seconds: float | None = None,
+    seed: int = 0,
+    journal: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Return what certifiers and attacks, in their order, decide about each point.
+
+    A certifier gets the undecided points. An attack gets those that are verified too: a
+    counterexample to a proof must not stay unnoticed.
+
+    Args:
+        model: with or without a pruner attached; in evaluation mode meanwhile, then as it was.
+        x: shape [n, ...], within [low, high].
+        y: shape [n].
+        stages: certifiers and attacks by name, of one threat model; a wrapped attack that brings
+            no ``threat`` is held to that of the others.
+        batch_size: points that go through the stages together.
+        seconds: budget a point; what has used it up stays unknown. A stage that has begun is
+            finished, its time shared evenly by its points.
+        seed: of the attacks' noise, anew for each batch.
+        journal: a folder from which an interrupted verification goes on.
+        progress: called with the points done, and all of them.
+
+    Raises:
+        ValueError: for stages of several threat models or none, and if an attack finds a
+            counterexample to a point that was verified.
+    """
+    threat = _threat_of(stages)
+    threat.check_inputs(x)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; legal: at least 1.")
+    model = unwrapped(model)
+    names, opened = list(stages), None
+    if journal is not None:
+        opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
+    found = []
+    for first in range(0, len(x), batch_size):
+        rows, unit = slice(first, first + batch_size), f"points-{first:06d}"
+        done = opened.get(unit) if opened is not None else None
+        if done is None:
+            batch = _Batch(model, x[rows], y[rows], threat, first)
+            with forked(seed, x.device):
+                for number, stage in enumerate(stages.values()):
+                    batch.run(number, names[number], stage, seconds)
+            done = batch.result()
+            if opened is not None:
+                opened.put(unit, done)
+        found.append(done)
+        if progress is not None:
+            progress(min(first + batch_size, len(x)), len(x))
+    whole = {key: torch.cat([each[key] for each in found]) for key in found[0]}
+    return Verification(
+        tuple(_VERDICTS[code] for code in whole["verdict"].tolist()),
+        tuple(names[number] if number >= 0 else None for number in whole["stage"].tolist()),
+        whole["margin"],
+        whole["x_adv"],
+        threat,
+    )
+
+
+class _Batch:
+    """The points that go through the stages together."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, first: int
+    ) -> None:
+        self.model, self.x, self.y, self.threat, self.first = model, x, y, threat, first
+        with attacked(model), torch.no_grad():
+            right = check_logits(model(x), y).argmax(1) == y
+        self.verdict = torch.where(right, _UNKNOWN, _MISCLASSIFIED)
+        self.stage = torch.full_like(self.verdict, -1)
+        self.margin = torch.full_like(self.verdict, -torch.inf, dtype=torch.float32)
+        self.spent = torch.zeros_like(self.margin)
+        self.x_adv = x.clone()
+
+    def run(self, number: int, name: str, stage: Prover | Attack, seconds: float | None) -> None:
+        """Let one stage decide what it can."""
+        begun = time.monotonic()
+        due = self.verdict == _UNKNOWN
+        if seconds is not None:
+            due &= self.spent < seconds
+        if isinstance(stage, Prover):
+            rows = due.nonzero().flatten()
+            if len(rows):
+                self._prove(number, stage, rows)
+        else:
+            rows = (due | (self.verdict == _VERIFIED)).nonzero().flatten()
+            if len(rows):
+                self._attack(number, name, stage, rows)
+        self.spent[rows] += (time.monotonic() - begun) / max(1, len(rows))
+
+    def _prove(self, number: int, stage: Prover, rows: Tensor) -> None:
+        margins = stage.margins(self.model, self.x[rows], self.y[rows])
+        others = margins.scatter(1, self.y[rows][:, None], torch.inf).amin(1).float()
+        # NaN is no bound.
+        self.margin[rows] = torch.fmax(self.margin[rows], others.nan_to_num(nan=-torch.inf))
+        sure = rows[proved(margins, self.y[rows])]
+        self.verdict[sure], self.stage[sure] = _VERIFIED, number
+
+    def _attack(self, number: int, name: str, stage: Attack, rows: Tensor) -> None:
+        x_adv = guarded(stage, self.threat)(self.model, self.x[rows], self.y[rows])
+        with attacked(self.model), torch.no_grad():
+            fooled = self.model(x_adv).argmax(1) != self.y[rows]
+        wrong = rows[fooled & (self.verdict[rows] == _VERIFIED)]
+        if len(wrong):
+            raise ValueError(
+                f"{name} found a counterexample to point {self.first + int(wrong[0])}, which is "
+                f"verified with margin {float(self.margin[wrong[0]]):.3g}: the proof is wrong."
+            )
+        self.x_adv[rows[fooled]] = x_adv[fooled]
+        self.verdict[rows[fooled]], self.stage[rows[fooled]] = _FALSIFIED, number
+
+    def result(self) -> dict[str, Tensor]:
+        """Return what is known of each point."""
+        return {
+            "verdict": self.verdict.cpu(),
+            "stage": self.stage.cpu(),
+            "margin": self.margin.cpu(),
+            "x_adv": self.x_adv.cpu(),
+        }
+
+
+def _threat_of(stages: Mapping[str, Prover | Attack]) -> ThreatModel:
+    threats = {name: stage.threat for name, stage in stages.items() if hasattr(stage, "threat")}
+    if len(set(threats.values())) != 1:
+        raise ValueError(
+            f"the stages speak of {threats or 'no threat model'}; give certifiers and attacks of "
+            "one threat model."
+        )
+    return cast(ThreatModel, next(iter(threats.values())))
+
+
+def _fingerprint(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    stages: Mapping[str, Prover | Attack],
+    batch_size: int,
+    seconds: float | None,
+    seed: int,
+) -> dict[str, str]:
+    # The text of a function has its address in it, which no other process shares.
+    plain = {
+        name: getattr(stage, "__qualname__", None) or repr(stage) for name, stage in stages.items()
+    }
+    return {
+        "model": str(Fingerprint(model)),
+        "points": str(Fingerprint(x, y)),
+        "stages": str(plain),
+        "batch size": str(batch_size),
+        "seconds": str(seconds),
+        "seed": str(seed),
+        "torch": torch.__version__,
+    }

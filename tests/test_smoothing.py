@@ -1,0 +1,226 @@
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from robust_plugin import Certificates, Smoothed, ThreatModel, pgd
+from robust_plugin import smoothing as smoothing_module
+
+
+def phi(z):
+    return 0.5 * math.erfc(-z / math.sqrt(2))
+
+
+@pytest.fixture
+def halves():
+    """A linear classifier: the smoothed one is the same, its radius the distance to the plane."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    x = torch.rand(40, 1, 4, 4)
+    with torch.no_grad():
+        model[1].bias[1] += (model(x)[:, 0] - model(x)[:, 1]).median()
+        logits = model(x)
+    row = model[1].weight[0] - model[1].weight[1]
+    distance = (logits[:, 0] - logits[:, 1]).abs() / row.detach().norm()
+    return model, x, logits.argmax(1), distance
+
+
+def test_radii_against_the_closed_form(halves):
+    """The bound is below the true radius but for alpha, and near it with many votes."""
+    model, x, y, distance = halves
+    found = Smoothed(0.25, n0=100, n=20_000, alpha=0.001).certify(model, x, y)
+    sure = found.predictions >= 0
+    assert (found.predictions[sure] == y[sure]).all() and sure.float().mean() > 0.8
+    assert (found.radii <= distance + 1e-9).all()
+    near = sure & (distance < 0.5) & (distance > 0.05)
+    assert near.sum() >= 10
+    assert ((distance - found.radii)[near] < 0.035).all()
+    assert (found.radii[~sure] == 0).all()
+
+
+def test_radii_of_given_counts_are_cohens(halves, monkeypatch):
+    """Against P(Binomial(n, p) >= k) = alpha solved by bisection, and at the two ends."""
+    model, x, y, _ = halves
+    counts = [0, 1, 60, 80, 99, 100]
+    votes = torch.tensor([[k, 100 - k] for k in counts])
+    chosen = torch.tensor([[1, 0]] * 6)
+
+    def given(self, model, x, y, first, purpose, samples):
+        return chosen if purpose == "choose" else votes
+
+    monkeypatch.setattr(Smoothed, "_votes", given)
+    found = Smoothed(0.5, n=100, alpha=0.01).certify(model, x[:6], torch.zeros(6).long())
+    for k, radius, answer in zip(counts, found.radii, found.predictions, strict=True):
+        low, high = 0.0, 1.0
+        for _ in range(200):
+            p = (low + high) / 2
+            tail = sum(math.comb(100, i) * p**i * (1 - p) ** (100 - i) for i in range(k, 101))
+            low, high = (p, high) if tail < 0.01 else (low, p)
+        if k == 0 or low <= 0.5:
+            assert answer == -1 and radius == 0
+        else:
+            assert answer == 0
+            assert phi(radius.item() / 0.5) == pytest.approx(low, abs=1e-9)
+    assert phi(found.radii[-1].item() / 0.5) == pytest.approx(0.01 ** (1 / 100), abs=1e-9)
+
+
+def test_coverage_over_1000_repetitions():
+    """At alpha = .05 the radius is above the true one in at most 5 % (and noise) of them."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    row = (model[1].weight[0] - model[1].weight[1]).detach()
+    x = torch.zeros(1, 1, 2, 2)
+    with torch.no_grad():  # a distance of .8 sigma
+        model[1].bias.copy_(torch.tensor([0.2 * row.norm(), 0.0]))
+    many = x.expand(1000, 1, 2, 2)
+    found = Smoothed(0.25, n0=20, n=100, alpha=0.05).certify(model, many, torch.zeros(1000).long())
+    held = (found.radii <= 0.2) | (found.predictions != 0)
+    assert held.float().mean() >= 0.935
+    # And the bound is no vacuous one.
+    assert held.float().mean() <= 0.995 and found.radii.mean() > 0.1
+
+
+def test_no_attack_within_a_certified_radius(cnn, batch):
+    """L2 PGD on the mean of noisy logits; a fooled vote's upper bound must not fall below 1/2."""
+    model, x = cnn(1).eval(), batch[0]
+    with torch.no_grad():
+        model[6].weight.mul_(20)
+    smoothed = Smoothed(0.25, n0=50, n=400, alpha=0.001)
+    y = smoothed.certify(model, x, batch[1]).predictions
+    points = (y >= 0).nonzero().flatten()
+    found = smoothed.certify(model, x[points], y[points])
+    certified = (found.radii > 0.05).nonzero().flatten()
+    assert len(certified) >= 5
+    noise = 0.25 * torch.randn(64, 1, 8, 8)
+
+    class Mean(nn.Module):
+        def forward(self, v):
+            logits = model((v[:, None] + noise).flatten(0, 1))
+            return logits.softmax(1).view(len(v), 64, -1).mean(1)
+
+    for i in certified.tolist():
+        threat = ThreatModel("L2", eps=0.99 * found.radii[i].item(), low=-9, high=9)
+        at, label = x[points[i]][None], y[points[i]][None]
+        x_adv = pgd(threat, steps=20, keep="best")(Mean(), at, label)
+        votes = model(x_adv + 0.25 * torch.randn(1000, 1, 8, 8)).argmax(1) == label
+        upper = stats.beta.ppf(0.999, int(votes.sum()) + 1, 1000 - int(votes.sum()))
+        assert upper >= 0.5
+
+
+def test_noise_is_a_function_of_seed_and_place_alone(halves):
+    model, x, y, _ = halves
+    found = Smoothed(0.25, n=250, batch_size=1000).certify(model, x, y)
+    assert torch.equal(Smoothed(0.25, n=250, batch_size=70).certify(model, x, y).radii, found.radii)
+    state = torch.random.get_rng_state()
+    torch.randn(3)
+    assert torch.equal(Smoothed(0.25, n=250).certify(model, x, y).radii, found.radii)
+    torch.random.set_rng_state(state)
+    other = Smoothed(0.25, n=250, seed=1).certify(model, x, y)
+    assert not torch.equal(other.radii, found.radii)
+
+
+def test_noise_has_its_sigma_and_votes_are_fresh():
+    """The votes that certify are none of those that choose; as unclipped as the theory wants."""
+    seen = []
+
+    class Records(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach())
+            return torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1)
+
+    x = torch.zeros(2, 1, 8, 8)
+    Smoothed(0.5, n0=100, n=300).certify(Records(), x, torch.tensor([0, 1]))
+    drawn = torch.cat([each for each in seen if len(each) > 2])
+    assert drawn.shape == (800, 1, 8, 8) and len(drawn.unique(dim=0)) == 800
+    assert drawn.std().item() == pytest.approx(0.5, rel=0.02)
+    assert abs(drawn.mean().item()) < 0.01 and drawn.min() < -1
+
+
+def test_resumed_equals_uninterrupted(halves, tmp_path, monkeypatch):
+    model, x, y, _ = halves
+    monkeypatch.setattr(smoothing_module, "_UNIT", 15)
+    smoothed = Smoothed(0.25, n=200)
+    whole = smoothed.certify(model, x, y)
+
+    class StopError(Exception):
+        pass
+
+    def stop(done, of):
+        assert of == 40
+        if done == 30:
+            raise StopError
+
+    with pytest.raises(StopError):
+        smoothed.certify(model, x, y, journal=tmp_path, progress=stop)
+    calls = []
+    hook = model.register_forward_hook(lambda *_: calls.append(1))
+    again = smoothed.certify(model, x, y, journal=tmp_path)
+    first = len(calls)
+    smoothed.certify(model, x, y, journal=tmp_path)
+    assert 0 < first == len(calls)
+    hook.remove()
+    assert torch.equal(again.radii, whole.radii)
+    assert torch.equal(again.predictions, whole.predictions)
+    with pytest.raises(ValueError, match="journal of another evaluation: smoothing"):
+        Smoothed(0.5, n=200).certify(model, x, y, journal=tmp_path)
+
+
+def test_predict_abstains_where_votes_are_even(halves):
+    model, x, y, distance = halves
+    answers = Smoothed(0.25, n=500, alpha=0.001).predict(model, x)
+    far = distance > 0.15
+    assert (answers[far] == y[far]).all()
+    sure = [
+        stats.binomtest(round(500 * phi(d / 0.25)), 500).pvalue <= 1e-6 for d in distance.tolist()
+    ]
+    assert (answers[torch.tensor(sure)] >= 0).all()
+    with torch.no_grad():
+        model[1].weight.zero_(), model[1].bias.zero_()
+        model[1].weight[0], model[1].weight[1] = torch.ones(16), -torch.ones(16)
+    assert (Smoothed(0.25, n=500).predict(model, torch.zeros(3, 1, 4, 4)) == -1).all()
+
+
+def test_the_model_is_left_as_it_was_and_run_in_evaluation_mode(cnn, batch):
+    model, modes = cnn(), []
+    model[1].eval()
+    flags = [m.training for m in model.modules()]
+    model.register_forward_hook(lambda m, *_: modes.append(m.training))
+    Smoothed(0.25, n0=10, n=10).certify(model, *batch)
+    assert not any(modes) and [m.training for m in model.modules()] == flags
+    assert int(model[1].num_batches_tracked) == 0
+
+
+def test_accuracy_acr_and_table():
+    found = Certificates(
+        torch.tensor([1, -1, 2, 0]),
+        torch.tensor([0.5, 0.0, 0.9, 0.25]),
+        torch.tensor([1, 0, 2, 1]),
+    )
+    assert [found.accuracy(r) for r in (0.0, 0.5, 0.6, 1.0)] == [0.5, 0.5, 0.25, 0.0]
+    assert found.acr == pytest.approx((0.5 + 0.9) / 4)
+    table = found.table((0.0, 0.6))
+    assert "0.600   25.0 [4.6, 69.9]  n=4" in table and "0.3500" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma": 0.0}, "sigma is 0.0; legal: above 0"),
+        ({"sigma": 0.1, "alpha": 1.0}, "alpha is 1.0"),
+        ({"sigma": 0.1, "n": 0}, "n 0 and"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Smoothed(**options)
+
+
+def test_bad_input(cnn, batch):
+    model, (x, y) = cnn(), batch
+    with pytest.raises(ValueError, match="labels are"):
+        Smoothed(0.1, n=10).certify(model, x, y + 10)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        Smoothed(0.1, n=10).certify(model, x[:0], y[:0])
+    model[0].weight.data[0] = math.nan
+    with pytest.raises(ValueError, match="not finite"):
+        Smoothed(0.1, n=10).certify(model, x, y)
