@@ -156,7 +156,7 @@ def before_after(run: Run) -> BeforeAfter:
     small = small_network(run, masked)
     dense.eval(), small.eval()
     times = {batch: _latency(run, dense, small, batch) for batch in _BATCHES}
-    networks = [
+    before, after = (
         Measured(
             sum(p.numel() for p in model.parameters()),
             total_multiply_adds(model, (run.example,)),
@@ -165,8 +165,8 @@ def before_after(run: Run) -> BeforeAfter:
             _report(run, model),
         )
         for place, model in enumerate((dense, small))
-    ]
-    found = BeforeAfter(*networks, str(run.device), torch.get_num_threads())
+    )
+    found = BeforeAfter(before, after, str(run.device), torch.get_num_threads())
     write_text(run.folder / "before_after.json", json.dumps(found.plain(), indent=1))
     write_text(run.folder / "before_after.txt", f"{found}\n")
     return found

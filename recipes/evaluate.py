@@ -175,10 +175,10 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
             raise ValueError(f"{folder} is a file; give --out a folder, or a name in .json.")
         folder.mkdir(parents=True, exist_ok=True)
     points = loader(test, batch_size=config.batch_size, seed=0, epoch=0, shuffle=False)
-    torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
     images = None if folder is None else folder / "adversarial.pt"
+    checks = _checks(model, test, config, data, threat)  # first: they are quick
+    torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
     report = evaluate(model, points, attacks=attacks, adversarial=images)
-    checks = _checks(model, test, config, data, threat) if config.checks else None
     if checks is not None and checks.failed:
         report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))
     found = Evaluated(report, checks, radii)
@@ -207,8 +207,10 @@ def _radii(threat: ThreatModel) -> tuple[str, ...]:
 
 def _checks(
     model: nn.Module, test: Dataset[Any], config: EvaluateConfig, data: Data, threat: ThreatModel
-) -> Obfuscation:
-    """The checks on the first points; the parent is one that fits, or none."""
+) -> Obfuscation | None:
+    """The checks on the first points, if they are asked for and PGD knows the ball."""
+    if not config.checks or threat.norm == "L1" or threat.eps == 0:
+        return None
     few = Subset(test, range(min(config.checks, len(test))))  # type: ignore[arg-type]
     batches = list(loader(few, batch_size=config.checks, seed=0, epoch=0, shuffle=False))
     device = next(model.parameters()).device
