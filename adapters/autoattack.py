@@ -1,9 +1,9 @@
 """AutoAttack (Croce and Hein 2020), the parameter-free ensemble that robust accuracy is quoted by.
 
 The components and their parameters are those of ``pyautoattack``, or of the GitHub package
-``autoattack``. In Linf and L2 the runs themselves are ours (apgd.py, fab.py, square.py in the core),
-which take the library's steps from the library's noise and drop fooled points on the way; in L1, and
-for random networks, its own loops run. The verdicts are the library's.
+``autoattack``. In Linf and L2 the runs themselves are ours (apgd.py, fab.py, square.py in the
+core), which take the library's steps from the library's noise and drop fooled points on the way; in
+L1, and for random networks, its own loops run. The verdicts are the library's.
 """
 
 from __future__ import annotations
