@@ -15,6 +15,7 @@ from robust_plugin.recipes.compare import CompareConfig, compare
 from robust_plugin.recipes.config import read_preset
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
 from robust_plugin.recipes.execute import RECIPES, execute
+from robust_plugin.recipes.processes import processes
 from robust_plugin.recipes.report import plot_kept
 from robust_plugin.recipes.run import Run
 
@@ -101,9 +102,12 @@ def _evaluate(words: list[str]) -> None:
         default = read_preset(preset, EvaluateConfig, default)
     words = [_SHORT.get(name, name) + equals + value for name, equals, value in map(_split, words)]
     config = _parse(EvaluateConfig, default, words, "robust-plugin evaluate [RUN FOLDER]")
-    print(evaluate_network(config, Path(out) if out else None))
-    if out:
-        print(f"\nall of it is in {out}")
+    with processes() as first:
+        found = evaluate_network(config, Path(out) if out and first else None)
+        if first:
+            print(found)
+        if first and out:
+            print(f"\nall of it is in {out}")
 
 
 def _split(word: str) -> tuple[str, str, str]:
@@ -137,3 +141,7 @@ def _kept(folder: Path) -> dict[str, list[int]]:
 
     kept: dict[str, list[int]] = json.loads((folder / "report.json").read_text())["kept"]
     return kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())
