@@ -8,10 +8,11 @@ L1, and for random networks, its own loops run. The verdicts are the library's.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -163,7 +164,7 @@ class _Component:
         self.name, self.threat, self.as_is = name, threat, version == "rand"
         _, library = _library()
         version = "standard" if version == "screen" else version
-        with _quiet():
+        with _quiet(), redirect_stdout(io.StringIO()):  # the GitHub package prints
             self.of = library(
                 nn.Identity(), norm=threat.norm, eps=threat.eps, version=version, device=device
             )
