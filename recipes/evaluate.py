@@ -23,6 +23,7 @@ from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.obfuscation import Obfuscation, obfuscation
+from robust_plugin.recipes.channels import without_channels
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
 from robust_plugin.recipes.data import Data, load_data, loader
 from robust_plugin.recipes.identity import seed_of
@@ -57,6 +58,7 @@ class EvaluateConfig:
         n: how many of the first test points; None for all.
         radii: of the security curve's table; by default around eps.
         checks: how many test points the checks for obfuscated gradients get; 0 for none.
+        small: small.safetensors of a run on channels; the network without them is measured.
         parent: weights of the dense network it was pruned from, for the transfer check; a run
             folder knows its own.
         seed: of the attacks.
@@ -76,6 +78,7 @@ class EvaluateConfig:
     n: int | None = None
     radii: tuple[str, ...] = ()
     checks: int = 100
+    small: Path | None = None
     parent: Path | None = None
     seed: int = 0
     journal: Path | None = None
@@ -112,6 +115,7 @@ def of_run(folder: Path) -> EvaluateConfig:
         batch_size=base.evaluation.batch_size,
         device=base.device,
         threads=base.threads,
+        small=small if (small := folder / "small.safetensors").is_file() else None,
         parent=_parent_of(folder, base),
     )
 
@@ -163,7 +167,10 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     radii = config.radii or _radii(threat)
     of = config.data
     data = load_data(of.name, folder=of.folder, image_size=of.image_size)
-    model = _network(config, data, config.weights).to(device).eval()
+    model = _network(config, data, config.weights)
+    if config.small is not None:
+        model = without_channels(config.small, model, data.shape)
+    model = model.to(device).eval()
     test = data.test
     if config.n is not None:
         if not 0 < config.n <= len(test):  # type: ignore[arg-type]
