@@ -77,10 +77,14 @@ class AutoAttack:
     progress: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.threat, ThreatModel):
+            raise TypeError(f"threat is {self.threat!r}; give a ThreatModel.")
         if self.version not in get_args(Version):
             raise ValueError(f"version is {self.version!r}; legal: {', '.join(_COMPONENTS)}.")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; legal: at least 1.")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size!r}; legal: at least 1, whole.")
+        if not (self.seed is None or isinstance(self.seed, int)):
+            raise ValueError(f"seed is {self.seed!r}; legal: a whole number, or None.")
         if self.journal is not None and self.seed is None:
             raise ValueError("a journal goes on with the same noise; give a seed.")
 
@@ -154,7 +158,11 @@ class AutoAttack:
             "library": f"{package} {metadata.version(package)}",
             "torch": torch.__version__,
         }
-        return Journal(folder, fingerprint)
+        journal = Journal(folder, fingerprint)
+        if self.version != "rand":
+            with torch.no_grad():
+                journal.check_answers(model(x[: self.batch_size]))
+        return journal
 
 
 class _Component:

@@ -49,7 +49,7 @@ class ThreatConfig:
     """What the adversary may do: all x' with ||x' - x|| <= eps, values in [0, 1].
 
     Attributes:
-        norm: Linf or L2.
+        norm: Linf or L2; L1 for AutoAttack alone.
         eps: radius, a number or a fraction such as 8/255.
     """
 

@@ -134,7 +134,8 @@ def load_data(
         return _digits(_DIGITS_VALIDATION if validation is None else validation, seed)
     if folder is None or not (download or Path(folder).is_dir()):
         layout = _LAYOUT if name == "folder" else "the files as torchvision stores them"
-        raise ValueError(f"data set {name!r}: no folder {folder}; expected in it: {layout}")
+        given = "give --data.folder" if folder is None else f"no folder {folder}"
+        raise ValueError(f"data set {name!r}: {given}; expected in it: {layout}")
     validation = _VALIDATION if validation is None else validation
     if name == "folder":
         return _image_folder(Path(folder), validation, seed, image_size, augmentation or "none")

@@ -31,7 +31,7 @@ from robust_plugin.recipes.models import build_model
 from robust_plugin.recipes.page import page
 from robust_plugin.recipes.run import device_of, load_weights
 from robust_plugin.report import Report
-from robust_plugin.threat import ThreatModel
+from robust_plugin.threat import ThreatModel, parse_eps
 
 _VERSIONS: dict[str, Version] = {
     "autoattack": "standard",
@@ -160,11 +160,20 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     Raises:
         ValueError: for an unknown attack, or what the model, weights and data refuse.
     """
+    for name, value, least in (
+        ("threads", config.threads, 1),
+        ("batch_size", config.batch_size, 1),
+        ("checks", config.checks, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; legal: {least} or more.")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     threat, device = config.threat.build(), device_of(config.device)
     attacks = [_attack(name, config, threat) for name in config.attacks]
     radii = config.radii or _radii(threat)
+    for radius in radii:
+        parse_eps(radius)  # now, and not after hours
     of = config.data
     data = load_data(of.name, folder=of.folder, image_size=of.image_size)
     model = _network(config, data, config.weights)
@@ -180,6 +189,11 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     if folder is not None:
         if folder.is_file():
             raise ValueError(f"{folder} is a file; give --out a folder, or a name in .json.")
+        if (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder} is a run's own folder, whose report would be lost; give --out another, "
+                f"such as {folder / 'evaluation'}."
+            )
         folder.mkdir(parents=True, exist_ok=True)
     points = loader(test, batch_size=config.batch_size, seed=0, epoch=0, shuffle=False)
     images = None if folder is None else folder / "adversarial.pt"

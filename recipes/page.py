@@ -83,7 +83,7 @@ def page(
         title=title,
         about=about,
         rows=[_row(report, name) for name in _names(report)],
-        findings=report.findings,
+        findings=[f for f in report.findings if checks is None or f != checks.verdict],
         checks=checks,
         marks={True: "holds", False: "fails", None: "not run"},
         curve=None if curve is None else _curve(report),

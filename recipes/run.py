@@ -177,7 +177,7 @@ class Run:
         identity = {**self._identity, "evaluation": as_plain(of)}
         if path.is_file():
             content = json.loads(path.read_text())
-            if content["identity"] == identity:
+            if content.get("identity") == identity:
                 return Report.from_json(json.dumps(content["report"]))
         attacks: list[Attack] = [
             pgd(self.threat, steps=of.steps, restarts=of.restarts, keep="best")

@@ -39,6 +39,23 @@ def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return gap.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+def input_gradient(value: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of a scalar by the inputs.
+
+    Raises:
+        ValueError: if autograd does not connect them.
+    """
+    grad = None
+    if value.requires_grad:
+        (grad,) = torch.autograd.grad(value, x, allow_unused=True)
+    if grad is None:
+        raise ValueError(
+            "the network's outputs do not depend on its inputs by autograd (a detached layer?), "
+            "so that no attack by gradients can run; take Square, or mend the network."
+        )
+    return grad
+
+
 def kl_divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(adversarial)) of each point; shape [B]."""
     log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
@@ -119,7 +136,7 @@ class PGD:
             if step == 0:
                 check_logits(logits, y)
             losses = self._losses(logits, y, clean)
-            (grad,) = torch.autograd.grad(losses.sum(), x_adv)
+            grad = input_gradient(losses.sum(), x_adv)
             x_adv = x_adv.detach()
             if measured and self.keep == "best":
                 kept, best = _better(kept, best, x_adv, _rank(logits, y, losses))

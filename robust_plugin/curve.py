@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,8 +46,7 @@ class SecurityCurve:
     @property
     def median(self) -> float:
         """The median distance, the points that are misclassified as they are included."""
-        ordered = sorted(self.distances)
-        return ordered[len(ordered) // 2]
+        return statistics.median(self.distances)
 
     def steps(self) -> tuple[tuple[float, float], ...]:
         """Return (radius, accuracy just beyond it) wherever the accuracy falls, for a plot."""

@@ -18,6 +18,9 @@ from robust_plugin.rows import AttackRow, Certifier, ProofRow, Row
 from robust_plugin.sanity import findings, refuse_random
 from robust_plugin.threat import ThreatModel
 
+# Names that mean something else in a report, or in the file of adversarial images.
+_RESERVED = ("clean", "worst case", "certified", "inputs", "labels")
+
 
 def evaluate(
     model: nn.Module,
@@ -51,6 +54,10 @@ def evaluate(
             should be, a forward pass that is random in evaluation mode, an empty loader, or a point
             that is certified and fooled in the same threat model.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    if adversarial is not None and Path(adversarial).is_dir():
+        raise ValueError(f"adversarial is {adversarial}, a folder; give the name of a file.")
     rows = _rows(attacks, certifier, threat, dict(limits or {}), keep=adversarial is not None)
     held: list[tuple[Tensor, Tensor]] = []
     labels: list[int] = []
@@ -58,12 +65,13 @@ def evaluate(
     found = ["the model was in training mode; evaluation mode was used"] * model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
-    seen = Fingerprint()
+    seen, before = Fingerprint(), str(Fingerprint(*model.parameters()))
     keep_points = adversarial is not None or any(row.at_once for row in rows.values())
     with torch.random.fork_rng(devices=devices), attacked(model):
         for batch in loader:
             x, y = _points(batch)
-            seen.add(x)
+            for point in x:  # in one way whatever the batches
+                seen.add(point)
             x, y = x.to(device), y.to(device)
             with torch.no_grad():
                 logits = check_logits(model(x), y)
@@ -84,6 +92,8 @@ def evaluate(
             for row in rows.values():
                 if row.at_once:
                     row.take(model, xs, ys, torch.tensor(clean, device=device))
+    if str(Fingerprint(*model.parameters())) != before:
+        raise ValueError("an attack has changed the model's parameters; its figures are of no use.")
     report = _report(labels, clean, rows, found, str(seen))
     if adversarial is not None:
         _write(Path(adversarial), xs, ys, rows)
@@ -134,7 +144,11 @@ def _points(batch: Any) -> tuple[Tensor, Tensor]:
             f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         )
         raise ValueError(f"inputs are {shown}; legal: floats, at least one point.")
-    return x, y
+    if not bool(x.isfinite().all()):
+        raise ValueError("the inputs hold NaN or infinity.")
+    if not isinstance(y, Tensor):
+        raise TypeError(f"labels are a {type(y).__name__}; legal: a tensor, one integer a point.")
+    return x, y if y.is_floating_point() else y.long()
 
 
 def _rows(
@@ -150,11 +164,13 @@ def _rows(
         raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
     rows: dict[str, Row] = {}
     for attack in attacks:
+        if not callable(attack):
+            raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
         own = getattr(attack, "threat", threat)
         name = str(getattr(attack, "name", getattr(attack, "__name__", type(attack).__name__)))
         if own is None:
             raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
-        if name in rows or name in ("clean", "worst case", "certified"):
+        if name in rows or name in _RESERVED:
             raise ValueError(f"two rows would be called {name!r}; give one attack another name.")
         rows[name] = AttackRow.of(attack, own, keep=keep)
     if certifier is not None:
@@ -165,5 +181,7 @@ def _rows(
     if unknown := set(limits) - set(rows):
         raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
     for name, room in limits.items():
+        if not isinstance(room, int) or room < 1:
+            raise ValueError(f"the limit of {name} is {room!r}; legal: at least 1 point, whole.")
         rows[name].room = room
     return rows

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from robust_plugin.attacks import input_gradient
 from robust_plugin.projection import project_on_hyperplane
 from robust_plugin.standing import Run, Standing
 from robust_plugin.threat import per_point
@@ -112,7 +113,7 @@ def _difference(points: Standing, search: _Search) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         logits = points.model(at)
         gap = logits.gather(1, search.target[:, None]) - logits.gather(1, search.y[:, None])
-        (normal,) = torch.autograd.grad(gap.sum(), at)
+        normal = input_gradient(gap.sum(), at)
     return gap.detach().squeeze(1), normal
 
 

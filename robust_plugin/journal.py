@@ -13,9 +13,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from robust_plugin.checkpoint import read_tensors, write_tensors, write_text
+
+# Another number of threads, or another machine, rounds otherwise; another network is farther off.
+_RELATIVE = 1e-3
 
 
 class Journal:
@@ -33,8 +37,13 @@ class Journal:
     def __init__(self, folder: str | Path, fingerprint: Mapping[str, str]) -> None:
         self.folder = Path(folder)
         path = self.folder / "fingerprint.json"
+        if self.folder.is_file():
+            raise ValueError(f"{self.folder} is a file; give a folder for the journal.")
         if path.is_file():
-            saved = json.loads(path.read_text())
+            try:
+                saved = json.loads(path.read_text())
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} is damaged ({error}); delete the journal.") from error
             for key in [*saved, *fingerprint]:
                 if saved.get(key) != fingerprint.get(key):
                     raise ValueError(
@@ -48,6 +57,27 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(dict(fingerprint), indent=1))
 
+    def check_answers(self, logits: Tensor) -> None:
+        """Keep what the network says of some points, or compare it with what was kept.
+
+        A fingerprint of weights does not see constants and code of the forward pass.
+
+        Raises:
+            ValueError: if the network answers otherwise than the journal's did.
+        """
+        kept = self.get("answers")
+        if kept is None:
+            self.put("answers", {"logits": logits})
+            return
+        before, now = kept["logits"].double(), logits.detach().cpu().double()
+        if before.shape != now.shape or not torch.allclose(
+            before, now, rtol=_RELATIVE, atol=_RELATIVE * float(before.abs().max())
+        ):
+            raise ValueError(
+                f"{self.folder} is the journal of another network: of the same weights, but its "
+                "outputs are others. Give another folder, or delete it."
+            )
+
     def get(self, unit: str) -> dict[str, Tensor] | None:
         """Return what a finished unit gave, or None.
 
@@ -55,7 +85,10 @@ class Journal:
             ValueError: if its file cannot be read.
         """
         path = self._path(unit)
-        return read_tensors(path)[0] if path.is_file() else None
+        try:
+            return read_tensors(path)[0] if path.is_file() else None
+        except ValueError as error:
+            raise ValueError(f"{error} Delete that file; it is computed again.") from error
 
     def put(self, unit: str, tensors: Mapping[str, Tensor]) -> None:
         """Write a finished unit."""

@@ -120,9 +120,16 @@ class Report:
         mine, theirs = self._row(row), other._row(row)
         if self.labels != other.labels or self.inputs != other.inputs:
             raise ValueError("the two reports are not of the same test points.")
-        if row != "clean" and self.threat != other.threat:
-            raise ValueError(f"one report is of {self.threat}, the other of {other.threat}.")
+        one, two = (report._threat_of(row) for report in (self, other))
+        if one != two:
+            raise ValueError(f"one report's {row} is of {one}, the other's of {two}.")
         return mcnemar(mine, theirs)
+
+    def _threat_of(self, row: str) -> str | None:
+        """In words, what a row is of; the worst case is of all."""
+        of = {"worst case": self.threat, "certified": self.certified_threat}
+        found = of[row] if row in of else self.threats.get(row)
+        return None if found is None else str(found)
 
     def refuse_contradiction(self) -> None:
         """Raise if a point is certified and was fooled in the same threat model.
@@ -177,9 +184,15 @@ class Report:
             ValueError: if it is something else.
         """
         content = json.loads(text)
-        missing = {"labels", "flags", "threats", "inputs", "distances"} - set(content)
-        if missing:
+        found = set(content) if isinstance(content, dict) else set()
+        keys = {"labels", "flags", "threats", "findings", "inputs", "certified"}
+        if missing := (keys | {"certified_threat", "distances"}) - found:
             raise ValueError(f"this is no report of this version; it lacks {sorted(missing)}.")
+        n = len(content["labels"])
+        if len(content["flags"].get("clean", "")) != n or any(
+            len(bits) > n or set(bits) - {"0", "1"} for bits in content["flags"].values()
+        ):
+            raise ValueError(f"the report is damaged: its flags are not those of {n} points.")
         certified, ball = content["certified"], content["certified_threat"]
         return cls(
             tuple(content["labels"]),

@@ -31,14 +31,15 @@ def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
     with torch.enable_grad():
         logits = model(x.requires_grad_())
         found = _probabilities(logits.detach())
-        if not logits.requires_grad:
-            return [
-                *found,
-                "the outputs do not depend on the inputs by autograd (a detached layer?); attacks "
-                "by gradients see nothing",
-            ]
-        (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x, allow_unused=True)
-    gradient = torch.zeros_like(x) if gradient is None else gradient
+        gradient = None
+        if logits.requires_grad:
+            (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x, allow_unused=True)
+    if gradient is None:
+        return [
+            *found,
+            "the outputs do not depend on the inputs by autograd (a detached layer?); attacks by "
+            "gradients see nothing",
+        ]
     size = gradient.flatten(1).norm(dim=1)
     zero = int((size == 0).sum())
     if zero:
@@ -46,7 +47,12 @@ def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
             f"the gradient is exactly zero at {zero} of {len(x)} points; attacks by gradients see "
             "nothing there"
         )
-    if zero < len(x):
+    if x.dtype not in (torch.float32, torch.float64):
+        found.append(
+            f"the network computes in {x.dtype}, whose rounding hides small steps from attacks; "
+            "evaluate model.float()"
+        )
+    elif zero < len(x):
         found += _disagreement(model, x.detach(), y, gradient, size)
     return found
 

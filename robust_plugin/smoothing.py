@@ -135,6 +135,9 @@ class Smoothed:
 
         _check_points(x)
         opened = None if journal is None else Journal(journal, self._fingerprint(model, x, y))
+        if opened is not None:
+            with attacked(unwrapped(model)), torch.no_grad():
+                opened.check_answers(unwrapped(model)(x[:_UNIT]))
         found = []
         for first in range(0, len(x), _UNIT):
             unit = f"points-{first:06d}"

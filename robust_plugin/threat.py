@@ -80,7 +80,7 @@ class ThreatModel:
             object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
-        return f"{self.norm} eps={self.eps:.4g}"
+        return f"{self.norm} eps={self.fraction}"
 
     @property
     def fraction(self) -> str:
@@ -90,7 +90,8 @@ class ThreatModel:
         ('8/255', '0.5')
         """
         levels = 255 * self.eps
-        whole = self.norm == "Linf" and abs(levels - round(levels)) < 1e-9 and levels >= 1
+        # .2 is 51/255, and nobody means that.
+        whole = self.norm == "Linf" and abs(levels - round(levels)) < 1e-9 and 1 <= levels <= 32
         return f"{round(levels)}/255" if whole else f"{self.eps:.6g}"
 
     def norms(self, delta: Tensor) -> Tensor:

@@ -119,12 +119,16 @@ def verify(
     """
     threat = _threat_of(stages)
     threat.check_inputs(x)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; legal: at least 1.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; legal: at least 1, whole.")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds is {seconds}; legal: above 0, or None for no limit.")
     model = unwrapped(model)
     names, opened = list(stages), None
     if journal is not None:
         opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
+        with attacked(model), torch.no_grad():
+            opened.check_answers(model(x[:batch_size]))
     found = []
     for first in range(0, len(x), batch_size):
         rows, unit = slice(first, first + batch_size), f"points-{first:06d}"

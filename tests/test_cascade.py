@@ -236,3 +236,18 @@ def test_a_journal_killed_while_it_was_made_can_be_made_again(tmp_path):
     (tmp_path / "j" / ".fingerprint.json.7.partial").write_text("{")
     assert torch.equal(run(journal=Journal(tmp_path / "j", {"of": "this"})), run())
     assert (tmp_path / "j" / "fingerprint.json").is_file()
+
+
+def test_a_journal_knows_networks_of_the_same_weights_apart(tmp_path):
+    journal = Journal(tmp_path / "j", {"of": "this"})
+    logits = torch.randn(5, 3)
+    journal.check_answers(logits)
+    journal.check_answers(logits * (1 + 1e-6))  # other threads round otherwise
+    with pytest.raises(ValueError, match="of the same weights, but its outputs are others"):
+        journal.check_answers(logits * 1.01)
+    (tmp_path / "j" / "fingerprint.json").write_text("{")
+    with pytest.raises(ValueError, match="fingerprint.json is damaged"):
+        Journal(tmp_path / "j", {"of": "this"})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file; give a folder"):
+        Journal(tmp_path / "file", {})

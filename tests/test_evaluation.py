@@ -331,7 +331,7 @@ def test_reports_of_other_points_or_threats_are_not_compared(cnn, batch):
     l2 = evaluate(model, [batch], attacks=[pgd(ThreatModel("L2", 0.1), steps=1)])
     flipped = evaluate(model, [(x.flip(-1), y)], attacks=[pgd(ThreatModel("Linf", 0.1), steps=1)])
     assert linf.compare(l2) == 1
-    with pytest.raises(ValueError, match="one report is of Linf eps=0.1, the other of L2 eps=0.1"):
+    with pytest.raises(ValueError, match="is of Linf eps=0.1, the other's of L2 eps=0.1"):
         linf.compare(l2, "PGD-1")
     with pytest.raises(ValueError, match="not of the same test points"):
         linf.compare(flipped)
@@ -439,3 +439,81 @@ def test_robustbench_fields():
     for wrong in (Report((0,) * 4, {"clean": (True,) * 4}), Report((0,) * 4, few, ball)):
         with pytest.raises(ValueError, match="standard AutoAttack on all points, 4"):
             wrong.robustbench()
+
+
+def test_reports_are_of_the_same_points_whatever_the_batches(points):
+    x, y = points
+    threat = ThreatModel("Linf", eps=0.1)
+    one, two = (
+        evaluate(Threshold(), batch, attacks=[down(threat)]) for batch in ([(x, y)], batches(x, y))
+    )
+    assert one.compare(two, "down") == 1.0
+    # A row is compared with its like, whatever else a report holds.
+    more = evaluate(Threshold(), [(x, y)], attacks=[down(threat), pgd(ThreatModel("L2", 0.2))])
+    assert one.compare(more, "down") == 1.0
+    with pytest.raises(ValueError, match="worst case is of"):
+        one.compare(more, "worst case")
+
+
+def test_what_a_stranger_typed(points, tmp_path):
+    x, y = points
+    threat = ThreatModel("Linf", eps=0.1)
+    attack = down(threat)
+    named = lambda model, x, y: x  # noqa: E731
+    named.name, named.threat = "labels", threat
+
+    class Writes:
+        name = "writes"
+
+        def __init__(self):
+            self.threat = threat
+
+        def __call__(self, model, x, y):
+            model.inner[0].weight.data.add_(1)
+            return x
+
+    for call, kind, says in [
+        (lambda: evaluate(lambda x: x, [(x, y)]), TypeError, "give an nn.Module"),
+        (lambda: evaluate(Threshold(), [(x * torch.nan, y)]), ValueError, "inputs hold NaN"),
+        (lambda: evaluate(Threshold(), [(x, y.tolist())]), TypeError, "labels are a list"),
+        (lambda: evaluate(Threshold(), [(x, y)], attacks=["pgd"]), TypeError, "'pgd' is no attack"),
+        (lambda: evaluate(Threshold(), [(x, y)], attacks=[named]), ValueError, "called 'labels'"),
+        (lambda: evaluate(Threshold(), [(x, y)], attacks=[Writes()]), ValueError, "has changed"),
+        (
+            lambda: evaluate(Threshold(), [(x, y)], attacks=[attack], adversarial=tmp_path),
+            ValueError,
+            "a folder; give the name of a file",
+        ),
+    ]:
+        with pytest.raises(kind, match=says):
+            call()
+    for limit in (-3, 0, 2.5):
+        with pytest.raises(ValueError, match=f"limit of down is {limit}; legal: at least 1"):
+            evaluate(Threshold(), [(x, y)], attacks=[attack], limits={"down": limit})
+    report = evaluate(Threshold(), [(x, y.to(torch.uint8))], attacks=[attack])
+    content = json.loads(report.to_json())
+    for damaged in (
+        {**content, "labels": [1, 2]},
+        {**content, "flags": {"clean": "9" * 90}},
+        {key: value for key, value in content.items() if key != "certified"},
+        3,
+    ):
+        with pytest.raises(ValueError, match="damaged|no report of this version"):
+            Report.from_json(json.dumps(damaged))
+
+
+def test_a_detached_network_is_named(cnn, batch, threat):
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = cnn()
+
+        def forward(self, x):
+            return self.inner(x.detach())
+
+    model, (x, _) = Detached().eval(), batch
+    y = model(x).argmax(1)
+    found = evaluate(model, [(x, y)]).findings
+    assert any("do not depend on the inputs by autograd" in text for text in found)
+    with pytest.raises(ValueError, match="a detached layer.*no attack by gradients can run"):
+        evaluate(model, [(x, y)], attacks=[pgd(threat)])

@@ -39,7 +39,7 @@ def test_is_a_value():
     assert len({threat, ThreatModel("Linf", eps=8 / 255)}) == 1
     with pytest.raises(AttributeError):
         threat.eps = 1.0
-    assert str(threat) == "Linf eps=0.03137"
+    assert str(threat) == "Linf eps=8/255"
 
 
 def test_linf_projection_equals_a_loop():

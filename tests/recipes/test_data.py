@@ -152,7 +152,7 @@ def test_a_crop_moves_by_at_most_four_pixels(tmp_path: Path) -> None:
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no folder .*nowhere.*train/<class>/"):
         load_data("folder", folder=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"'cifar10': no folder None"):
+    with pytest.raises(ValueError, match=r"'cifar10': give --data.folder"):
         load_data("cifar10")
     with pytest.raises(ValueError, match=r"train is no folder of classes.*train/<class>/"):
         load_data("folder", folder=tmp_path)
