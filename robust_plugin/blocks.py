@@ -1,4 +1,9 @@
-"""Counts in whole blocks: channels by the 8, 16 or 32 that hardware computes at a time."""
+"""Counts in whole blocks: channels by as many as hardware computes at a time.
+
+A register holds 8 float32 with AVX2 and 16 with AVX-512. A ResNet-18 with half its channels at LAMP
+rates, against the dense one on a CPU with AVX-512: 2.3 times as fast at any counts, 2.8 in blocks
+of 8, 3.2 of 16; with a quarter 7.0, 7.2 and 9.4 (tests/benchmarks/test_channels.py).
+"""
 
 from __future__ import annotations
 

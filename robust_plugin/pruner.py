@@ -71,7 +71,7 @@ class Pruner:
         pattern: ``"2:4"``, say, instead of a density; or, beside one, ``"n:4"`` with the letter n:
             each layer keeps its rate's n of every 4, together at most the budget.
         groups: what shares a mask; default one group a weight.
-        round_to: keep channels in multiples of 8 or 16, say, which hardware computes at a time:
+        round_to: keep channels in multiples of 16 (AVX-512) or 8, as hardware computes them:
             every group that it divides keeps whole blocks, at least one, within the budget.
         exclude: layers, or names of layers, that stay dense.
         example_inputs: what one forward pass takes, for the budgets in FLOPs and channels.
