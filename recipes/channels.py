@@ -185,7 +185,7 @@ def before_after(run: Run) -> BeforeAfter:
         )
         for place, model in enumerate((dense, small))
     ]
-    found = BeforeAfter(*networks, str(run.device), torch.get_num_threads())
+    found = BeforeAfter(networks[0], networks[1], str(run.device), torch.get_num_threads())
     write_text(run.folder / "before_after.json", json.dumps(found.plain(), indent=1))
     write_text(run.folder / "before_after.txt", f"{found}\n")
     return found
