@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from robust_plugin.checkpoint import write_text
 from robust_plugin.evaluation import evaluate
 from robust_plugin.export import alternating
 from robust_plugin.flops import total_multiply_adds
+from robust_plugin.presets import MagnitudePruner
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
@@ -38,12 +40,29 @@ def covered(run: Run, model: nn.Module) -> dict[str, Any]:
         return {"groups": None, "exclude": config.exclude}
     from robust_plugin.adapters.torch_pruning import channel_groups
 
-    if config.rates == "erk":
-        raise ValueError(
-            "rates is 'erk', which follows the shapes of weights; for channels legal are uniform, "
-            "lamp and global."
-        )
     return {"groups": channel_groups(model, run.example, ignored=config.exclude), "exclude": ()}
+
+
+def refuse_early(run: Run) -> None:
+    """Raise for a network or a budget that channels cannot be removed by, before it is trained.
+
+    Raises:
+        ValueError: as ``channel_groups`` and the pruner.
+    """
+    if run.config.structure == "weights":
+        return
+    model = run.fresh_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again, once, when the pruner is attached
+        groups = covered(run, model)
+    MagnitudePruner(
+        model,
+        run.config.density,
+        budget=run.config.budget,
+        round_to=run.config.round_to,
+        **groups,
+        example_inputs=run.example,
+    )
 
 
 def finished(run: Run, pruner: Pruner) -> nn.Module:

@@ -25,7 +25,8 @@ from robust_plugin.recipes.allocator import keep_freed_memory
 from robust_plugin.recipes.config import RecipeConfig, as_plain, build
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
 from robust_plugin.recipes.report import Cell, comparison_table, plot_curves, plot_kept
-from robust_plugin.recipes.run import Run, check_settings
+from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
 
 T = TypeVar("T")

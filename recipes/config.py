@@ -160,6 +160,7 @@ class RecipeConfig:
         structure: weights, or channels: then the network without them is written too.
         budget: params, flops, or channels (in structure channels: the FLOPs of the network that
             keeps that share of every group's channels).
+        round_to: keep channels in multiples of it, such as 8 or 16, which hardware prefers.
         exclude: names of layers that stay dense.
         seed: of weights, order and noise.
         device: cpu, cuda, cuda:1...; auto takes cuda where there is one.
@@ -179,6 +180,7 @@ class RecipeConfig:
     rates: Literal["uniform", "erk", "lamp", "global"] = "uniform"
     structure: Literal["weights", "channels"] = "weights"
     budget: Literal["params", "flops", "channels"] = "params"
+    round_to: int = 1
     exclude: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from robust_plugin.recipes.channels import kept_channels, small_network
+from robust_plugin.recipes.channels import kept_channels, refuse_early, small_network
 from robust_plugin.recipes.config import RecipeConfig, build
 from robust_plugin.recipes.harp import HarpConfig, harp
 from robust_plugin.recipes.hydra import HydraConfig, hydra
@@ -56,4 +56,6 @@ def finished_run(folder: Path) -> Run:
 def train_recipe(name: str, run: Run) -> nn.Module:
     """Run a recipe up to its finished network."""
     _, recipe = RECIPES[name]
+    if name != "dense":
+        refuse_early(run)
     return recipe(run, run.config)

@@ -50,6 +50,7 @@ def harp(run: Run, config: HarpConfig) -> nn.Module:
         gamma_step=config.gamma_step,
         pattern=None if config.pattern == "none" else config.pattern,
         **covered(run, model),
+        round_to=config.round_to,
         example_inputs=run.example,
     )
     # 2. r, s = argmin E[L_robust(theta * m(s, r))] + gamma L_hw(r), theta frozen

@@ -40,6 +40,7 @@ def hydra(run: Run, config: HydraConfig) -> nn.Module:
         budget=config.budget,
         pattern=pattern,
         **covered(run, model),
+        round_to=config.round_to,
         example_inputs=run.example,
     )
     # 2. s = argmin E[L_robust(theta * m(s))], theta frozen

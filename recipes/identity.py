@@ -12,6 +12,8 @@ from robust_plugin.recipes.config import RecipeConfig, as_plain
 
 # Settings that no trained weight depends on, or that the stage or file that does brings itself.
 _NOT_IDENTITY = ("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads")
+# What runs had that are older than the setting.
+_LATER = {"round_to": 1}
 
 
 def identity_of(config: RecipeConfig) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
 
 def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Raise a ValueError that names the first setting in which two identities differ."""
-    before, after = _flat(saved), _flat(now)
+    before, after = _LATER | _flat(saved), _LATER | _flat(now)
     for key in [*before, *after]:
         if before.get(key) != after.get(key):
             raise ValueError(

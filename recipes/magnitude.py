@@ -49,6 +49,7 @@ def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
         rates=config.rates,
         budget=config.budget,
         **covered(run, model),
+        round_to=config.round_to,
         example_inputs=run.example,
     )
     for round_ in range(1, config.rounds):

@@ -14,7 +14,6 @@ Nothing is written before the first epoch has passed, nor where the settings are
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from torch import nn
 from robust_plugin import checkpoint
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.attacks import pgd
-from robust_plugin.budget import check_density
 from robust_plugin.dense import load_dense_state_dict
 from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
@@ -34,6 +32,7 @@ from robust_plugin.recipes.config import RecipeConfig, StageConfig, as_plain
 from robust_plugin.recipes.data import load_data, loader
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
 from robust_plugin.recipes.models import build_model
+from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
 from robust_plugin.sparsity import sparsity
 
@@ -232,32 +231,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
             raise ValueError(f"{path} holds no plain state_dict: no mapping of names to tensors.")
     load_dense_state_dict(model, state)
-
-
-def check_settings(config: RecipeConfig) -> None:
-    """Raise a ValueError for a setting that would only fail hours later."""
-    check_density(config.density)
-    for name, value in (
-        ("pretrain.epochs", config.pretrain.epochs),
-        ("prune.epochs", config.prune.epochs),
-        ("finetune.epochs", config.finetune.epochs),
-        ("data.batch_size", config.data.batch_size),
-        ("evaluation.batch_size", config.evaluation.batch_size),
-        ("threads", 1 if config.threads is None else config.threads),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; legal: at least 1.")
-    for stage in ("pretrain", "prune", "finetune"):
-        if not 0 < (lr := getattr(config, stage).lr) < math.inf:
-            raise ValueError(f"{stage}.lr is {lr}; legal: above 0.")
-    if config.evaluation.autoattack < 0:
-        raise ValueError(
-            f"evaluation.autoattack is {config.evaluation.autoattack}; legal: 0 or more."
-        )
-    threat = config.threat.build()
-    config.objective.build(threat)
-    pgd(threat, steps=config.objective.steps)  # of the validation
-    pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)
 
 
 def device_of(name: str) -> torch.device:

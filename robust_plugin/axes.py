@@ -139,7 +139,7 @@ def channel_group(name: str, channels: int, axes: Sequence[Axis]) -> Group:
         if int(each.min()) != int(each.max()):
             raise ValueError(
                 f"{axis.layer_name}.{axis.parameter} has {int(each.min())} to {int(each.max())} "
-                "entries a channel"
+                "entries a channel, so that it reads only a part of them, or a reshape mixes them"
             )
         whole = torch.equal(index, torch.arange(units))
         member = Member(

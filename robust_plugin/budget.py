@@ -175,6 +175,10 @@ class Budget:
             left -= more * self.costs[i]
         return counts
 
+    def asked(self, densities: Sequence[float]) -> list[int]:
+        """Return the whole counts that densities ask for, on budget or not."""
+        return [kept_count(n, k) for n, k in zip(self.sizes, densities, strict=True)]
+
     def hold(self, logits: Tensor, k_min: float) -> Tensor:
         """Project rate logits on the budget, so that sum_l c_l k_l n_l is the total.
 

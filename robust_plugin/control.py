@@ -11,7 +11,6 @@ from torch import Tensor
 
 from robust_plugin.attachment import GroupMask
 from robust_plugin.budget import Budget, rate_logit
-from robust_plugin.masks import kept_count
 
 Control = Literal["held", "hinge"]
 
@@ -187,8 +186,7 @@ class HingeRates:
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
         """The counts that the rates ask for, on budget or not."""
-        each = zip(masks, densities(masks), strict=True)
-        return [kept_count(mask.scores.numel(), k) for mask, k in each]
+        return self.budget.asked(densities(masks))
 
     def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
         """gamma L_hw, differentiable by the rates."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from robust_plugin.blocks import BlockBudget, block_sizes
 from robust_plugin.budget import Budget, Unit, check_density
 from robust_plugin.channels import Terms
 from robust_plugin.groups import Group
-from robust_plugin.masks import Pattern, kept_count
+from robust_plugin.masks import Pattern
 from robust_plugin.patterns import PatternBudget
 from robust_plugin.rates import Rates, initial_rates
 
@@ -38,6 +39,7 @@ def plan(
     terms: Terms | None = None,
     pattern: Pattern | None = None,
     least_start: float = 0.0,
+    round_to: int = 1,
 ) -> Plan:
     """Lay out the budget of ``density`` over the groups.
 
@@ -52,10 +54,13 @@ def plan(
         pattern: of an n:m mask; with its n given it fixes every rate, else rates are rounded to
             n of every m.
         least_start: the densities begin at this share, if the target is below it.
+        round_to: of channels, keep whole blocks of so many where that divides them.
 
     Raises:
+        TypeError: if round_to is no integer.
         ValueError: naming the value and what is legal.
     """
+    steps = block_sizes(groups, round_to)
     weights = [group.magnitudes for group in groups]
     for group, weight in zip(groups, weights, strict=True):
         if not bool(weight.isfinite().all()):
@@ -77,14 +82,17 @@ def plan(
     if terms is not None:
         dense = replace(dense, products=terms.products, fixed=terms.fixed)
         costs = [round(price) for price in dense.prices(sizes)]
+    if max(steps) > 1:
+        dense = BlockBudget(**vars(dense), steps=steps)
     if n is not None:
         density = n / m
     elif isinstance(rates, Mapping):
         given = initial_rates(rates, names, weights, costs, 1.0)
-        whole = [kept_count(size, k) for size, k in zip(sizes, given, strict=True)]
-        density = dense.cost(whole) / dense.full
+        density = dense.cost(dense.asked(given)) / dense.full
     target = check_density(density)
     budget = dense.at(target, unit)
+    if isinstance(budget, BlockBudget) and not implied:
+        budget.check()
     start = max(least_start, target)
     densities = initial_rates(rates, names, weights, costs, start)
     first = dense.at(start, unit)
@@ -92,7 +100,7 @@ def plan(
         # A share of the cost is no share of the channels: half of them leave about a quarter.
         scaled = first.scaled(densities)
         densities = [count / size for count, size in zip(scaled, sizes, strict=True)]
-    each = [kept_count(size, k) for size, k in zip(sizes, densities, strict=True)]
+    each = first.asked(densities)
     if n is not None:  # n/m is not always the float that gives back n of every m
         each = [size // m * n for size in sizes]
     if implied:
@@ -101,7 +109,10 @@ def plan(
         budget = PatternBudget.of_every(m, budget)
         each = PatternBudget.of_every(m, first).round(densities)
     elif not implied and (
-        rates != "uniform" or unit == "flops" or (unit == "params" and dense.coupled)
+        rates != "uniform"
+        or unit == "flops"
+        or (unit == "params" and dense.coupled)
+        or max(steps) > 1
     ):
         each = first.round(densities)
     return Plan(budget, tuple(densities), tuple(each))

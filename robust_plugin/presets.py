@@ -31,6 +31,7 @@ class MagnitudePruner(Pruner):
         budget: Unit = "params",
         pattern: str | None = None,
         groups: Sequence[Group] | None = None,
+        round_to: int = 1,
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
@@ -41,6 +42,7 @@ class MagnitudePruner(Pruner):
             budget=budget,
             pattern=pattern,
             groups=groups,
+            round_to=round_to,
             exclude=exclude,
             example_inputs=example_inputs,
         )
@@ -59,6 +61,7 @@ class HydraPruner(Pruner):
         budget: Unit = "params",
         pattern: str | None = None,
         groups: Sequence[Group] | None = None,
+        round_to: int = 1,
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
@@ -71,6 +74,7 @@ class HydraPruner(Pruner):
             budget=budget,
             pattern=pattern,
             groups=groups,
+            round_to=round_to,
             exclude=exclude,
             example_inputs=example_inputs,
         )
@@ -96,6 +100,7 @@ class HarpPruner(Pruner):
         gamma_step: float = 0.01,
         pattern: str | None = None,
         groups: Sequence[Group] | None = None,
+        round_to: int = 1,
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
@@ -110,6 +115,7 @@ class HarpPruner(Pruner):
             gamma_step=gamma_step,
             pattern=pattern,
             groups=groups,
+            round_to=round_to,
             exclude=exclude,
             example_inputs=example_inputs,
         )

@@ -71,6 +71,8 @@ class Pruner:
         pattern: ``"2:4"``, say, instead of a density; or, beside one, ``"n:4"`` with the letter n:
             each layer keeps its rate's n of every 4, together at most the budget.
         groups: what shares a mask; default one group a weight.
+        round_to: keep channels in multiples of 16 (AVX-512) or 8, as hardware computes them:
+            every group that it divides keeps whole blocks, at least one, within the budget.
         exclude: layers, or names of layers, that stay dense.
         example_inputs: what one forward pass takes, for the budgets in FLOPs and channels.
 
@@ -83,7 +85,7 @@ class Pruner:
         frozen: the parameters that were frozen before, and stay so.
 
     Raises:
-        TypeError: if the model is no nn.Module.
+        TypeError: if the model is no nn.Module, or round_to no integer.
         ValueError: naming the value and what is legal; the model is then unchanged.
     """
 
@@ -100,6 +102,7 @@ class Pruner:
         gamma_step: float = 0.01,
         pattern: str | None = None,
         groups: Sequence[Group] | None = None,
+        round_to: int = 1,
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
@@ -133,7 +136,9 @@ class Pruner:
             terms=count_terms(model, self.groups, macs) if channels else None,
             pattern=self.pattern,
             least_start=_START_DENSITY if "rates" in self.learn and rates == "uniform" else 0.0,
+            round_to=round_to,
         )
+        self.round_to = round_to
         first = self._plan(density)
         self.budget = first.budget
         k_min = _K_MIN_SHARE * self.budget.density if "rates" in self.learn else 0.0
@@ -369,6 +374,7 @@ class Pruner:
             "pattern": list(self.pattern) if self.pattern else None,
             "control": self._control[0],
             "gamma_step": self._control[1],
+            "round_to": self.round_to,
         }
         if self.budget.coupled:
             settings["products"] = [list(product) for product in self.budget.products]
@@ -394,7 +400,7 @@ class Pruner:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise a ValueError unless ``state`` is of a pruner like this one."""
-        saved, ours = dict(state["settings"]), self._settings()
+        saved, ours = {"round_to": 1, **state["settings"]}, self._settings()  # 1 before it was new
         if self.learn:
             saved["density"], ours["density"] = state["density"], self.budget.density
         differ = [key for key in ours if saved.get(key) != ours[key]]

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 # With less than this share of the budget left, no entry moves from one group to another.
 _ENOUGH = 0.005
-# How many entries a move takes from a group, and how many it gives to another.
-_GIVE, _TAKE = 2, 4
+# How many entries a move takes from a group at most, and how many it gives to another. (With 2 and
+# 4, blocks of 8 in four small groups missed the best counts by over 3 % three times as often.)
+_GIVE, _TAKE = 8, 8
 
 
 def spend(budget: Budget, counts: Sequence[int], order: Sequence[int]) -> list[int]:
@@ -19,7 +20,7 @@ def spend(budget: Budget, counts: Sequence[int], order: Sequence[int]) -> list[i
 
     One more to each group, in order; then, while anything is affordable, the step that leaves
     least: one more to a group, or, with more than half a per cent of the total left and nothing
-    to add, a move of up to two entries from a group to up to four of another.
+    to add, a move of up to eight entries from a group to up to eight of another.
 
     Args:
         budget: sizes, costs and total.

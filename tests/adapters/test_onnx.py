@@ -1,6 +1,7 @@
 """ONNX files: what they compute in onnxruntime is what torch computes."""
 
 import builtins
+import copy
 import os
 import sys
 
@@ -11,9 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin import HydraPruner, MagnitudePruner
+from robust_plugin import HydraPruner, MagnitudePruner, finalize
 from robust_plugin.adapters import onnx as adapter
 from robust_plugin.adapters.onnx import export_onnx
+from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
+from robust_plugin.compressed import load_compressed, save_compressed
+from robust_plugin.export import sparse
+from robust_plugin.sparse_files import load_sparse, save_sparse
 from robust_plugin.sparse_layers import SparseConv2d, SparseLinear, with_layers
 
 
@@ -98,6 +103,107 @@ def test_zeros_and_sizes_are_in_the_file(cnn, train, tmp_path):
     head = next(a for a in arrays[finalized] if a.size == 1280)
     assert np.count_nonzero(head) == 1280 - int(0.9 * 1280)
     assert sum(a.size for a in arrays[shrunk]) < sum(a.size for a in arrays[finalized])
+
+
+class Residual(nn.Module):
+    """One block with a shortcut between a stem and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.first, self.norm = nn.Conv2d(16, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.second = nn.Conv2d(24, 16, 3, padding=1)
+        self.head = nn.Linear(16 * 64, 10)
+
+    def forward(self, x):
+        x = self.stem_norm(self.stem(x)).relu()
+        x = x + self.second(self.norm(self.first(x)).relu())
+        return self.head(nn.functional.max_pool2d(x.relu(), 2).flatten(1))
+
+
+def depthwise():
+    return nn.Sequential(
+        nn.Conv2d(3, 96, 3, stride=2, padding=1),
+        nn.ReLU6(),
+        nn.Conv2d(96, 96, 3, padding=1, groups=96),
+        nn.BatchNorm2d(96),
+        nn.Hardswish(),
+        nn.Conv2d(96, 64, 1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+
+
+@pytest.fixture(params=[Residual, depthwise])
+def without_channels(request):
+    """A network with a third of its channels left, masked and small, and what it computes."""
+    model, x = request.param(), torch.rand(4, 3, 16, 16)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):  # a masked channel is a constant behind such a norm
+            nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.uniform_(norm.bias, -0.5, 0.5)
+            norm.running_mean.uniform_(-0.3, 0.3), norm.running_var.uniform_(0.5, 1.5)
+    model.eval()
+    groups = channel_groups(model, x[:1])
+    pruner = MagnitudePruner(model, 0.35, budget="channels", groups=groups, example_inputs=x[:1])
+    masked = model(x).detach()
+    removed = remove_channels(pruner, x)
+    assert removed.parameters[1] < 0.5 * removed.parameters[0]
+    return model, removed.model, x, masked
+
+
+def parameters_in(path):
+    return sum(np.prod(each.dims, dtype=int) for each in onnx.load(path).graph.initializer)
+
+
+def test_removed_channels(without_channels, tmp_path):
+    """The file computes what the masked network did, and holds only what is left of it."""
+    model, small, x, masked = without_channels
+    written = export_onnx(small, tmp_path / "small.onnx", x)
+    torch.testing.assert_close(run(tmp_path / "small.onnx", x), masked, rtol=1e-4, atol=1e-4)
+    plain = copy.deepcopy(model)
+    finalize(plain)
+    large = export_onnx(plain, tmp_path / "large.onnx", x)
+    assert written.size < large.size
+    assert parameters_in(written.path) < 0.5 * parameters_in(large.path)
+
+
+def test_removed_channels_then_pruned_weights(without_channels, tmp_path):
+    """Both kinds of pruning on one network: what is exported is the same network in every form."""
+    _, small, x, _ = without_channels
+    dense = sum(each.numel() * each.element_size() for each in small.state_dict().values())
+    pruner = MagnitudePruner(small, 0.05)
+    pruner.finalize()
+    logits = small(x).detach()
+    export_onnx(small, tmp_path / "m.onnx", x)
+    torch.testing.assert_close(run(tmp_path / "m.onnx", x), logits, rtol=1e-4, atol=1e-4)
+    packed = save_compressed(tmp_path / "c", small)
+    assert packed.dense_size == dense and packed.size < 0.6 * dense
+    emptied = copy.deepcopy(small)
+    for parameter in emptied.parameters():
+        nn.init.zeros_(parameter)
+    emptied.load_state_dict(load_compressed(tmp_path / "c"))
+    assert torch.equal(emptied(x), logits)
+    in_csr = with_layers(
+        small,
+        {
+            layer: (SparseLinear if isinstance(layer, nn.Linear) else SparseConv2d).of(layer)
+            for layer in small.modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d)
+        },
+    ).eval()
+    torch.testing.assert_close(in_csr(x), logits, rtol=1e-4, atol=1e-4)
+    export_onnx(in_csr, tmp_path / "csr.onnx", x)
+    torch.testing.assert_close(run(tmp_path / "csr.onnx", x), logits, rtol=1e-4, atol=1e-4)
+    save_sparse(tmp_path / "s", in_csr)
+    assert torch.equal(load_sparse(tmp_path / "s", emptied)(x), in_csr(x))
+    deployed, report = sparse(small, x)  # CSR where it was faster; the outputs either way
+    torch.testing.assert_close(deployed(x), logits, rtol=1e-4, atol=1e-4)
+    assert {layer.name for layer in report.layers} == {
+        name for name, m in small.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)
+    }
 
 
 def test_several_inputs(tmp_path):

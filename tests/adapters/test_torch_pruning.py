@@ -46,42 +46,60 @@ def multiply_adds(model):
     return counter.get_total_flops() // 2
 
 
-LARGE = {"googlenet", "regnet", "resnet18-torchvision", "mobilenet-v3", "squeezenet", "resnext"}
+LARGE = {"googlenet", "regnet", "resnet18-torchvision", "resnet50", "mobilenet-v3", "squeezenet",
+         "resnext"}  # fmt: skip
 CASES = [
     pytest.param(
         name,
         dtype,
         id=f"{name}-{str(dtype)[6:]}",
-        marks=[pytest.mark.slow] * (name in LARGE and dtype == torch.float64),
+        marks=[pytest.mark.slow] * (name in LARGE),
     )
     for name in BUILD
     for dtype in (torch.float32, torch.float64)
 ]
 
 
+# Where batches of few values magnify rounding most. What is compared there is rounding alone: the
+# same in float64 is below 1e-12, and the masked network is as far from itself in float64.
+ROUNDING = {"googlenet"}
+
+
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_masked_equals_removed(name, dtype):
+    """In evaluation, in training on statistics of the batch, and in evaluation after that."""
     bound = 1e-5 if dtype == torch.float32 else 1e-12
-    model, x = build(name).to(dtype), images(dtype=dtype)
+    model, x, many = build(name).to(dtype), images(dtype=dtype), images(64, dtype)
     pruner = MagnitudePruner(model, 1.0, groups=channel_groups(model, x[:1]))
-    for level in LEVELS.values() if dtype == torch.float32 else [LEVELS["one"], LEVELS["half"]]:
+    for level in LEVELS.values():
         keep(pruner, level)
         small = remove_channels(pruner, x).model
-        assert not small.training
         with torch.no_grad():
             assert apart(model(x), small(x)) < bound
         for group in pruner.groups:
             before, after = (outputs_of(m.get_submodule(group.name)) for m in (model, small))
             assert after == before // group.size * level(group.size)
-    keep(pruner, LEVELS["half"])
-    model.train()
+        exact = copy.deepcopy(model).double().train()
+        with torch.no_grad():
+            trained, after = model.train()(many), small.train()(many)
+            assert not torch.equal(trained, model.eval()(many)) or not norms(model)
+            rounding = apart(exact(many.double()), trained) if name in ROUNDING else 0.0
+            assert apart(trained, after) < max(bound, 2 * rounding)
+            assert rounding < 5e-5
+            assert apart(model(x), small.eval()(x)) < bound  # the running statistics moved alike
+
+
+def norms(model):
+    return any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet"])
+def test_a_network_in_training_gives_one_in_training(name):
+    model, x = build(name).train(), images(16)
+    pruner = MagnitudePruner(model, 0.5, groups=channel_groups(model, x[:1]))
     small = remove_channels(pruner, x).model
-    assert small.training and model.training
-    # Statistics of small batches magnify rounding; that it is rounding shows in float64.
-    trained, after = model(x), small(x)
-    assert apart(trained, after) < (1e-4 if dtype == torch.float32 else 1e-11)
-    with torch.no_grad():  # and the running statistics moved alike
-        assert apart(model.eval()(x), small.eval()(x)) < 10 * bound
+    assert all(module.training for module in (*small.modules(), *model.modules()))
+    assert apart(model(x), small(x)) < 1e-5
 
 
 def outputs_of(layer):

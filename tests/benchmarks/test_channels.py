@@ -20,6 +20,9 @@ from robust_plugin.recipes.networks import resnet18
 SHAPE = (3, 32, 32)
 # Share of the channels, times faster that is aimed at.
 AIMS = {0.5: 3.0, 0.25: 8.0}
+# Counts in multiples of the floats in a vector register (16 with AVX-512, 8 with AVX2) are what the
+# aims are for; others are printed. LAMP gives the groups of an untrained ResNet-18 about equal
+# counts, so that the early, large maps keep most of their channels: the hardest case.
 # How much longer it may take than a network of uniform width with as many multiply-adds.
 UNIFORM = 1.3
 
@@ -32,20 +35,25 @@ def in_turns(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[float, flo
 
 
 @pytest.mark.bench
-def test_a_removed_network_is_faster() -> None:
+@pytest.mark.parametrize("round_to", [16, 8, 1])
+def test_a_removed_network_is_faster(round_to: int) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     torch.manual_seed(0)
     x = torch.rand(64, *SHAPE)
     dense = resnet18(10, SHAPE).eval()
-    print("\nResNet-18, batch 64, one thread, ms: dense / removed, and against uniform width")
+    print(
+        f"\nResNet-18 at LAMP rates, round_to={round_to}, batch 64, one thread, ms of CPU time: "
+        "dense / removed, and against uniform width"
+    )
     for share, aim in AIMS.items():
         model = resnet18(10, SHAPE).eval()
         groups = channel_groups(model, x[:1])
         # Rates that differ, as learned ones do, at the cost of the uniform network.
         pruner = MagnitudePruner(
-            model, share, budget="channels", rates="lamp", groups=groups, example_inputs=x[:1]
-        )
+            model, share, budget="channels", rates="lamp", groups=groups, round_to=round_to,
+            example_inputs=x[:1],
+        )  # fmt: skip
         removed = remove_channels(pruner, x[:1])
         uniform = resnet18(10, SHAPE, width=int(64 * share)).eval()
         before, after = in_turns(dense, removed.model, x)
@@ -56,4 +64,6 @@ def test_a_removed_network_is_faster() -> None:
             f"{1e3 * after:.1f}, {before / after:.2f} times (aim {aim}); uniform width "
             f"{1e3 * plain:.1f} / {1e3 * ours:.1f}: {ours / plain:.2f} (aim at most {UNIFORM})"
         )
-        assert before / after >= aim and ours / plain <= UNIFORM
+        print(f"  counts {list(removed.counts.values())}")
+        if round_to == 16:
+            assert before / after >= aim and ours / plain <= UNIFORM

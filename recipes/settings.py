@@ -1,0 +1,63 @@
+"""Settings that would only fail hours later, refused before anything is trained."""
+
+from __future__ import annotations
+
+import math
+
+from robust_plugin.attacks import pgd
+from robust_plugin.budget import check_density
+from robust_plugin.recipes.config import RecipeConfig
+
+
+def check_settings(config: RecipeConfig) -> None:
+    """Raise a ValueError for a setting that would only fail hours later."""
+    check_density(config.density)
+    for name, value in (
+        ("pretrain.epochs", config.pretrain.epochs),
+        ("prune.epochs", config.prune.epochs),
+        ("finetune.epochs", config.finetune.epochs),
+        ("data.batch_size", config.data.batch_size),
+        ("evaluation.batch_size", config.evaluation.batch_size),
+        ("threads", 1 if config.threads is None else config.threads),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; legal: at least 1.")
+    for stage in ("pretrain", "prune", "finetune"):
+        if not 0 < (lr := getattr(config, stage).lr) < math.inf:
+            raise ValueError(f"{stage}.lr is {lr}; legal: above 0.")
+    if config.evaluation.autoattack < 0:
+        raise ValueError(
+            f"evaluation.autoattack is {config.evaluation.autoattack}; legal: 0 or more."
+        )
+    _check_structure(config)
+    threat = config.threat.build()
+    config.objective.build(threat)
+    pgd(threat, steps=config.objective.steps)  # of the validation
+    pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)
+
+
+def _check_structure(config: RecipeConfig) -> None:
+    """Raise a ValueError for settings of weights beside channels, or of channels beside weights."""
+    if config.round_to < 1:
+        raise ValueError(f"round_to is {config.round_to}; legal: 1 (any count) or more.")
+    pattern = getattr(config, "pattern", "none")
+    if config.structure == "channels" and config.rates == "erk":
+        raise ValueError(
+            "rates is 'erk', which follows the shapes of weights; for channels legal are uniform, "
+            "lamp and global."
+        )
+    if config.structure == "channels" and pattern != "none":
+        raise ValueError(
+            f"pattern is {pattern!r}, but structure is 'channels', and a pattern is of weights; "
+            "take pattern none, or structure weights."
+        )
+    if config.structure == "weights" and config.budget == "channels":
+        raise ValueError(
+            "budget is 'channels', but structure is 'weights'; take budget params or flops, or "
+            "structure channels."
+        )
+    if config.structure == "weights" and config.round_to > 1:
+        raise ValueError(
+            f"round_to is {config.round_to}, but structure is 'weights'; take round_to 1, or "
+            "structure channels."
+        )
