@@ -103,7 +103,11 @@ def of_run(folder: Path) -> EvaluateConfig:
     except json.JSONDecodeError as error:
         raise ValueError(f"{settings} is no JSON: {error}") from error
     names = [field.name for field in dataclasses.fields(RecipeConfig)]
-    base = build(RecipeConfig, {name: content[name] for name in names}, where=str(settings))
+    base = build(
+        RecipeConfig,
+        {name: content[name] for name in names if name in content},
+        where=str(settings),
+    )
     return EvaluateConfig(
         base.model,
         weights,

@@ -18,7 +18,7 @@ _TOLERANCE = 1e-5
 
 
 def parse_eps(eps: float | str) -> float:
-    """Read a radius: a number, or a fraction such as ``"8/255"``.
+    """Read a radius: a number, or a fraction such as ``"8/255"`` or ``"2.5/255"``.
 
     Raises:
         ValueError: if ``eps`` is not a finite number >= 0.
@@ -27,7 +27,11 @@ def parse_eps(eps: float | str) -> float:
     True
     """
     try:
-        value = float(Fraction(eps)) if isinstance(eps, str) else float(eps)
+        if isinstance(eps, str):
+            above, below = eps.split("/") if "/" in eps else (eps, "1")
+            value = float(Fraction(above) / Fraction(below))
+        else:
+            value = float(eps)
     except (ValueError, ZeroDivisionError, OverflowError, TypeError):
         value = math.nan
     if not (math.isfinite(value) and value >= 0):

@@ -9,7 +9,15 @@ from robust_plugin.threat import parse_eps
 
 @pytest.mark.parametrize(
     ("given", "value"),
-    [("8/255", 8 / 255), (0.031, 0.031), ("0.25", 0.25), (0, 0.0), ("2", 2.0), (1, 1.0)],
+    [
+        ("8/255", 8 / 255),
+        (0.031, 0.031),
+        ("0.25", 0.25),
+        ("2.5/255", 2.5 / 255),
+        (0, 0.0),
+        ("2", 2.0),
+        (1, 1.0),
+    ],
 )
 def test_eps_is_a_number_or_a_fraction(given, value):
     assert parse_eps(given) == value
@@ -17,7 +25,7 @@ def test_eps_is_a_number_or_a_fraction(given, value):
 
 
 @pytest.mark.parametrize(
-    "eps", ["8/0", -0.1, "-8/255", "abc", "", None, math.nan, math.inf, "1e999", [1]]
+    "eps", ["8/0", "8/", "8/2/2", -0.1, "-8/255", "abc", "", None, math.nan, math.inf, "1e999", [1]]
 )
 def test_bad_eps_is_named(eps):
     with pytest.raises(ValueError, match="eps is .*a number >= 0 or a fraction") as error:
