@@ -23,6 +23,7 @@ from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.obfuscation import Obfuscation, obfuscation
+from robust_plugin.recipes.certificates import CertifierName, certifier_of
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
 from robust_plugin.recipes.data import Data, load_data, loader
 from robust_plugin.recipes.identity import seed_of
@@ -52,6 +53,7 @@ class EvaluateConfig:
         attacks: any of pgd, autoattack, autoattack-plus, autoattack-rand, screen (apgd-ce and
             apgd-t), fab (the nearest adversarial inputs, for the security curve), and
             torchattacks.NAME for its classes.
+        certify: what proves points: none, ibp, crown-ibp or cascade (IBP, CROWN, alpha-CROWN).
         steps: of PGD.
         restarts: of PGD.
         n: how many of the first test points; None for all.
@@ -71,6 +73,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)
     threat: ThreatConfig = field(default_factory=ThreatConfig)
     attacks: tuple[str, ...] = ("pgd", "autoattack")
+    certify: CertifierName = "none"
     steps: int = 20
     restarts: int = 5
     n: int | None = None
@@ -160,6 +163,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
         torch.set_num_threads(config.threads)
     threat, device = config.threat.build(), device_of(config.device)
     attacks = [_attack(name, config, threat) for name in config.attacks]
+    certifier = certifier_of(config.certify, threat)
     radii = config.radii or _radii(threat)
     of = config.data
     data = load_data(of.name, folder=of.folder, image_size=of.image_size)
@@ -177,7 +181,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     points = loader(test, batch_size=config.batch_size, seed=0, epoch=0, shuffle=False)
     torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
     images = None if folder is None else folder / "adversarial.pt"
-    report = evaluate(model, points, attacks=attacks, adversarial=images)
+    report = evaluate(model, points, attacks=attacks, certifier=certifier, adversarial=images)
     checks = _checks(model, test, config, data, threat) if config.checks else None
     if checks is not None and checks.failed:
         report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))

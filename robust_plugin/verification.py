@@ -117,7 +117,7 @@ def verify(
         ValueError: for stages of several threat models or none, and if an attack finds a
             counterexample to a point that was verified.
     """
-    threat = _threat_of(stages)
+    threat = threat_of(stages)
     threat.check_inputs(x)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; legal: at least 1.")
@@ -212,7 +212,12 @@ class _Batch:
         }
 
 
-def _threat_of(stages: Mapping[str, Prover | Attack]) -> ThreatModel:
+def threat_of(stages: Mapping[str, Prover | Attack]) -> ThreatModel:
+    """Return the threat model that all stages speak of.
+
+    Raises:
+        ValueError: if there is none, or several.
+    """
     threats = {name: stage.threat for name, stage in stages.items() if hasattr(stage, "threat")}
     if len(set(threats.values())) != 1:
         raise ValueError(

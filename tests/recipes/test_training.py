@@ -25,10 +25,11 @@ from torch.utils.data import Dataset
 from robust_plugin import checkpoint
 from robust_plugin.recipes import run as run_module
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import ObjectiveConfig, StageConfig, build
+from robust_plugin.recipes.config import StageConfig, build
 from robust_plugin.recipes.data import Data
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
 from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.objective import ObjectiveConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import cosine, pretrained, train
 
