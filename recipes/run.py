@@ -270,8 +270,8 @@ def check_settings(config: RecipeConfig) -> None:
         if (value := getattr(config.evaluation, count)) < 0:
             raise ValueError(f"evaluation.{count} is {value}; legal: 0 or more.")
     threat = config.threat.build()
-    for stage in (config.pretrain, config.prune, config.finetune):
-        config.objective.build(threat, ramp=stage.ramp)
+    for each in (config.pretrain, config.prune, config.finetune):
+        config.objective.build(threat, ramp=each.ramp)
     Smoothed(config.objective.sigma, n=config.evaluation.votes)
     pgd(threat, steps=config.objective.steps)  # of the validation
     pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)

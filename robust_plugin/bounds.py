@@ -28,7 +28,9 @@ _ROUNDING = 1e-5
 class Certifier(Protocol):
     """Proves points; true only where no input of the threat model changes the prediction."""
 
-    threat: ThreatModel
+    @property
+    def threat(self) -> ThreatModel:
+        """Norm, eps and bounds of the proofs."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return bool of shape [B]: right, and proved to stay so."""

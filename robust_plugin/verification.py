@@ -32,7 +32,9 @@ _VERIFIED, _FALSIFIED, _MISCLASSIFIED, _UNKNOWN = range(4)
 class Prover(Protocol):
     """A certifier that tells its margins: ``IBP``, or ``LiRPA`` of the adapter."""
 
-    threat: ThreatModel
+    @property
+    def threat(self) -> ThreatModel:
+        """Norm, eps and bounds of the proofs."""
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return lower bounds of f_y - f_j; shape [B, classes]."""
