@@ -1,17 +1,18 @@
 """AutoAttack (Croce and Hein 2020), the parameter-free ensemble that robust accuracy is quoted by.
 
 The components and their parameters are those of ``pyautoattack``, or of the GitHub package
-``autoattack``. What drives them is here: points that are fooled are not computed again, FAB takes
-its gradients and projections in a cheaper way, Square leaves out a loss that nobody reads. The
-verdicts are the library's.
+``autoattack``. In Linf and L2 the runs themselves are ours (apgd.py, fab.py, square.py in the
+core), which take the library's steps from the library's noise and drop fooled points on the way; in
+L1, and for random networks, its own loops run. The verdicts are the library's.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -163,7 +164,7 @@ class _Component:
         self.name, self.threat, self.as_is = name, threat, version == "rand"
         _, library = _library()
         version = "standard" if version == "screen" else version
-        with _quiet():
+        with _quiet(), redirect_stdout(io.StringIO()):  # the GitHub package prints
             self.of = library(
                 nn.Identity(), norm=threat.norm, eps=threat.eps, version=version, device=device
             )

@@ -10,9 +10,10 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
-from robust_plugin.bounds import IBP, Certifier
+from robust_plugin.bounds import IBP
 from robust_plugin.checkpoint import write_text
 from robust_plugin.recipes.data import loader
+from robust_plugin.rows import Certifier
 from robust_plugin.smoothing import Smoothed
 from robust_plugin.threat import ThreatModel
 from robust_plugin.verifier import Verifier

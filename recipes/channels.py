@@ -6,8 +6,9 @@ papers', and only what shares a score differs.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,25 @@ def finished(run: Run, pruner: Pruner) -> nn.Module:
 
 
 def small_network(run: Run, model: nn.Module) -> nn.Module:
-    """Return the network without its channels, as small.safetensors has it.
+    """Return the network without its channels, as the run's small.safetensors has it."""
+    small = without_channels(run.folder / "small.safetensors", model, run.data.shape)
+    return small.to(run.device)
+
+
+def without_channels(path: Path, model: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """Return the network that a small.safetensors holds, cut from one of the old architecture.
+
+    Args:
+        path: the file.
+        model: of the architecture before pruning, with any weights.
+        shape: of one input.
 
     Raises:
-        ValueError: if the run has none.
+        ValueError: if there is no such file, or it is of another network.
     """
     from robust_plugin.adapters.torch_pruning import load
 
-    return load(run.folder / "small.safetensors", model, run.example)
+    return load(path, copy.deepcopy(model).cpu(), torch.zeros(1, *shape))
 
 
 def kept_channels(run: Run) -> dict[str, list[int]]:
@@ -156,7 +168,7 @@ def before_after(run: Run) -> BeforeAfter:
     small = small_network(run, masked)
     dense.eval(), small.eval()
     times = {batch: _latency(run, dense, small, batch) for batch in _BATCHES}
-    networks = [
+    before, after = (
         Measured(
             sum(p.numel() for p in model.parameters()),
             total_multiply_adds(model, (run.example,)),
@@ -165,8 +177,8 @@ def before_after(run: Run) -> BeforeAfter:
             _report(run, model),
         )
         for place, model in enumerate((dense, small))
-    ]
-    found = BeforeAfter(*networks, str(run.device), torch.get_num_threads())
+    )
+    found = BeforeAfter(before, after, str(run.device), torch.get_num_threads())
     write_text(run.folder / "before_after.json", json.dumps(found.plain(), indent=1))
     write_text(run.folder / "before_after.txt", f"{found}\n")
     return found

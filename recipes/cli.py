@@ -1,4 +1,4 @@
-"""The command line: ``robust-plugin magnitude | hydra | harp | compare | evaluate``."""
+"""The command line: ``robust-plugin magnitude | hydra | harp | compare | evaluate | channels``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from robust_plugin.recipes.channels import before_after
 from robust_plugin.recipes.compare import CompareConfig, compare
 from robust_plugin.recipes.config import read_preset
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
-from robust_plugin.recipes.execute import RECIPES, execute
+from robust_plugin.recipes.execute import RECIPES, execute, finished_run
+from robust_plugin.recipes.processes import processes
 from robust_plugin.recipes.report import plot_kept
 from robust_plugin.recipes.run import Run
 
@@ -28,6 +29,7 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
   harp        HARP: scores and layer-wise rates learned on the robust loss
   compare     rows of methods on equal terms, each with its own tuned learning rate
   evaluate    a run folder, or any model with a checkpoint: PGD, AutoAttack, security curve, proofs
+  channels    the table before and after of finished runs on channels: RUN [RUN ...]
 
 Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
 --threat.eps 8/255. "robust-plugin COMMAND --help" lists them. The same command continues an
@@ -50,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _compare(rest)
         elif command == "evaluate":
             _evaluate(rest)
+        elif command == "channels":
+            for folder in rest or [""]:
+                print(f"{folder}\n{before_after(finished_run(Path(folder)))}\n")
         else:
             print(f"unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
             return 2
@@ -104,9 +109,12 @@ def _evaluate(words: list[str]) -> None:
         default = read_preset(preset, EvaluateConfig, default)
     words = [_SHORT.get(name, name) + equals + value for name, equals, value in map(_split, words)]
     config = _parse(EvaluateConfig, default, words, "robust-plugin evaluate [RUN FOLDER]")
-    print(evaluate_network(config, Path(out) if out else None))
-    if out:
-        print(f"\nall of it is in {out}")
+    with processes() as first:
+        found = evaluate_network(config, Path(out) if out and first else None)
+        if first:
+            print(found)
+        if first and out:
+            print(f"\nall of it is in {out}")
 
 
 def _split(word: str) -> tuple[str, str, str]:
@@ -140,3 +148,7 @@ def _kept(folder: Path) -> dict[str, list[int]]:
 
     kept: dict[str, list[int]] = json.loads((folder / "report.json").read_text())["kept"]
     return kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,6 +24,7 @@ from robust_plugin.guard import Attack
 from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.obfuscation import Obfuscation, obfuscation
 from robust_plugin.recipes.certificates import CertifierName, certifier_of
+from robust_plugin.recipes.channels import without_channels
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
 from robust_plugin.recipes.data import Data, load_data, loader
 from robust_plugin.recipes.identity import seed_of
@@ -59,6 +60,7 @@ class EvaluateConfig:
         n: how many of the first test points; None for all.
         radii: of the security curve's table; by default around eps.
         checks: how many test points the checks for obfuscated gradients get; 0 for none.
+        small: small.safetensors of a run on channels; the network without them is measured.
         parent: weights of the dense network it was pruned from, for the transfer check; a run
             folder knows its own.
         seed: of the attacks.
@@ -79,6 +81,7 @@ class EvaluateConfig:
     n: int | None = None
     radii: tuple[str, ...] = ()
     checks: int = 100
+    small: Path | None = None
     parent: Path | None = None
     seed: int = 0
     journal: Path | None = None
@@ -115,6 +118,7 @@ def of_run(folder: Path) -> EvaluateConfig:
         batch_size=base.evaluation.batch_size,
         device=base.device,
         threads=base.threads,
+        small=small if (small := folder / "small.safetensors").is_file() else None,
         parent=_parent_of(folder, base),
     )
 
@@ -167,7 +171,10 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     radii = config.radii or _radii(threat)
     of = config.data
     data = load_data(of.name, folder=of.folder, image_size=of.image_size)
-    model = _network(config, data, config.weights).to(device).eval()
+    model = _network(config, data, config.weights)
+    if config.small is not None:
+        model = without_channels(config.small, model, data.shape)
+    model = model.to(device).eval()
     test = data.test
     if config.n is not None:
         if not 0 < config.n <= len(test):  # type: ignore[arg-type]
@@ -179,10 +186,10 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
             raise ValueError(f"{folder} is a file; give --out a folder, or a name in .json.")
         folder.mkdir(parents=True, exist_ok=True)
     points = loader(test, batch_size=config.batch_size, seed=0, epoch=0, shuffle=False)
-    torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
     images = None if folder is None else folder / "adversarial.pt"
+    checks = _checks(model, test, config, data, threat)  # first: they are quick
+    torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
     report = evaluate(model, points, attacks=attacks, certifier=certifier, adversarial=images)
-    checks = _checks(model, test, config, data, threat) if config.checks else None
     if checks is not None and checks.failed:
         report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))
     found = Evaluated(report, checks, radii)
@@ -211,8 +218,10 @@ def _radii(threat: ThreatModel) -> tuple[str, ...]:
 
 def _checks(
     model: nn.Module, test: Dataset[Any], config: EvaluateConfig, data: Data, threat: ThreatModel
-) -> Obfuscation:
-    """The checks on the first points; the parent is one that fits, or none."""
+) -> Obfuscation | None:
+    """The checks on the first points, if they are asked for and PGD knows the ball."""
+    if not config.checks or threat.norm == "L1" or threat.eps == 0:
+        return None
     few = Subset(test, range(min(config.checks, len(test))))  # type: ignore[arg-type]
     batches = list(loader(few, batch_size=config.checks, seed=0, epoch=0, shuffle=False))
     device = next(model.parameters()).device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from robust_plugin.recipes.channels import kept_channels, small_network
-from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.config import RecipeConfig, build
 from robust_plugin.recipes.harp import HarpConfig, harp
 from robust_plugin.recipes.hydra import HydraConfig, hydra
 from robust_plugin.recipes.magnitude import MagnitudeConfig, magnitude
@@ -33,6 +34,23 @@ def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
     if name == "dense" or config.structure == "weights":
         return run.evaluate(model)
     return run.evaluate(model, small=small_network(run, model), kept=kept_channels(run))
+
+
+def finished_run(folder: Path) -> Run:
+    """Return a run as its folder has it.
+
+    Raises:
+        ValueError: if the folder holds none, or one of an unknown recipe.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run: there is no config.json.")
+    content = json.loads(path.read_text())
+    kinds = {kind.__name__: kind for kind, _ in RECIPES.values()}
+    kind = kinds.get(content.pop("recipe", ""))
+    if kind is None:
+        raise ValueError(f"{path} names no recipe; legal: {', '.join(kinds)}.")
+    return Run(folder, build(kind, content, where=str(path)))
 
 
 def train_recipe(name: str, run: Run) -> nn.Module:

@@ -7,11 +7,12 @@ from typing import Literal
 
 from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.attacks import pgd
-from robust_plugin.bounds import IBP, Bounds, Certifier, ibp_margins
+from robust_plugin.bounds import IBP, Bounds, ibp_margins
 from robust_plugin.certified import certified, mixtrain
 from robust_plugin.noise import gaussian, smoothadv
 from robust_plugin.objectives import Free, Objective, adversarial, benign, mart, stability, trades
 from robust_plugin.ramp import Ramp
+from robust_plugin.rows import Certifier
 from robust_plugin.threat import ThreatModel
 
 ObjectiveName = Literal[

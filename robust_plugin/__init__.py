@@ -9,7 +9,7 @@
 """
 
 from robust_plugin.attacks import PGD, pgd
-from robust_plugin.bounds import IBP, Bounds, Certifier, ibp_margins
+from robust_plugin.bounds import IBP, Bounds, ibp_margins
 from robust_plugin.budget import Budget
 from robust_plugin.carrying import carry_optimizer
 from robust_plugin.certified import certified, mixtrain
@@ -35,6 +35,7 @@ from robust_plugin.prunable import weight_groups
 from robust_plugin.pruner import Pruner
 from robust_plugin.ramp import Ramp
 from robust_plugin.report import Report
+from robust_plugin.rows import Certifier
 from robust_plugin.scores import scaled_magnitude, snip_scores
 from robust_plugin.smoothing import Certificates, Smoothed
 from robust_plugin.sparsity import Sparsity, sparsity

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +22,6 @@ Bounds = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 # Bounds are sums in the inputs' precision: margins this small beside the point's largest may be
 # rounding, and prove nothing.
 _ROUNDING = 1e-5
-
-
-class Certifier(Protocol):
-    """Proves points; true only where no input of the threat model changes the prediction."""
-
-    @property
-    def threat(self) -> ThreatModel:
-        """Norm, eps and bounds of the proofs."""
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return bool of shape [B]: right, and proved to stay so."""
 
 
 @dataclass(frozen=True)

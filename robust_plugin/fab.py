@@ -7,6 +7,7 @@ attack", algorithm 1. What it looks for is a distance, so that one run answers f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def _stepped(
     """
     at, x, w = search.at.flatten(1), search.x.flatten(1), normal.flatten(1)
     offset = (w * at).sum(1) - gap
-    norm = points.threat.norm
+    norm: Literal["Linf", "L2"] = "Linf" if points.threat.norm == "Linf" else "L2"
     from_here = project_on_hyperplane(at, w, offset, norm)
     from_clean = project_on_hyperplane(x, w, offset, norm)
     here, clean = (points.threat.norms(d).clamp_(min=1e-8) for d in (from_here, from_clean))

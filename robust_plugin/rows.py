@@ -69,7 +69,7 @@ class AttackRow:
         if len(todo):
             x_adv[todo], distances[todo] = self.attack(model, x[todo], y[todo])
             with torch.no_grad():
-                for rows in todo.split(_FORWARD):
+                for rows in torch.split(todo, _FORWARD):
                     kept[rows] = check_logits(model(x_adv[rows]), y[rows]).argmax(1) == y[rows]
             fooled = todo[~kept[todo]]
             moved = self.threat.norms(x_adv[fooled] - x[fooled])

@@ -168,4 +168,4 @@ def _peak(height: int, width: int) -> Tensor:
         rows = slice(max(top - ring, 0), min(top + ring + 1, height))
         columns = slice(max(left - ring, 0), min(left + ring + 1, width))
         peak[rows, columns] += 1 / (ring + 1) ** 2
-    return peak / peak.norm()
+    return peak.div_(peak.norm())

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -337,3 +338,29 @@ def test_bad_settings_of_evaluate(
         shown = capsys.readouterr()
         assert says in shown.err + shown.out
     assert taken.read_text() == "mine"
+
+
+def test_two_processes_of_torchrun_give_the_figures_of_one(run: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(run), "--attack=screen", "--n=12", "--batch-size=4", "--checks=0"]
+    assert main([*words, f"--out={tmp_path / 'one.json'}"]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # Behind --, or torchrun takes --n for one of its own options.
+    command = [*torchrun, "-m", "--", "robust_plugin.recipes.cli", *words]
+    found = subprocess.run(
+        # Behind --, or torchrun takes --n for one of its own options.
+        [
+            *command,
+            "-m",
+            "--",
+            "robust_plugin.recipes.cli",
+            *words,
+            f"--out={tmp_path / 'two.json'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert saved(tmp_path / "two.json") == saved(tmp_path / "one.json")
+    assert found.stdout.count("screening (apgd-ce, apgd-t)") == 1  # one of them speaks
