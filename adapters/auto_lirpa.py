@@ -86,6 +86,10 @@ class LiRPA:
         """The row's name in a report."""
         return self.method
 
+    def check_library(self) -> None:
+        """Raise an ImportError that says what to type, unless auto-LiRPA is there."""
+        _library()
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return which points are proved, bool of shape [B]."""
         return proved(self.margins(model, x, y), y)

@@ -28,7 +28,7 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
   hydra       HYDRA: importance scores learned on the robust loss
   harp        HARP: scores and layer-wise rates learned on the robust loss
   compare     rows of methods on equal terms, each with its own tuned learning rate
-  evaluate    a run folder, or any model with a checkpoint: PGD, AutoAttack, security curve
+  evaluate    a run folder, or any model with a checkpoint: PGD, AutoAttack, security curve, proofs
   channels    the table before and after of finished runs on channels: RUN [RUN ...]
 
 Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
@@ -77,7 +77,10 @@ def _recipe(command: str, words: list[str]) -> None:
     plot_kept({command: kept}, Path(out) / "kept.png")
     share = sum(k for k, _ in kept.values()) / sum(n for _, n in kept.values())
     what = f"prunable {config.structure}"
-    print(f"{report}\nkept {100 * share:.3g} % of the {what}; all of it in {out}")
+    print(report)
+    if config.evaluation.smooth:
+        print((Path(out) / "smoothing.txt").read_text(), end="")
+    print(f"kept {100 * share:.3g} % of the {what}; all of it in {out}")
     if config.structure == "channels":
         print(f"\n{before_after(Run(Path(out), config))}")
 

@@ -12,12 +12,10 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from robust_plugin.attacks import pgd
-from robust_plugin.objectives import Free, Objective, adversarial, benign, mart, stability, trades
+from robust_plugin.recipes.objective import ObjectiveConfig
 from robust_plugin.threat import Norm, ThreatModel
 
 CONFIGS = Path(__file__).parent / "configs"
-ObjectiveName = Literal["benign", "adversarial", "trades", "mart", "free", "stability"]
 T = TypeVar("T")
 
 
@@ -62,44 +60,6 @@ class ThreatConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """The loss, the same in all phases.
-
-    Attributes:
-        name: which one.
-        steps: of the attack inside.
-        step_size: of the attack inside, as eps is given; None is 2.5 eps / steps.
-        beta: the weight of robustness; None is the paper's: trades 6, mart 5, stability 6.
-        replays: how often free training shows a batch; epochs are divided by it.
-        sigma: of stability's noise.
-    """
-
-    name: ObjectiveName = "adversarial"
-    steps: int = 10
-    step_size: str | None = None
-    beta: float | None = None
-    replays: int = 4
-    sigma: float = 0.25
-
-    def build(self, threat: ThreatModel) -> Objective:
-        """Return the objective."""
-        steps, size = self.steps, self.step_size
-        if self.name == "benign":
-            return benign
-        if self.name == "adversarial":
-            return adversarial(pgd(threat, steps=steps, step_size=size))
-        if self.name == "free":
-            return Free(threat, step_size=size)
-        if self.name == "stability":
-            return stability(sigma=self.sigma, beta=6.0 if self.beta is None else self.beta)
-        if self.name == "trades":
-            beta = 6.0 if self.beta is None else self.beta
-            return trades(threat, beta=beta, steps=steps, step_size=size)
-        beta = 5.0 if self.beta is None else self.beta
-        return mart(threat, beta=beta, steps=steps, step_size=size)
-
-
-@dataclass(frozen=True)
 class StageConfig:
     """One phase of training: SGD with a cosine from lr to nearly zero, step by step.
 
@@ -112,6 +72,8 @@ class StageConfig:
         decay_scores: also decay scores and rates, as the papers' code does; it pulls every rate
             towards one half.
         select: keep the last epoch's weights, or those of the best validation epoch.
+        ramp: share of the epochs over which eps and the weights of a certified objective rise,
+            step by step; 0 is all of it at once, right for a network that has been through it.
     """
 
     epochs: int = 100
@@ -121,6 +83,7 @@ class StageConfig:
     weight_decay: float = 5e-4
     decay_scores: bool = False
     select: Literal["last", "best"] = "best"
+    ramp: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,12 +94,18 @@ class EvaluationConfig:
         steps: of PGD.
         restarts: of PGD.
         autoattack: how many of the first test points AutoAttack gets; 0 for none.
+        verify: how many of them the cascade of proofs gets (IBP, CROWN, alpha-CROWN); 0 for none.
+        smooth: how many of them randomized smoothing certifies, at the objective's sigma.
+        votes: noisy votes for each of these.
         batch_size: points at a time.
     """
 
     steps: int = 20
     restarts: int = 5
     autoattack: int = 0
+    verify: int = 0
+    smooth: int = 0
+    votes: int = 10_000
     batch_size: int = 500
 
 
@@ -172,7 +141,7 @@ class RecipeConfig:
     data: DataConfig = field(default_factory=DataConfig)
     threat: ThreatConfig = field(default_factory=ThreatConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    pretrain: StageConfig = field(default_factory=StageConfig)
+    pretrain: StageConfig = field(default_factory=lambda: StageConfig(ramp=0.6))
     prune: StageConfig = field(default_factory=lambda: StageConfig(epochs=20, select="last"))
     finetune: StageConfig = field(default_factory=lambda: StageConfig(lr=0.01))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

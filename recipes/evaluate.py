@@ -23,6 +23,7 @@ from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.obfuscation import Obfuscation, obfuscation
+from robust_plugin.recipes.certificates import CertifierName, certifier_of
 from robust_plugin.recipes.channels import without_channels
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
 from robust_plugin.recipes.data import Data, load_data, loader
@@ -53,6 +54,7 @@ class EvaluateConfig:
         attacks: any of pgd, autoattack, autoattack-plus, autoattack-rand, screen (apgd-ce and
             apgd-t), fab (the nearest adversarial inputs, for the security curve), and
             torchattacks.NAME for its classes.
+        certify: what proves points: none, ibp, crown-ibp or cascade (IBP, CROWN, alpha-CROWN).
         steps: of PGD.
         restarts: of PGD.
         n: how many of the first test points; None for all.
@@ -73,6 +75,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)
     threat: ThreatConfig = field(default_factory=ThreatConfig)
     attacks: tuple[str, ...] = ("pgd", "autoattack")
+    certify: CertifierName = "none"
     steps: int = 20
     restarts: int = 5
     n: int | None = None
@@ -175,6 +178,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
         torch.set_num_threads(config.threads)
     threat, device = config.threat.build(), device_of(config.device)
     attacks = [_attack(name, config, threat) for name in config.attacks]
+    certifier = certifier_of(config.certify, threat)
     radii = config.radii or _radii(threat)
     for radius in radii:
         parse_eps(radius)  # now, and not after hours
@@ -203,7 +207,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     images = None if folder is None else folder / "adversarial.pt"
     checks = _checks(model, test, config, data, threat)  # first: they are quick
     torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
-    report = evaluate(model, points, attacks=attacks, adversarial=images)
+    report = evaluate(model, points, attacks=attacks, certifier=certifier, adversarial=images)
     if checks is not None and checks.failed:
         report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))
     found = Evaluated(report, checks, radii)

@@ -19,6 +19,7 @@ from robust_plugin.recipes.networks import (
     cnn_large,
     cnn_small,
     digits_cnn,
+    digits_cnn_small,
     resnet18,
     vgg16_bn,
     wide_resnet,
@@ -26,6 +27,7 @@ from robust_plugin.recipes.networks import (
 
 _MODELS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "digits-cnn": digits_cnn,
+    "digits-cnn-small": digits_cnn_small,
     "cnn-small": cnn_small,
     "cnn-large": cnn_large,
     "vgg16-bn": vgg16_bn,

@@ -45,8 +45,14 @@ class Cell:
             "density": self.density,
             "lr": self.lr,
             "validation": self.validation,
-            "accuracy": {row: self.values(row) for row in self.reports[0].rows},
+            "accuracy": {row: self.values(row) for row in self.rows},
         }
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What was measured: ``"clean"``, the attacks, and ``"certified"`` if it was."""
+        first = self.reports[0]
+        return (*first.rows, *(["certified"] if first.certified is not None else []))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -67,9 +73,12 @@ def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
     One seed: accuracy with its Wilson 95 % interval over the points. Several: the mean over
     seeds with the half-width of its 95 % t interval.
     """
-    rows = cells[0].reports[0].rows
+    rows, first = cells[0].rows, cells[0].reports[0]
     seeds = len(cells[0].reports)
-    points = ", ".join(f"{row} {len(cells[0].reports[0].flags[row])}" for row in rows)
+    counts = {**first.flags, "certified": first.certified or ()}
+    points = ", ".join(f"{row} {len(counts[row])}" for row in rows)
+    if first.certifier is not None:
+        points += f" by {first.certifier}"
     lines = [
         f"{data}, {threat}, {seeds} seed{'s' * (seeds > 1)}; test points: {points}",
         "",
@@ -98,27 +107,31 @@ def _densities(cells: Sequence[Cell]) -> list[float]:
 
 
 def _gain(cells: Sequence[Cell], density: float, rows: Sequence[str]) -> list[str]:
-    """Each learned row minus the magnitude row that validation chose, paired by seed."""
+    """Each learned row minus the magnitude row that validation chose, paired by seed.
+
+    In what is certified, where anything is; else under the first attack.
+    """
     here = [cell for cell in cells if cell.density == density and cell.validation is not None]
     fixed = [cell for cell in here if cell.row.startswith(_FIXED)]
     learned = [cell for cell in here if not cell.row.startswith(_FIXED)]
     if not fixed or not learned or len(rows) < 2:
         return []
-    best, attack = max(fixed, key=lambda cell: cell.validation or 0.0), rows[1]
+    best = max(fixed, key=lambda cell: cell.validation or 0.0)
+    measure = "certified" if "certified" in rows else rows[1]
     return [
         "",
-        f"{100 * density:g} % kept, {attack}, points above {best.row}, the magnitude row that "
+        f"{100 * density:g} % kept, {measure}, points above {best.row}, the magnitude row that "
         "validation chose (McNemar p a seed):",
-        *(f"- {cell.row}: {_difference(cell, best, attack)}" for cell in learned),
+        *(f"- {cell.row}: {_difference(cell, best, measure)}" for cell in learned),
     ]
 
 
-def _difference(cell: Cell, other: Cell, attack: str) -> str:
-    pairs = zip(cell.values(attack), other.values(attack), strict=True)
+def _difference(cell: Cell, other: Cell, measure: str) -> str:
+    pairs = zip(cell.values(measure), other.values(measure), strict=True)
     mean, half = mean_interval([a - b for a, b in pairs])
     interval = f" ± {100 * half:.1f}" if not math.isnan(half) else ""
     reports = zip(cell.reports, other.reports, strict=True)
-    p_values = ", ".join(f"{a.compare(b, attack):.2g}" for a, b in reports)
+    p_values = ", ".join(f"{a.compare(b, measure):.2g}" for a, b in reports)
     return f"{100 * mean:+.1f}{interval} ({p_values})"
 
 

@@ -6,6 +6,7 @@
     <stage>.best.safetensors   after its best one, by the validation points
     model.safetensors     the finished network, plain, dense names
     report.json           its evaluation on the test points
+    smoothing.txt         certified accuracy against radius, where it is asked for
 
 Every file is written whole or not at all, and every stage file names the settings it came from.
 Nothing is written before the first epoch has passed, nor where the settings are refused.
@@ -28,12 +29,14 @@ from robust_plugin.dense import load_dense_state_dict
 from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.pruner import Pruner
+from robust_plugin.recipes.certificates import certifier_of, smooth
 from robust_plugin.recipes.config import RecipeConfig, StageConfig, as_plain
 from robust_plugin.recipes.data import load_data, loader
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
 from robust_plugin.recipes.models import build_model
 from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
+from robust_plugin.smoothing import Smoothed
 from robust_plugin.sparsity import sparsity
 
 
@@ -47,6 +50,7 @@ class Run:
     Attributes:
         data: training, validation and test points.
         threat: the threat model.
+        certifier: of the finished network, if its settings ask for one.
         device: where it runs.
 
     Raises:
@@ -73,6 +77,9 @@ class Run:
         )
         if config.evaluation.autoattack:
             AutoAttack(self.threat).check(self.data.classes)
+        self.certifier = certifier_of(
+            "cascade" if config.evaluation.verify else "none", self.threat
+        )
         self._identity = identity_of(config)
 
     @property
@@ -185,10 +192,18 @@ class Run:
         if of.autoattack:
             attacks.append(AutoAttack(self.threat, seed=self.config.seed))
             limits["AutoAttack"] = of.autoattack
+        if self.certifier is not None:
+            limits["certified"] = of.verify
         points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
         torch.manual_seed(seed_of(self.config.seed, "evaluation"))
         measured = model if small is None else small
-        report = evaluate(measured.eval(), points, attacks=attacks, limits=limits)
+        report = evaluate(
+            measured.eval(), points, attacks=attacks, certifier=self.certifier, limits=limits
+        )
+        smoothing = None
+        if of.smooth:
+            smoothed = Smoothed(self.config.objective.sigma, n=of.votes, seed=self.config.seed)
+            smoothing = smooth(measured, self.data.test, of.smooth, smoothed, self.folder)
         self.save_model(model, self.folder / "model.safetensors")
         if kept is None:
             table = sparsity(model, self.example)
@@ -196,6 +211,7 @@ class Run:
         content = {
             "data": self.data.name,
             "report": json.loads(report.to_json()),
+            "smoothing": smoothing,
             "kept": kept,
             "identity": identity,
             **_versions(),

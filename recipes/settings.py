@@ -7,6 +7,7 @@ import math
 from robust_plugin.attacks import pgd
 from robust_plugin.budget import check_density
 from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.smoothing import Smoothed
 
 
 def check_settings(config: RecipeConfig) -> None:
@@ -25,13 +26,14 @@ def check_settings(config: RecipeConfig) -> None:
     for stage in ("pretrain", "prune", "finetune"):
         if not 0 < (lr := getattr(config, stage).lr) < math.inf:
             raise ValueError(f"{stage}.lr is {lr}; legal: above 0.")
-    if config.evaluation.autoattack < 0:
-        raise ValueError(
-            f"evaluation.autoattack is {config.evaluation.autoattack}; legal: 0 or more."
-        )
+    for count in ("autoattack", "verify", "smooth"):
+        if (value := getattr(config.evaluation, count)) < 0:
+            raise ValueError(f"evaluation.{count} is {value}; legal: 0 or more.")
     _check_structure(config)
     threat = config.threat.build()
-    config.objective.build(threat)
+    for each in (config.pretrain, config.prune, config.finetune):
+        config.objective.build(threat, ramp=each.ramp)
+    Smoothed(config.objective.sigma, n=config.evaluation.votes)
     pgd(threat, steps=config.objective.steps)  # of the validation
     pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)
 

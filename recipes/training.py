@@ -14,6 +14,7 @@ from robust_plugin.attacks import pgd
 from robust_plugin.evaluation import evaluate
 from robust_plugin.objectives import replay
 from robust_plugin.pruner import Pruner
+from robust_plugin.ramp import Ramped
 from robust_plugin.recipes.config import StageConfig
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
@@ -113,7 +114,8 @@ def _epoch(
     """Train one epoch; return the mean loss."""
     config = run.config
     torch.manual_seed(seed_of(config.seed, name, epoch))
-    objective = config.objective.build(run.threat)
+    # Anew for each epoch: what it holds is then a function of the place, and resuming is exact.
+    objective = config.objective.build(run.threat, ramp=stage.ramp)
     passes = config.objective.replays if config.objective.name == "free" else 1
     batches = loader(
         run.data.train,
@@ -129,6 +131,8 @@ def _epoch(
     for step, (x, y) in enumerate(replay(batches, passes)):
         for group in optimizer.param_groups:
             group["lr"] = cosine(stage.lr, epoch * steps + step, epochs * steps)
+        if isinstance(objective, Ramped):
+            objective.progress(epoch + step / steps, epochs)
         loss = objective(model, x.to(run.device), y.to(run.device))
         if pruner is not None:
             loss = loss + pruner.budget_penalty()
@@ -161,8 +165,11 @@ def _optimizer(trained: Any, stage: StageConfig) -> torch.optim.Optimizer:
 
 
 def _validated(run: Run, model: nn.Module) -> dict[str, float]:
-    """Return clean and robust accuracy on the validation points; the model keeps its mode."""
-    attack = pgd(run.threat, steps=run.config.objective.steps)
+    """Return clean and robust accuracy on the validation points; the model keeps its mode.
+
+    Robust is proved where the objective trains by bounds, else under PGD.
+    """
+    certifier = run.config.objective.certifier(run.threat)
     points = loader(
         run.data.validation,
         batch_size=run.config.evaluation.batch_size,
@@ -170,5 +177,9 @@ def _validated(run: Run, model: nn.Module) -> dict[str, float]:
         epoch=0,
         shuffle=False,
     )
+    if certifier is not None:
+        report = evaluate(model, points, certifier=certifier)
+        return {"clean": report.accuracy(), "robust": report.accuracy("certified")}
+    attack = pgd(run.threat, steps=run.config.objective.steps)
     report = evaluate(model, points, attacks=[attack])
     return {"clean": report.accuracy(), "robust": report.accuracy(attack.name)}

@@ -42,6 +42,7 @@ from robust_plugin.sparsity import Sparsity, sparsity
 from robust_plugin.statistics import mcnemar, wilson_interval
 from robust_plugin.threat import ThreatModel
 from robust_plugin.verification import Verification, verify
+from robust_plugin.verifier import Verifier
 
 __all__ = [
     "IBP",
@@ -67,6 +68,7 @@ __all__ = [
     "Sparsity",
     "ThreatModel",
     "Verification",
+    "Verifier",
     "adversarial",
     "benign",
     "certified",

@@ -120,6 +120,7 @@ def _report(
         None if proofs is None else tuple(proofs.flags),
         None if proofs is None else proofs.threat,
         {name: tuple(row.distances) for name, row in measured},
+        None if not isinstance(proofs, ProofRow) else proofs.name,
     )
     report.refuse_contradiction()
     return report
@@ -166,8 +167,7 @@ def _rows(
     for attack in attacks:
         if not callable(attack):
             raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
-        own = getattr(attack, "threat", threat)
-        name = str(getattr(attack, "name", getattr(attack, "__name__", type(attack).__name__)))
+        own, name = getattr(attack, "threat", threat), _name(attack)
         if own is None:
             raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
         if name in rows or name in _RESERVED:
@@ -177,7 +177,7 @@ def _rows(
         own = getattr(certifier, "threat", threat)
         if own is None:
             raise ValueError("the certifier says no threat model; give evaluate(..., threat=...).")
-        rows["certified"] = ProofRow(certifier, own)
+        rows["certified"] = ProofRow(certifier, own, _name(certifier))
     if unknown := set(limits) - set(rows):
         raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
     for name, room in limits.items():
@@ -185,3 +185,7 @@ def _rows(
             raise ValueError(f"the limit of {name} is {room!r}; legal: at least 1 point, whole.")
         rows[name].room = room
     return rows
+
+
+def _name(of: Any) -> str:
+    return str(getattr(of, "name", getattr(of, "__name__", type(of).__name__)))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 Shape = Literal["linear", "smoothed"]
 
 # The smoothed ramp is a quartic for this share of its length (Gowal et al. 2018, official code).
 _QUARTIC = 0.25
+
+
+@runtime_checkable
+class Ramped(Protocol):
+    """An objective with a schedule."""
+
+    def progress(self, epoch: float, epochs: float) -> None:
+        """Move to where the schedule is when ``epoch`` of ``epochs`` have passed."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Report:
         certified_threat: in which threat model.
         distances: where an attack looks for distances: by attack, that one first, how far each
             point was moved to fool it; 0 where it is wrong clean, infinite where it withstood.
+        certifier: what the certifier calls itself.
     """
 
     labels: tuple[int, ...]
@@ -41,6 +42,7 @@ class Report:
     certified: tuple[bool, ...] | None = None
     certified_threat: ThreatModel | None = None
     distances: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    certifier: str | None = None
 
     @property
     def threat(self) -> str | None:
@@ -168,6 +170,7 @@ class Report:
             "flags": {row: _bits(flags) for row, flags in self.flags.items()},
             "certified": None if self.certified is None else _bits(self.certified),
             "certified_threat": self.certified_threat and asdict(self.certified_threat),
+            "certifier": self.certifier,
             # JSON has no infinity.
             "distances": {
                 row: [d if math.isfinite(d) else None for d in each]
@@ -206,6 +209,7 @@ class Report:
                 row: tuple(math.inf if d is None else d for d in each)
                 for row, each in content["distances"].items()
             },
+            content.get("certifier"),
         )
 
     def robustbench(self, **about: str) -> dict[str, Any]:
@@ -245,6 +249,7 @@ class Report:
             rows["certified"] = "certified"
         width = max(len(shown) for shown in rows.values())
         lines = [f"threat model: {self.threat}"] if self.threat else []
+        lines += [f"certified by {self.certifier}"] if self.certifier else []
         for row, shown in rows.items():
             low, high = self.interval(row)
             lines.append(

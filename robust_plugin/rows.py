@@ -82,10 +82,11 @@ class AttackRow:
 
 @dataclass
 class ProofRow:
-    """A certifier, and which points it has proved so far."""
+    """A certifier, what it calls itself, and which points it has proved so far."""
 
     certifier: Certifier
     threat: ThreatModel
+    name: str
     at_once: bool = False
     room: float = math.inf
     flags: list[bool] = field(default_factory=list)

@@ -32,7 +32,9 @@ _VERIFIED, _FALSIFIED, _MISCLASSIFIED, _UNKNOWN = range(4)
 class Prover(Protocol):
     """A certifier that tells its margins: ``IBP``, or ``LiRPA`` of the adapter."""
 
-    threat: ThreatModel
+    @property
+    def threat(self) -> ThreatModel:
+        """Norm, eps and bounds of the proofs."""
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return lower bounds of f_y - f_j; shape [B, classes]."""
@@ -117,7 +119,7 @@ def verify(
         ValueError: for stages of several threat models or none, and if an attack finds a
             counterexample to a point that was verified.
     """
-    threat = _threat_of(stages)
+    threat = threat_of(stages)
     threat.check_inputs(x)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}; legal: at least 1, whole.")
@@ -216,7 +218,12 @@ class _Batch:
         }
 
 
-def _threat_of(stages: Mapping[str, Prover | Attack]) -> ThreatModel:
+def threat_of(stages: Mapping[str, Prover | Attack]) -> ThreatModel:
+    """Return the threat model that all stages speak of.
+
+    Raises:
+        ValueError: if there is none, or several.
+    """
     threats = {name: stage.threat for name, stage in stages.items() if hasattr(stage, "threat")}
     if len(set(threats.values())) != 1:
         raise ValueError(

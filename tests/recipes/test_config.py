@@ -3,7 +3,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.compare import CompareConfig
 from robust_plugin.recipes.config import (
     CONFIGS,
-    ObjectiveConfig,
     RecipeConfig,
     ThreatConfig,
     as_plain,
@@ -25,6 +24,7 @@ from robust_plugin.recipes.evaluate import EvaluateConfig
 from robust_plugin.recipes.execute import RECIPES
 from robust_plugin.recipes.harp import HarpConfig
 from robust_plugin.recipes.hydra import HydraConfig
+from robust_plugin.recipes.objective import ObjectiveConfig, ObjectiveName
 
 PRESETS = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
 
@@ -80,8 +80,12 @@ SHORT = {
     "evaluation.steps": "1",
     "evaluation.restarts": "1",
     "evaluation.autoattack": "0",
+    "evaluation.votes": "100",
     "device": "cpu",
 }
+
+
+PROOFS = ("verify", "smooth")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,9 @@ def test_two_steps_of_a_preset_by_its_own_command(
         folder = workplace / "images" if compared else few_images
         short |= {"data.name": "folder", "data.folder": str(folder), "data.workers": "0"}
         short |= {"data.batch-size": "29" if compared else "4", "data.validation": "0.25"}
+    of = config.base if compared else config
+    # Two points are proved where the preset has points proved.
+    short |= {f"evaluation.{how}": str(min(2, getattr(of.evaluation, how))) for how in PROOFS}
     if compared:  # each round of iterative pruning takes an epoch
         short["finetune.epochs"] = "5"
     words = launch(preset)[1:] + [f"--out={tmp_path / 'out'}"]
@@ -125,6 +132,8 @@ def test_two_steps_of_a_preset_by_its_own_command(
         kept, size = (sum(each) for each in zip(*report["kept"].values(), strict=True))
         density = json.loads((tmp_path / "out" / "config.json").read_text())["density"]
         assert kept == pytest.approx(density * size, rel=0.01)
+        assert (report["smoothing"] is not None) == bool(of.evaluation.smooth)
+        assert (report["report"]["certified"] is not None) == bool(of.evaluation.verify)
         log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
         assert [json.loads(line)["stage"] for line in log][0] == "pretrain"
 
@@ -199,14 +208,15 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, message: 
         read_preset(tmp_path / "bad.yaml", HydraConfig)
 
 
-@pytest.mark.parametrize("name", ["benign", "adversarial", "trades", "mart", "free", "stability"])
+@pytest.mark.parametrize("name", get_args(ObjectiveName))
 def test_every_objective_trains_through_all_phases(
     name: str, tmp_path: Path, run_tiny: Callable[..., dict[str, Any]]
 ) -> None:
     epochs = (
         [f"--{s}.epochs=4" for s in ("pretrain", "prune", "finetune")] if name == "free" else []
     )
-    left = run_tiny("hydra", tmp_path / "out", f"--objective.name={name}", *epochs)
+    norm = ["--threat.norm=L2"] * (name == "smoothadv")
+    left = run_tiny("hydra", tmp_path / "out", f"--objective.name={name}", *epochs, *norm)
     stages = {line["stage"] for line in left["log"]}
     assert stages == {"pretrain", "prune", "finetune"}
 

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from robust_plugin import IBP, ThreatModel
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import DataConfig, ThreatConfig
 from robust_plugin.recipes.data import load_data, loader
@@ -96,6 +98,46 @@ def test_of_run_reads_all_it_needs_from_the_folder(run: Path) -> None:
     assert settings.data == DataConfig("folder", Path("images"), validation=0.25, batch_size=16)
     assert settings.threat == ThreatConfig("Linf", "20/255")
     assert (settings.steps, settings.restarts, settings.seed, settings.threads) == (3, 2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("certify", "name"),
+    [
+        ("ibp", "IBP"),
+        ("crown-ibp", "CROWN-IBP"),
+        ("cascade", "IBP + CROWN + alpha-CROWN-fixed + alpha-CROWN"),
+    ],
+)
+def test_certify_proves_points_and_names_the_prover(
+    certify: str, name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.json"
+    options = ["--threat.eps=0.002", "--n=32", "--attack=pgd", "--steps=3", "--checks=0"]
+    assert main(["evaluate", str(run), f"--certify={certify}", *options, "--out", str(out)]) == 0
+    report = saved(out)
+    assert report.certifier == name and f"certified by {name}" in capsys.readouterr().out
+    model = build_model("tiny_networks:net", classes=4, shape=(3, 8, 8))
+    model.load_state_dict(load_file(run / "model.safetensors"))
+    test = load_data("folder", folder=Path("images")).test
+    x, y = next(iter(loader(test, batch_size=32, seed=0, epoch=0, shuffle=False)))
+    threat = ThreatModel("Linf", "0.002")
+    best = IBP(threat)(model.eval(), x, y)
+    if certify != "ibp":
+        best = LiRPA(threat, "CROWN-IBP")(model, x, y)
+    assert 0 < sum(report.certified or ()) <= 32
+    if certify == "cascade":  # which proves what any of its stages does
+        assert sum(report.certified or ()) >= int(best.sum())
+    else:
+        assert list(report.certified or ()) == best.tolist()
+
+
+@pytest.mark.parametrize("certify", ["crown-ibp", "cascade"])
+def test_certify_in_l2_says_who_can(
+    certify: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(run), f"--certify={certify}", "--threat.norm=L2", "--attack=pgd"]
+    assert main(words) == 2
+    assert "LiRPA takes Linf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "stage", "pt", "pt state_dict"])

@@ -96,6 +96,27 @@ def test_every_learned_row_is_measured_against_the_magnitude_row_that_validation
     assert lines[1:] == [f"- HYDRA: +25.0 ({p[0]:.2g})", f"- HARP: -10.0 ({p[1]:.2g})"]
 
 
+def test_what_is_proved_is_a_column_and_what_rows_are_measured_by() -> None:
+    """Under the attack both are equal; proofs tell them apart, and who gave them is said."""
+
+    def proved(name: str, count: int, validation: float) -> Cell:
+        flags = {"clean": (True,) * 20, "PGD": (True,) * 18 + (False,) * 2}
+        threat = ThreatModel("Linf", 0.1)
+        some = tuple(i < count for i in range(10))
+        report = Report((0,) * 20, flags, {"PGD": threat}, (), "x", some, threat, {}, "IBP")
+        return Cell(name, 0.05, 0.1, [report], validation)
+
+    text = comparison_table([proved("LWM", 4, 0.3), proved("HYDRA", 7, 0.4)], data="d", threat="t")
+    assert "clean 20, PGD 20, certified 10 by IBP" in text
+    assert "| kept | method | lr | clean | PGD | certified |" in text
+    low, high = (100 * end for end in wilson_interval(7, 10))
+    assert f"| 70.0 [{low:.1f}, {high:.1f}] |" in text
+    assert "5 % kept, certified, points above LWM" in text
+    assert text.splitlines()[-1].startswith("- HYDRA: +30.0 (")
+    plain = proved("LWM", 4, 0.3).plain()["accuracy"]
+    assert plain == {"clean": [1.0], "PGD": [0.9], "certified": [0.4]}
+
+
 @pytest.mark.parametrize("row", ["LWM at LAMP", "global magnitude", "iterative magnitude"])
 def test_rows_by_magnitude_are_what_learning_is_measured_against(row: str) -> None:
     cells = [cell(row, 6, 0.4), cell("HARP", 4, 0.3)]

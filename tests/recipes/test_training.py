@@ -22,13 +22,16 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
-from robust_plugin import checkpoint
+from robust_plugin import IBP, checkpoint, evaluate, pgd
+from robust_plugin.adapters.auto_lirpa import LiRPA
+from robust_plugin.certified import Certified
 from robust_plugin.recipes import run as run_module
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import ObjectiveConfig, StageConfig, build
+from robust_plugin.recipes.config import StageConfig, build
 from robust_plugin.recipes.data import Data
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
 from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.objective import ObjectiveConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import cosine, pretrained, train
 
@@ -128,6 +131,47 @@ def test_free_training_shows_a_batch_several_times_in_fewer_epochs(tmp_path: Pat
         train(run, "pretrain", run.fresh_model(), StageConfig(epochs=4, lr=0.05))
     assert len(seen) == 4 * 3
     assert len(json.loads(json.dumps((tmp_path / "log.jsonl").read_text().splitlines()))) == 2
+
+
+@pytest.mark.usefixtures("on_planted")
+def test_a_certified_loss_moves_with_every_step_by_the_stages_own_ramp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float, float]] = []
+    loss = Certified.__call__
+
+    def recorded(self: Certified, *batch: Any) -> Tensor:
+        seen.append((self.risen, self.threat.eps, self.kappa[1]))
+        return loss(self, *batch)
+
+    monkeypatch.setattr(Certified, "__call__", recorded)
+    objective = {"name": "certified", "kappa": [1.0, 0.25], "eps_factor": 1.5}
+    stages = {"pretrain": {"epochs": 4, "ramp": 0.5}, "prune": {"epochs": 1, "ramp": 0.0}}
+    config = small("hydra", objective=objective, **stages, finetune={"epochs": 1, "lr": 0.01})
+    train_recipe("hydra", Run(tmp_path, config))
+    pretrain = [min(1.0, step / 6) for step in range(12)]  # half of 4 epochs of 3 steps
+    assert [risen for risen, *_ in seen] == pytest.approx([*pretrain, *[1.0] * 6])
+    assert {(round(eps, 9), kappa) for _, eps, kappa in seen} == {(round(1.5 * 4 / 255, 9), 0.25)}
+
+
+@pytest.mark.usefixtures("on_planted")
+@pytest.mark.parametrize(("name", "eps"), [("certified", "0.03"), ("mixtrain", "0.1")])
+def test_training_by_bounds_is_validated_by_what_is_proved(
+    tmp_path: Path, name: str, eps: str
+) -> None:
+    config = small("hydra", objective={"name": name, "kappa": [1.0, 0.9]}, threat={"eps": eps})
+    run = Run(tmp_path, config)
+    model = train(run, "pretrain", run.fresh_model(), StageConfig(epochs=6, lr=0.05))
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    last = max(records, key=lambda record: (record["robust"], record["epoch"]))
+    x, y = (torch.stack(each) for each in zip(*run.data.validation, strict=True))
+    prover = IBP(run.threat) if name == "certified" else LiRPA(run.threat, "same-slope")
+    model.eval()
+    right = model(x).argmax(1) == y
+    assert last["robust"] == int((right & prover(model, x, y)).sum()) / len(y)
+    assert last["clean"] == int(right.sum()) / len(y)
+    attacked = evaluate(model, [(x, y)], attacks=[pgd(run.threat, steps=20)])
+    assert 0 < last["robust"] < attacked.accuracy("PGD-20")  # or PGD would have told the same
 
 
 @pytest.mark.usefixtures("on_planted")
@@ -259,6 +303,7 @@ def test_a_given_checkpoint_takes_the_place_of_pretraining(tmp_path: Path) -> No
 # --- interruption: the same command goes on, to the bit
 
 FOUR = [f"--{stage}.epochs=4" for stage in ("pretrain", "prune", "finetune")]
+CERTIFIED = ("--objective.name=certified", "--objective.kappa", "1.0", "0.5", "--prune.ramp=0.5")
 VARIANTS = {
     "magnitude": ("magnitude", "--rates=erk"),
     "magnitude iterative": ("magnitude", "--rounds=2"),
@@ -269,6 +314,12 @@ VARIANTS = {
     "harp hinge": ("harp", "--control=hinge", "--prune.lr=0.5"),
     "harp rates": ("harp", "--learn=rates", "--prune.lr=0.5", "--prune.optimizer=adam"),
     "free": ("harp", "--objective.name=free", "--objective.replays=2", *FOUR),
+    "certified": ("harp", *CERTIFIED, "--objective.bounds=crown-ibp", "--evaluation.verify=4"),
+    "mixtrain": ("hydra", "--objective.name=mixtrain", "--pretrain.ramp=1.0"),
+    "smoothed": (
+        *("hydra", "--objective.name=smoothadv", "--threat.norm=L2", "--prune.ramp=1.0"),
+        *("--evaluation.smooth=3", "--evaluation.votes=50"),
+    ),
 }
 
 
@@ -277,8 +328,8 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     build_objective = ObjectiveConfig.build
     left = [batches]
 
-    def interrupted(self: ObjectiveConfig, threat: Any) -> Any:
-        objective = build_objective(self, threat)
+    def interrupted(self: ObjectiveConfig, threat: Any, **schedule: Any) -> Any:
+        objective = build_objective(self, threat, **schedule)
 
         def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             if left[0] == 0:
@@ -286,6 +337,8 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
             left[0] -= 1
             return objective(model, x, y)
 
+        if hasattr(objective, "progress"):
+            loss.progress = objective.progress  # type: ignore[attr-defined]
         return loss
 
     monkeypatch.setattr(ObjectiveConfig, "build", interrupted)
@@ -507,6 +560,29 @@ def test_evaluation_may_change_and_is_then_done_again(tmp_path: Path, run_tiny: 
     differ = {key for key in first if first[key] != again[key]}
     assert differ == {"report", "config"}
     assert run_tiny("hydra", tmp_path / "out") == first  # and back
+
+
+def test_the_report_has_the_proofs_of_the_first_points(tmp_path: Path, run_tiny: RunTiny) -> None:
+    options = ("--evaluation.verify=20", "--threat.eps=0.001", *CERTIFIED)
+    report = run_tiny("hydra", tmp_path / "out", *options)["report"]["report"]
+    assert report["certifier"] == "IBP + CROWN + alpha-CROWN-fixed + alpha-CROWN"
+    assert len(report["certified"]) == 20 and "1" in report["certified"]
+    assert all(a <= b for a, b in zip(report["certified"], report["flags"]["PGD-3x2"]))  # noqa: B905
+
+
+def test_smoothing_leaves_its_table_and_goes_on_from_its_journal(
+    tmp_path: Path, run_tiny: RunTiny
+) -> None:
+    noise = ("--objective.name=gaussian", "--objective.sigma=0.12", "--threat.norm=L2")
+    smooth = ("--evaluation.smooth=8", "--evaluation.votes=200")
+    found = run_tiny("hydra", tmp_path / "out", *noise, *smooth)["report"]["smoothing"]
+    assert (found["sigma"], found["n0"], found["n"], found["alpha"]) == (0.12, 100, 200, 0.001)
+    assert len(found["radii"]) == 8 and max(found["radii"]) > 0
+    right = [a == b for a, b in zip(found["predictions"], found["labels"], strict=True)]
+    acr = sum(r for r, ok in zip(found["radii"], right, strict=True) if ok) / 8
+    assert found["acr"] == pytest.approx(acr)
+    table = (tmp_path / "out" / "smoothing.txt").read_text()
+    assert "n=8" in table and f"average certified radius {acr:.4f}" in table
 
 
 def test_a_finished_run_is_not_evaluated_twice(

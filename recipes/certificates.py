@@ -1,0 +1,84 @@
+"""Certificates of a finished network: proofs by bounds, and randomized smoothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import nn
+from torch.utils.data import Dataset, Subset
+from tqdm import tqdm
+
+from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
+from robust_plugin.bounds import IBP
+from robust_plugin.checkpoint import write_text
+from robust_plugin.recipes.data import loader
+from robust_plugin.rows import Certifier
+from robust_plugin.smoothing import Smoothed
+from robust_plugin.threat import ThreatModel
+from robust_plugin.verifier import Verifier
+
+CertifierName = Literal["none", "ibp", "crown-ibp", "cascade"]
+
+
+def certifier_of(name: CertifierName, threat: ThreatModel) -> Certifier | None:
+    """Return a certifier by its name, none for ``"none"``; the library that it needs is there.
+
+    Args:
+        name: ibp; crown-ibp; or cascade: IBP, then PGD, which spares the rest the points without a
+            proof, then CROWN and alpha-CROWN.
+        threat: norm, eps and bounds.
+
+    Raises:
+        ValueError: for an unknown name, or a norm that the certifier does not take.
+        ImportError: without auto-LiRPA, for all but ibp.
+    """
+    if name not in get_args(CertifierName):
+        raise ValueError(f"certify is {name!r}; legal: {', '.join(get_args(CertifierName))}.")
+    if name == "none":
+        return None
+    if name == "ibp":
+        return IBP(threat)
+    by_crown = LiRPA(threat, "CROWN-IBP")
+    by_crown.check_library()
+    return by_crown if name == "crown-ibp" else Verifier(proof_stages(threat))
+
+
+def smooth(
+    model: nn.Module, points: Dataset[Any], n: int, smoothed: Smoothed, folder: Path
+) -> dict[str, Any]:
+    """Certify the first points by randomized smoothing; write the table to smoothing.txt.
+
+    Args:
+        model: the base classifier.
+        points: pairs (x, y).
+        n: how many of the first points, at most all.
+        smoothed: the noise and the votes.
+        folder: for the table, and a journal from which an interrupted run goes on.
+
+    Returns:
+        dict: what JSON can hold: the settings, every point's answer and radius.
+    """
+    few = Subset(points, range(min(n, len(points))))  # type: ignore[arg-type]
+    batches = loader(few, batch_size=len(few), seed=0, epoch=0, shuffle=False)
+    device = next(model.parameters()).device
+    x, y = (each.to(device) for each in next(iter(batches)))
+    with tqdm(total=len(few), desc="smoothing", unit="point", disable=None) as bar:
+        found = smoothed.certify(
+            model, x, y, journal=folder / "smoothing", progress=lambda done, _: _show(bar, done)
+        )
+    write_text(folder / "smoothing.txt", f"{found.table()}\n")
+    return {
+        "sigma": smoothed.sigma,
+        "n0": smoothed.n0,
+        "n": smoothed.n,
+        "alpha": smoothed.alpha,
+        "acr": found.acr,
+        "predictions": found.predictions.tolist(),
+        "labels": found.labels.tolist(),
+        "radii": found.radii.tolist(),
+    }
+
+
+def _show(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)

@@ -1,0 +1,115 @@
+"""The loss of a recipe, as settings: one objective for all three phases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from robust_plugin.adapters.auto_lirpa import LiRPA
+from robust_plugin.attacks import pgd
+from robust_plugin.bounds import IBP, Bounds, ibp_margins
+from robust_plugin.certified import certified, mixtrain
+from robust_plugin.noise import gaussian, smoothadv
+from robust_plugin.objectives import Free, Objective, adversarial, benign, mart, stability, trades
+from robust_plugin.ramp import Ramp
+from robust_plugin.rows import Certifier
+from robust_plugin.threat import ThreatModel
+
+ObjectiveName = Literal[
+    "benign",
+    "adversarial",
+    "trades",
+    "mart",
+    "free",
+    "certified",
+    "mixtrain",
+    "stability",
+    "gaussian",
+    "smoothadv",
+]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss, the same in all phases.
+
+    Attributes:
+        name: which one; benign or by attack (adversarial, trades, mart, free), by bounds
+            (certified, mixtrain), for randomized smoothing (stability, gaussian, smoothadv).
+        steps: of the attack inside.
+        step_size: of the attack inside, as eps is given; None is 2.5 eps / steps.
+        beta: the weight of robustness; None is the paper's: trades 6, mart 5, stability 6.
+        replays: how often free training shows a batch; epochs are divided by it.
+        sigma: of the noise of stability, gaussian and smoothadv, in input units.
+        samples: of smoothadv's noise a point.
+        bounds: of certified: ibp, or crown-ibp, which moves to ibp along the ramp.
+        kappa: of certified: the weight of the clean loss where the ramp begins and where it ends.
+        nrs: of certified: the weight of normalised ReLU stability; .01 in its paper.
+        points: of mixtrain: sampled from each batch for bounds; 1 for large networks, 5 for small.
+        eps_factor: certified and mixtrain train at this many times eps; 1.1 in CIFAR recipes.
+    """
+
+    name: ObjectiveName = "adversarial"
+    steps: int = 10
+    step_size: str | None = None
+    beta: float | None = None
+    replays: int = 4
+    sigma: float = 0.25
+    samples: int = 2
+    bounds: Literal["ibp", "crown-ibp"] = "ibp"
+    kappa: tuple[float, float] = (1.0, 0.0)
+    nrs: float = 0.0
+    points: int = 1
+    eps_factor: float = 1.0
+
+    def build(self, threat: ThreatModel, *, ramp: float = 0.0) -> Objective:
+        """Return the objective.
+
+        Args:
+            threat: what is tested.
+            ramp: share of the phase over which eps and the weights of certified, mixtrain and
+                smoothadv rise.
+
+        Raises:
+            ValueError: for illegal settings, or a threat model that the objective does not take.
+        """
+        if self.name in ("certified", "mixtrain"):
+            return self._by_bounds(threat, Ramp(0.0, ramp))
+        if self.name in ("stability", "gaussian", "smoothadv"):
+            return self._by_noise(threat, Ramp(0.0, ramp))
+        steps, size = self.steps, self.step_size
+        if self.name == "benign":
+            return benign
+        if self.name == "adversarial":
+            return adversarial(pgd(threat, steps=steps, step_size=size))
+        if self.name == "free":
+            return Free(threat, step_size=size)
+        if self.name == "trades":
+            beta = 6.0 if self.beta is None else self.beta
+            return trades(threat, beta=beta, steps=steps, step_size=size)
+        beta = 5.0 if self.beta is None else self.beta
+        return mart(threat, beta=beta, steps=steps, step_size=size)
+
+    def _by_bounds(self, threat: ThreatModel, ramp: Ramp) -> Objective:
+        if not self.eps_factor > 0:
+            raise ValueError(f"objective.eps_factor is {self.eps_factor}; legal: above 0.")
+        threat = replace(threat, eps=self.eps_factor * threat.eps)
+        if self.name == "mixtrain":
+            bounds: Bounds = LiRPA(threat, "same-slope").bounds
+            return mixtrain(threat, bounds=bounds, points=self.points, ramp=ramp)
+        bounds = LiRPA(threat, "CROWN-IBP").bounds if self.bounds == "crown-ibp" else ibp_margins
+        return certified(threat, bounds=bounds, kappa=self.kappa, ramp=ramp, nrs=self.nrs)
+
+    def _by_noise(self, threat: ThreatModel, ramp: Ramp) -> Objective:
+        if self.name == "gaussian":
+            return gaussian(sigma=self.sigma)
+        if self.name == "smoothadv":
+            noise = {"sigma": self.sigma, "samples": self.samples, "steps": self.steps}
+            return smoothadv(threat, **noise, ramp=ramp)  # type: ignore[arg-type]
+        return stability(sigma=self.sigma, beta=6.0 if self.beta is None else self.beta)
+
+    def certifier(self, threat: ThreatModel) -> Certifier | None:
+        """Return what proves validation points by the bounds that training ends with, if any."""
+        if self.name == "certified":
+            return IBP(threat)
+        return LiRPA(threat, "same-slope") if self.name == "mixtrain" else None
