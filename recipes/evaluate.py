@@ -19,6 +19,7 @@ from robust_plugin.adapters.torchattacks import torchattack
 from robust_plugin.attacks import pgd
 from robust_plugin.cascade import Progress
 from robust_plugin.checkpoint import write_text
+from robust_plugin.curve import around
 from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.minimum_norm import MinimumNorm
@@ -179,7 +180,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     threat, device = config.threat.build(), device_of(config.device)
     attacks = [_attack(name, config, threat) for name in config.attacks]
     certifier = certifier_of(config.certify, threat)
-    radii = config.radii or _radii(threat)
+    radii = config.radii or around(threat)
     for radius in radii:
         parse_eps(radius)  # now, and not after hours
     of = config.data
@@ -223,15 +224,6 @@ def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
     model = build_model(config.model, classes=data.classes, shape=data.shape)
     load_weights(model, weights)
     return model
-
-
-def _radii(threat: ThreatModel) -> tuple[str, ...]:
-    """A quarter to four times eps, as fractions where eps is one."""
-    balls = [ThreatModel("L2", threat.eps * factor) for factor in (0.25, 0.5, 1, 1.5, 2, 4)]
-    levels = round(255 * threat.eps)
-    if threat.fraction == f"{levels}/255":
-        return tuple(f"{levels * factor:g}/255" for factor in (0.25, 0.5, 1, 1.5, 2, 4))
-    return tuple(ball.fraction for ball in balls)
 
 
 def _checks(

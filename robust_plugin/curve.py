@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robust_plugin.statistics import wilson_interval
-from robust_plugin.threat import Norm, parse_eps
+from robust_plugin.threat import Norm, ThreatModel, parse_eps
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,13 @@ class SecurityCurve:
                 f"[{100 * low:.1f}, {100 * high:.1f}]"
             )
         return "\n".join(lines)
+
+
+def around(threat: ThreatModel) -> tuple[str, ...]:
+    """Return radii from a quarter to four times eps, as fractions where eps is one.
+
+    >>> around(ThreatModel("Linf", "8/255"))
+    ('2/255', '4/255', '8/255', '12/255', '16/255', '32/255')
+    """
+    factors, (above, _, below) = (0.25, 0.5, 1, 1.5, 2, 4), threat.fraction.partition("/")
+    return tuple(f"{float(above) * k:g}" + (f"/{below}" if below else "") for k in factors)
