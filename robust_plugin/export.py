@@ -235,13 +235,14 @@ def alternating(
     second: Callable[[], object],
     *,
     seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> tuple[float, float]:
     """Call two functions in turns for about ``seconds``; return the median time of each.
 
-    At least five turns, after one that does not count. ``time.process_time`` as the clock counts
-    the work of one thread, whatever else a shared machine does.
+    At least five turns, after one that does not count. ``time.process_time`` as the clock, instead
+    of the wall's, counts the work of one thread, whatever else a shared machine does.
     """
+    clock = time.perf_counter if clock is None else clock
     turns: list[tuple[float, float]] = []
     begin = time.perf_counter()
     while len(turns) < 6 or time.perf_counter() - begin < seconds:
