@@ -59,6 +59,9 @@ class Standing:
     ) -> None:
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.x_adv = x.clone()
+        # (x + eps) - x is more than eps by rounding, in each coordinate.
+        n, rounding = x[0].numel(), 2 * torch.finfo(x.dtype).eps
+        self._radius = threat.eps + rounding * {"Linf": 1, "L2": n**0.5, "L1": n}[threat.norm]
         with torch.no_grad():
             self.logits = model(x)
         self.robust = self.logits.argmax(1) == y
@@ -94,7 +97,7 @@ class Standing:
         if len(wrong) == 0:
             return None
         found, fooled = points[wrong], rows[wrong]
-        inside = self.threat.norms(found - self.x[fooled]) <= self.threat.eps * (1 + 1e-6)
+        inside = self.threat.norms(found - self.x[fooled]) <= self._radius
         self.x_adv[fooled[inside]] = found[inside]
         self.robust[fooled[inside]] = False
         standing = self.robust[rows]
