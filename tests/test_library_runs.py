@@ -156,6 +156,21 @@ def test_square_proposes_what_the_library_proposes(norm, eps, shape, double):
     assert len(ours[-1]) < POINTS  # some were fooled
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_points_on_the_edge_of_a_small_ball_are_inside(norm):
+    """x + eps minus x is more than eps by rounding, and the library counts such points."""
+    threat = ThreatModel(norm, "2/255")
+    x = torch.rand(200, 3, 32, 32)
+    away = torch.randn_like(x).sign() * threat.eps / (1 if norm == "Linf" else 3072**0.5)
+    points = Standing(lambda x: torch.eye(2)[[0] * len(x)], x, torch.zeros(200).long(), threat)
+    moved, wrong = x + away, torch.eye(2)[[1] * 200]
+    assert float(threat.norms(moved - x).max()) > threat.eps
+    with pytest.raises(AllFooled):
+        points.keep(points.rest(), moved, wrong)
+    far = Standing(points.model, x, points.y, threat)
+    assert far.keep(far.rest(), x + 1.001 * away, wrong) is not None and bool(far.robust.all())
+
+
 def test_square_refuses_what_is_no_image(setting):
     model, _, _ = setting
     points = Standing(lambda x: x, torch.rand(4, 10), torch.zeros(4).long(), ThreatModel("L2", 1))

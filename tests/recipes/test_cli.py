@@ -90,7 +90,7 @@ def test_a_users_own_network_from_the_current_folder_by_the_real_command(
     )
     assert done.returncode == 0, done.stderr
     assert "kept 30 % of the prunable weights; all of it in runs/mine" in done.stdout
-    assert "threat model: Linf eps=0.01569" in done.stdout
+    assert "threat model: Linf eps=4/255" in done.stdout
     assert re.search(r"^clean +\d+\.\d \[\d+\.\d, \d+\.\d\]  n=32", done.stdout, re.MULTILINE)
     out = tmp_path / "runs" / "mine"
     state = load_file(out / "model.safetensors")
@@ -110,7 +110,7 @@ def test_a_run_prints_the_report_it_writes(
     low_to_high = r"\[\d+\.\d, \d+\.\d\]"
     assert re.search(rf"clean +{report['clean_acc']:.1f} {low_to_high}  n=32", printed)
     assert re.search(rf"PGD-3x2 +{report['worst_case_acc']:.1f} {low_to_high}  n=32", printed)
-    assert left["report"]["data"] == "images" and report["threat"] == "Linf eps=0.01569"
+    assert left["report"]["data"] == "images" and report["threat"] == "Linf eps=4/255"
 
 
 # --- bad input
@@ -124,7 +124,7 @@ BAD = [
     ("--density=nan", r"density is nan; legal: 0 < density <= 1"),
     ("--data.name=mnist", "unknown data set 'mnist'; legal are digits, folder"),
     ("--data.folder=absent", r"no folder absent; expected in it: train/<class>/"),
-    ("--data.folder=None", r"no folder None; expected in it: train/<class>/"),
+    ("--data.folder=None", r"give --data.folder; expected in it: train/<class>/"),
     ("--data.validation=1.5", r"validation=1.5; legal is a share"),
     ("--data.augmentation=rotate", "augmentation='rotate' of 'folder'; legal: none, crop"),
     ("--data.batch-size=0", "data.batch_size is 0; legal: at least 1"),

@@ -79,7 +79,7 @@ def test_the_table_has_every_row_with_n_and_intervals(
     use(planted())
     text = compare(comparison(densities=[0.3, 0.1]), tmp_path)
     assert text + "\n" == (tmp_path / "report.txt").read_text()
-    assert "planted, Linf eps=0.007843, 1 seed; test points: clean 40, PGD-2 40" in text
+    assert "planted, Linf eps=2/255, 1 seed; test points: clean 40, PGD-2 40" in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [(row[0], row[1]) for row in rows] == [
         ("| 100 %", "dense"),
