@@ -60,7 +60,7 @@ class Standing:
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.x_adv = x.clone()
         # (x + eps) - x is more than eps by rounding, in each coordinate.
-        n, rounding = x[0].numel(), 2 * torch.finfo(x.dtype).eps
+        n, rounding = x[0].numel(), torch.finfo(x.dtype).eps
         self._radius = threat.eps + rounding * {"Linf": 1, "L2": n**0.5, "L1": n}[threat.norm]
         with torch.no_grad():
             self.logits = model(x)

@@ -168,7 +168,7 @@ def test_points_on_the_edge_of_a_small_ball_are_inside(norm):
     with pytest.raises(AllFooled):
         points.keep(points.rest(), moved, wrong)
     far = Standing(points.model, x, points.y, threat)
-    assert far.keep(far.rest(), x + 1.001 * away, wrong) is not None and bool(far.robust.all())
+    assert far.keep(far.rest(), x + 1.01 * away, wrong) is not None and bool(far.robust.all())
 
 
 def test_square_refuses_what_is_no_image(setting):
