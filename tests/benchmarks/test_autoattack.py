@@ -204,18 +204,23 @@ def test_a_dense_resnet18(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             stands = model(pgd(threat, steps=20)(model, x, y)).argmax(1) == y
         if int(stands.sum()) >= 8:
             break
-    start = time.process_time()
-    ours = by_us(model, x, y, threat, seed=0)
-    middle = time.process_time()
-    theirs = by_the_library(model, x, y, threat, seed=0)
-    end = time.process_time()
-    share, ratio = float(theirs.float().mean()), (end - middle) / (middle - start)
+    robust = differ = 0
+    seconds = {"ours": 0.0, "library": 0.0}
+    for rows in torch.arange(16).view(4, 4):  # in turns, for a machine is not the same for an hour
+        start = time.process_time()
+        ours = by_us(model, x[rows], y[rows], threat, seed=0)
+        middle = time.process_time()
+        theirs = by_the_library(model, x[rows], y[rows], threat, seed=0)
+        seconds["ours"] += middle - start
+        seconds["library"] += time.process_time() - middle
+        robust, differ = robust + int(theirs.sum()), differ + int((ours != theirs).sum())
+    ratio = seconds["library"] / seconds["ours"]
     print(
-        f"\nResNet-18, {threat}, n=16, robust {share:.2f}: library {end - middle:.0f} s, ours "
-        f"{middle - start:.0f} s: {ratio:.2f} times (aim {AIM_RESNET}), "
-        f"{int((ours != theirs).sum())} differ"
+        f"\nResNet-18, {threat}, n=16, robust {robust / 16:.2f}: library "
+        f"{seconds['library']:.0f} s, ours {seconds['ours']:.0f} s: {ratio:.2f} times (aim "
+        f"{AIM_RESNET}), {differ} differ"
     )
-    assert share >= 0.4 and torch.equal(ours, theirs) and ratio > LEAST_RESNET
+    assert robust >= 7 and differ == 0 and ratio > LEAST_RESNET
 
 
 @pytest.mark.bench
