@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from robust_plugin.recipes.objective import ObjectiveConfig
+from robust_plugin.recipes.presets import preset_layers
 from robust_plugin.threat import Norm, ThreatModel
 
-CONFIGS = Path(__file__).parent / "configs"
 T = TypeVar("T")
 
 
@@ -120,9 +118,11 @@ class RecipeConfig:
         data: what is learned from.
         threat: what the adversary may do.
         objective: the loss, the same in all phases.
+        pretraining: by the objective (robust), or benign: then the prune phase looks for a robust
+            network hidden in one that is not.
         pretrain: the first phase.
         prune: the second, where scores or rates are learned.
-        finetune: the third.
+        finetune: the third; 0 epochs leave the weights as they were, where masks are learned.
         evaluation: how the result is measured.
         density: the share of the prunable weights that is kept.
         rates: uniform, erk, lamp or global; for HARP the start.
@@ -141,6 +141,7 @@ class RecipeConfig:
     data: DataConfig = field(default_factory=DataConfig)
     threat: ThreatConfig = field(default_factory=ThreatConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    pretraining: Literal["robust", "benign"] = "robust"
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(ramp=0.6))
     prune: StageConfig = field(default_factory=lambda: StageConfig(epochs=20, select="last"))
     finetune: StageConfig = field(default_factory=lambda: StageConfig(lr=0.01))
@@ -160,7 +161,8 @@ def read_preset(name: str | Path, kind: type[T], default: T | None = None) -> T:
     """Read a YAML preset into a configuration.
 
     Args:
-        name: a preset such as ``"hydra/digits"`` (see recipes/configs), or a path to a file.
+        name: a preset such as ``"hydra/digits"`` or ``"hydra/digits-erk"`` (see recipes/presets.py;
+            any command may read another's), or a path to a file.
         kind: the dataclass to fill.
         default: has what the preset leaves out; None takes the dataclass's defaults.
 
@@ -168,17 +170,10 @@ def read_preset(name: str | Path, kind: type[T], default: T | None = None) -> T:
         ValueError: for an unknown preset, a file that is no YAML mapping, or an unknown key or
             illegal value, naming it and what is legal.
     """
-    path = CONFIGS / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        known = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
-        raise ValueError(f"there is no preset or file {name}; presets: {', '.join(known)}.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    return build(kind, content or {}, where=str(path), default=default)
+    filled = kind() if default is None else default
+    for layer in preset_layers(name):
+        filled = build(kind, layer.settings, where=layer.where, default=filled)
+    return filled
 
 
 def build(kind: type[T], content: Mapping[str, Any], *, where: str, default: T | None = None) -> T:

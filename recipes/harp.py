@@ -22,14 +22,15 @@ class HarpConfig(RecipeConfig):
 
     Attributes:
         scores: the initial scores.
-        learn: both, or rates alone at magnitude scores. (Scores alone at given rates: hydra.)
+        learn: both; scores alone at the given rates, as hydra does; or rates alone at magnitude
+            scores.
         control: how the rates meet the budget: held at every step, or by the paper's hinge.
         gamma_step: how fast the hinge's weight grows: .01, .1 for ImageNet.
         pattern: n of every 4 or 8, n learned by layer; none for unstructured masks.
     """
 
     scores: ScoreName = "scaled_magnitude"
-    learn: Literal["both", "rates"] = "both"
+    learn: Literal["both", "scores", "rates"] = "both"
     control: Literal["held", "hinge"] = "held"
     gamma_step: float = 0.01
     pattern: Literal["none", "n:4", "n:8"] = "none"
@@ -38,7 +39,8 @@ class HarpConfig(RecipeConfig):
 def harp(run: Run, config: HarpConfig) -> nn.Module:
     """Return the pruned network, finalized."""
     model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
-    learn: tuple[Learnable, ...] = ("scores", "rates") if config.learn == "both" else ("rates",)
+    both: tuple[Learnable, ...] = ("scores", "rates")
+    learn = both if config.learn == "both" else (config.learn,)
     pruner = HarpPruner(
         model,
         config.density,
@@ -56,5 +58,6 @@ def harp(run: Run, config: HarpConfig) -> nn.Module:
     # 2. r, s = argmin E[L_robust(theta * m(s, r))] + gamma L_hw(r), theta frozen
     train(run, "prune", model, config.prune, pruner=pruner, phase="prune")
     # 3. theta = argmin E[L_robust(theta * m)], m fixed at exactly the budget
-    train(run, "finetune", model, config.finetune, pruner=pruner)
+    if config.finetune.epochs:
+        train(run, "finetune", model, config.finetune, pruner=pruner)
     return finished(run, pruner)

@@ -46,5 +46,6 @@ def hydra(run: Run, config: HydraConfig) -> nn.Module:
     # 2. s = argmin E[L_robust(theta * m(s))], theta frozen
     train(run, "prune", model, config.prune, pruner=pruner, phase="prune")
     # 3. theta = argmin E[L_robust(theta * m)], m fixed
-    train(run, "finetune", model, config.finetune, pruner=pruner)
+    if config.finetune.epochs:
+        train(run, "finetune", model, config.finetune, pruner=pruner)
     return finished(run, pruner)

@@ -21,6 +21,7 @@ from robust_plugin.recipes.networks import (
     digits_cnn,
     digits_cnn_small,
     resnet18,
+    resnet50,
     vgg16_bn,
     wide_resnet,
 )
@@ -33,7 +34,9 @@ _MODELS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "vgg16-bn": vgg16_bn,
     "resnet18": resnet18,
     "resnet18-w16": partial(resnet18, width=16),
+    "resnet50": resnet50,
     "wrn-28-4": wide_resnet,
+    "wrn-28-10": partial(wide_resnet, width=10),
 }
 NAMES = tuple(_MODELS)
 

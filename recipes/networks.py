@@ -144,6 +144,20 @@ def resnet18(classes: int, shape: Shape, *, width: int = 64) -> nn.Module:
     )
 
 
+def resnet50(classes: int, shape: Shape) -> nn.Module:
+    """ResNet-50 for ImageNet, torchvision's: 7x7 stem of stride 2, max-pool (He et al. 2016).
+
+    Raises:
+        ValueError: for inputs that are not of three channels.
+    """
+    from torchvision import models
+
+    if shape[0] != 3:
+        raise ValueError(f"inputs of {shape[0]} channels: resnet50 takes 3")
+    network: nn.Module = models.resnet50(num_classes=classes)
+    return network
+
+
 def wide_resnet(classes: int, shape: Shape, *, depth: int = 28, width: int = 4) -> nn.Module:
     """WideResNet-depth-width with pre-activation and no dropout (Zagoruyko and Komodakis 2016).
 

@@ -34,6 +34,7 @@ from robust_plugin.recipes.config import RecipeConfig, StageConfig, as_plain
 from robust_plugin.recipes.data import load_data, loader
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
 from robust_plugin.recipes.models import build_model
+from robust_plugin.recipes.objective import ObjectiveConfig
 from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
 from robust_plugin.smoothing import Smoothed
@@ -92,6 +93,11 @@ class Run:
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         model = build_model(self.config.model, classes=self.data.classes, shape=self.data.shape)
         return model.to(self.device)
+
+    def objective_of(self, stage: str) -> ObjectiveConfig:
+        """Return the loss of a stage by its name: benign where pre-training is, else the recipe's."""
+        benign = stage == "pretrain" and self.config.pretraining == "benign"
+        return ObjectiveConfig("benign") if benign else self.config.objective
 
     # --- stages -----------------------------------------------------------------------------
 

@@ -16,13 +16,16 @@ def check_settings(config: RecipeConfig) -> None:
     for name, value in (
         ("pretrain.epochs", config.pretrain.epochs),
         ("prune.epochs", config.prune.epochs),
-        ("finetune.epochs", config.finetune.epochs),
         ("data.batch_size", config.data.batch_size),
         ("evaluation.batch_size", config.evaluation.batch_size),
         ("threads", 1 if config.threads is None else config.threads),
     ):
         if value < 1:
             raise ValueError(f"{name} is {value}; legal: at least 1.")
+    learned = hasattr(config, "scores")
+    if config.finetune.epochs < (0 if learned else 1):
+        legal = "0 (weights as they were) or more" if learned else "at least 1"
+        raise ValueError(f"finetune.epochs is {config.finetune.epochs}; legal: {legal}.")
     for stage in ("pretrain", "prune", "finetune"):
         if not 0 < (lr := getattr(config, stage).lr) < math.inf:
             raise ValueError(f"{stage}.lr is {lr}; legal: above 0.")
@@ -43,6 +46,11 @@ def _check_structure(config: RecipeConfig) -> None:
     if config.round_to < 1:
         raise ValueError(f"round_to is {config.round_to}; legal: 1 (any count) or more.")
     pattern = getattr(config, "pattern", "none")
+    if getattr(config, "learn", "both") == "scores" and pattern != "none":
+        raise ValueError(
+            f"pattern is {pattern!r}, which learns the n of each layer, but learn is 'scores'; take "
+            "learn both or rates, or hydra with a pattern such as 2:4."
+        )
     if config.structure == "channels" and config.rates == "erk":
         raise ValueError(
             "rates is 'erk', which follows the shapes of weights; for channels legal are uniform, "

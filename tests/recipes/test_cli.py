@@ -116,7 +116,7 @@ def test_a_run_prints_the_report_it_writes(
 # --- bad input
 
 BAD = [
-    ("--config=hydra/mnist", "no preset or file hydra/mnist; presets: .*hydra/digits"),
+    ("--config=hydra/mnist", "no preset or file hydra/mnist; robust-plugin list .*hydra/digits"),
     ("--threat.eps=8/0", r"eps is '8/0'; give a number >= 0 or a fraction such as \"8/255\""),
     ("--threat.eps=-1", "eps is '-1'"),
     ("--density=2", r"density is 2.0; legal: 0 < density <= 1"),
@@ -136,7 +136,7 @@ BAD = [
     ("--objective.step-size=1/0", "eps is '1/0'"),
     ("--pretrain.epochs=0", "pretrain.epochs is 0; legal: at least 1"),
     ("--prune.epochs=-1", "prune.epochs is -1; legal: at least 1"),
-    ("--finetune.epochs=0", "finetune.epochs is 0; legal: at least 1"),
+    ("--finetune.epochs=-1", r"finetune.epochs is -1; legal: 0 \(weights as they were\) or more"),
     ("--checkpoint=absent.safetensors", "no checkpoint at absent.safetensors"),
     ("--device=gpu", "device is 'gpu'"),
     ("--device=cuda:77", "device is 'cuda:77'"),
