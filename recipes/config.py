@@ -29,6 +29,7 @@ class DataConfig:
         validation: share of the training points held out; None is the data set's own default.
         image_size: resize a folder's images to it.
         augmentation: none, crop, flip or crop+flip; None is the data set's own default.
+        test: how many of the digits are test points; None is 400.
         batch_size: points a step.
         workers: processes that load.
     """
@@ -38,6 +39,7 @@ class DataConfig:
     validation: float | None = None
     image_size: int | None = None
     augmentation: str | None = None
+    test: int | None = None
     batch_size: int = 128
     workers: int = 0
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
 from robust_plugin.smoothing import Smoothed
 from robust_plugin.sparsity import sparsity
+
+
+# A comparison makes many runs in one process, on the same images, and decoding them takes seconds.
+_data = lru_cache(maxsize=1)(load_data)
 
 
 class Run:
@@ -68,12 +73,13 @@ class Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         of = config.data
-        self.data = load_data(
+        self.data = _data(
             of.name,
             folder=of.folder,
             validation=of.validation,
             image_size=of.image_size,
             augmentation=of.augmentation,
+            test=of.test,
         )
         if config.evaluation.autoattack:
             AutoAttack(self.threat).check(self.data.classes)
