@@ -1,4 +1,4 @@
-"""Random crops and mirror images of a batch, each image's its own, from torch's global generator."""
+"""Random crops and mirrored images, drawn from torch's global generator for each image."""
 
 from __future__ import annotations
 

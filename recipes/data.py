@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from robust_plugin.recipes.augmentation import AUGMENTATIONS, augmented
-from robust_plugin.recipes.resident import LIMIT, Resident, ResidentLoader
+from robust_plugin.recipes.augmentation import AUGMENTATIONS
+from robust_plugin.recipes.images import LIMIT, Resident, ResidentLoader, View
 from robust_plugin.recipes.splits import hold_out, stratified_split
 
 # Class in torchvision.datasets, honest name, number of classes, augmentation. SVHN is not flipped:
@@ -56,35 +55,6 @@ class Data:
     test: Dataset[Any]
     classes: int
     shape: tuple[int, int, int]
-
-
-class View(Dataset[tuple[Tensor, int]]):
-    """Chosen points of a data set of images, each made a tensor [C, H, W] when asked for."""
-
-    def __init__(
-        self,
-        images: Dataset[Any],
-        indices: Sequence[int],
-        *,
-        shape: tuple[int, int, int],
-        transform: Callable[[Any], Tensor],
-        augmentation: str = "none",
-    ) -> None:
-        self.images, self.indices, self.shape = images, indices, shape
-        self.transform, self.augmentation = transform, augmentation
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[self.indices[index]]
-        x = self.transform(image)
-        if tuple(x.shape) != self.shape:  # named here, before a batch fails on it
-            raise ValueError(
-                f"image {self.indices[index]} has the shape {tuple(x.shape)}, the first one "
-                f"{self.shape}: set image_size to bring all images to one size"
-            )
-        return augmented(x[None], self.augmentation)[0], int(label)
 
 
 def load_data(

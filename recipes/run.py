@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,6 @@ from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
 from robust_plugin.smoothing import Smoothed
 from robust_plugin.sparsity import sparsity
-
-
-# A comparison makes many runs in one process, on the same images, and decoding them takes seconds.
-_data = lru_cache(maxsize=1)(load_data)
 
 
 class Run:
@@ -73,7 +68,7 @@ class Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         of = config.data
-        self.data = _data(
+        self.data = load_data(
             of.name,
             folder=of.folder,
             validation=of.validation,

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
-from robust_plugin.recipes.data import Data, View, load_data, loader
-from robust_plugin.recipes.resident import Resident
+from robust_plugin.recipes.data import Data, load_data, loader
+from robust_plugin.recipes.images import Resident, View
 
 
 def points(dataset: Any) -> list[tuple[bytes, int]]:
@@ -129,7 +129,8 @@ def test_images_in_memory_are_those_of_the_disk(tmp_path: Path) -> None:
     x, y = (torch.cat(each) for each in zip(*together, strict=True))
     for i in range(16):
         assert torch.equal(x[i], data.test[i][0]) and y[i] == data.test[i][1]
-    assert len({image.numpy().tobytes() for image in data.train.batch(torch.zeros(50).long())[0]}) > 9
+    same, _ = data.train.batch(torch.zeros(50).long())
+    assert len({image.numpy().tobytes() for image in same}) > 9  # each is augmented by itself
 
 
 def test_image_size_brings_odd_images_to_one_shape(tmp_path: Path, either: None) -> None:
@@ -142,7 +143,8 @@ def test_image_size_brings_odd_images_to_one_shape(tmp_path: Path, either: None)
 
 
 def test_only_training_points_are_augmented_and_only_by_the_global_generator(
-    tmp_path: Path, either: None,
+    tmp_path: Path,
+    either: None,
 ) -> None:
     write_images(tmp_path)
     data = load_data("folder", folder=tmp_path, augmentation="crop+flip", validation=0.25)

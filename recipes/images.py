@@ -1,12 +1,13 @@
-"""Images that fit in memory: decoded once, kept as bytes, augmented a batch at a time.
+"""Points that are images: read from disk when asked for, or kept in memory.
 
-Small images cost more to read, decode and augment one by one than a small network costs to train.
+Small images cost more to read, decode and augment one by one than a small network costs to train:
+those that fit are decoded once, kept as bytes and augmented a batch at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +18,35 @@ from torch.utils.data import Dataset
 from robust_plugin.recipes.augmentation import augmented
 
 LIMIT = 2**29  # bytes; CIFAR takes 184 MB, and a comparison holds them once a process
+
+
+class View(Dataset[tuple[Tensor, int]]):
+    """Chosen points of a data set of images, each made a tensor [C, H, W] when asked for."""
+
+    def __init__(
+        self,
+        images: Dataset[Any],
+        indices: Sequence[int],
+        *,
+        shape: tuple[int, int, int],
+        transform: Callable[[Any], Tensor],
+        augmentation: str = "none",
+    ) -> None:
+        self.images, self.indices, self.shape = images, indices, shape
+        self.transform, self.augmentation = transform, augmentation
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[self.indices[index]]
+        x = self.transform(image)
+        if tuple(x.shape) != self.shape:  # named here, before a batch fails on it
+            raise ValueError(
+                f"image {self.indices[index]} has the shape {tuple(x.shape)}, the first one "
+                f"{self.shape}: set image_size to bring all images to one size"
+            )
+        return augmented(x[None], self.augmentation)[0], int(label)
 
 
 class Resident(Dataset[tuple[Tensor, int]]):
