@@ -96,6 +96,7 @@ class EvaluationConfig:
         steps: of PGD.
         restarts: of PGD.
         autoattack: how many of the first test points AutoAttack gets; 0 for none.
+        version: of AutoAttack; screen (apgd-ce and apgd-t) says so in the report.
         verify: how many of them the cascade of proofs gets (IBP, CROWN, alpha-CROWN); 0 for none.
         smooth: how many of them randomized smoothing certifies, at the objective's sigma.
         votes: noisy votes for each of these.
@@ -105,6 +106,7 @@ class EvaluationConfig:
     steps: int = 20
     restarts: int = 5
     autoattack: int = 0
+    version: Literal["standard", "plus", "rand", "screen"] = "standard"
     verify: int = 0
     smooth: int = 0
     votes: int = 10_000
