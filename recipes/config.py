@@ -27,6 +27,7 @@ class DataConfig:
         validation: share of the training points held out; None is the data set's own default.
         image_size: resize a folder's images to it.
         augmentation: none, crop, flip or crop+flip; None is the data set's own default.
+        test: how many of the digits are test points; None is 400.
         batch_size: points a step.
         workers: processes that load.
     """
@@ -36,6 +37,7 @@ class DataConfig:
     validation: float | None = None
     image_size: int | None = None
     augmentation: str | None = None
+    test: int | None = None
     batch_size: int = 128
     workers: int = 0
 
@@ -92,6 +94,7 @@ class EvaluationConfig:
         steps: of PGD.
         restarts: of PGD.
         autoattack: how many of the first test points AutoAttack gets; 0 for none.
+        version: of AutoAttack; screen (apgd-ce and apgd-t) says so in the report.
         verify: how many of them the cascade of proofs gets (IBP, CROWN, alpha-CROWN); 0 for none.
         smooth: how many of them randomized smoothing certifies, at the objective's sigma.
         votes: noisy votes for each of these.
@@ -101,6 +104,7 @@ class EvaluationConfig:
     steps: int = 20
     restarts: int = 5
     autoattack: int = 0
+    version: Literal["standard", "plus", "rand", "screen"] = "standard"
     verify: int = 0
     smooth: int = 0
     votes: int = 10_000

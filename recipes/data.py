@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from robust_plugin.recipes.augmentation import AUGMENTATIONS
+from robust_plugin.recipes.images import LIMIT, Resident, ResidentLoader, View
 from robust_plugin.recipes.splits import hold_out, stratified_split
 
 # Class in torchvision.datasets, honest name, number of classes, augmentation. SVHN is not flipped:
@@ -28,10 +29,9 @@ _TORCHVISION = {
     "svhn": ("SVHN", "SVHN", 10, "crop"),
 }
 NAMES = ("digits", "folder", *_TORCHVISION)
-AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
 
 _DIGITS_TEST = 400  # of 1797, always the same ones
-_DIGITS_VALIDATION = 200 / 1397  # share of the others
+_DIGITS_VALIDATION = 200  # of the others
 _VALIDATION = 0.1
 _LAYOUT = "train/<class>/ and test/<class>/ with images in them, the same classes in both"
 
@@ -57,35 +57,6 @@ class Data:
     shape: tuple[int, int, int]
 
 
-class View(Dataset[tuple[Tensor, int]]):
-    """Chosen points of a data set of images, each made a tensor [C, H, W] when asked for."""
-
-    def __init__(
-        self,
-        images: Dataset[Any],
-        indices: Sequence[int],
-        *,
-        shape: tuple[int, int, int],
-        transform: Callable[[Any], Tensor],
-        augment: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.images, self.indices, self.shape = images, indices, shape
-        self.transform, self.augment = transform, augment
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[self.indices[index]]
-        x = self.transform(image)
-        if tuple(x.shape) != self.shape:  # named here, before a batch fails on it
-            raise ValueError(
-                f"image {self.indices[index]} has the shape {tuple(x.shape)}, the first one "
-                f"{self.shape}: set image_size to bring all images to one size"
-            )
-        return (x if self.augment is None else self.augment(x)), int(label)
-
-
 def load_data(
     name: str,
     *,
@@ -95,6 +66,7 @@ def load_data(
     download: bool = False,
     image_size: int | None = None,
     augmentation: str | None = None,
+    test: int | None = None,
 ) -> Data:
     """Load a data set by its name.
 
@@ -112,9 +84,11 @@ def load_data(
             (at random, after 4 pixels of padding), "flip" (left to right), "crop+flip"; by default
             crop+flip for CIFAR, crop for SVHN, none for digits and for a folder, whose images may
             not bear it.
+        test: how many of the digits to hold out as test points; by default 400.
 
     Returns:
-        The three parts; a folder's images stay on disk and are read when asked for.
+        The three parts. Images that would take more than ``LIMIT`` bytes stay on disk and are read
+        when asked for; others are decoded once, when the first of them is asked for.
 
     Raises:
         ValueError: an unknown name or augmentation, a missing or badly laid out folder, a
@@ -130,8 +104,13 @@ def load_data(
             f"image_size={image_size!r} with {name!r}: a positive number of pixels, and only for "
             "'folder', whose images have no size of their own"
         )
+    if test is not None and (name != "digits" or test < 1):
+        raise ValueError(
+            f"test={test} with {name!r}: a positive number of points, and only for 'digits', which "
+            "come without test points of their own"
+        )
     if name == "digits":
-        return _digits(_DIGITS_VALIDATION if validation is None else validation, seed)
+        return _digits(validation, seed, _DIGITS_TEST if test is None else test)
     if folder is None or not (download or Path(folder).is_dir()):
         layout = _LAYOUT if name == "folder" else "the files as torchvision stores them"
         given = "give --data.folder" if folder is None else f"no folder {folder}"
@@ -150,7 +129,7 @@ def loader(
     epoch: int,
     shuffle: bool,
     workers: int = 0,
-) -> DataLoader[Any]:
+) -> DataLoader[Any] | ResidentLoader:
     """Make the loader of one epoch, whose order is a function of (seed, epoch) alone.
 
     Make a new one for every epoch: a continued run then sees the batches of the uninterrupted one.
@@ -163,12 +142,14 @@ def loader(
         seed: the run's seed.
         epoch: the epoch's number.
         shuffle: permute the points, or keep their order.
-        workers: processes that load; 0 loads in this one.
+        workers: processes that load; 0 loads in this one. Images in memory need none.
     """
     digest = hashlib.sha256(f"{seed},{epoch}".encode()).digest()  # near pairs, unrelated streams
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     n = len(cast(Sized, dataset))
     order = torch.randperm(n, generator=generator).tolist() if shuffle else range(n)
+    if isinstance(dataset, Resident):
+        return ResidentLoader(dataset, order, batch_size)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -179,11 +160,12 @@ def loader(
     )
 
 
-def _digits(validation: float, seed: int) -> Data:
+def _digits(validation: float | None, seed: int, test_points: int) -> Data:
     bunch = _library("sklearn.datasets").load_digits()
     x = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16  # ink is counted to 16
     y = torch.tensor(bunch.target, dtype=torch.int64)
-    rest, test = stratified_split(y.tolist(), _DIGITS_TEST, seed=0)
+    rest, test = stratified_split(y.tolist(), test_points, seed=0)
+    validation = _DIGITS_VALIDATION / len(rest) if validation is None else validation
     kept, held_out = hold_out(y[rest].tolist(), validation, seed=seed)
     indices = ([rest[i] for i in kept], [rest[i] for i in held_out], test)
     parts = [TensorDataset(x[part], y[part]) for part in indices]
@@ -244,17 +226,18 @@ def _images(
     plain = transforms.Compose(steps)
     channels, height, width = plain(train[0][0]).shape
     shape = (channels, height, width)
-    random: list[Callable[[Tensor], Tensor]] = []
-    if "crop" in augmentation:
-        random.append(transforms.RandomCrop((height, width), padding=4))
-    if "flip" in augmentation:
-        random.append(transforms.RandomHorizontalFlip())
-    augment = transforms.Compose(random)
+    fits = (len(train) + len(test)) * channels * height * width <= LIMIT
+
+    def part(images: Any, indices: Sequence[int], augmentation: str = "none") -> Dataset[Any]:
+        if fits:
+            return Resident(View(images, indices, shape=shape, transform=plain), augmentation)
+        return View(images, indices, shape=shape, transform=plain, augmentation=augmentation)
+
     return Data(
         name,
-        train=View(train, split[0], shape=shape, transform=plain, augment=augment),
-        validation=View(train, split[1], shape=shape, transform=plain),
-        test=View(test, range(len(test)), shape=shape, transform=plain),
+        train=part(train, split[0], augmentation),
+        validation=part(train, split[1]),
+        test=part(test, range(len(test))),
         classes=classes,
         shape=shape,
     )

@@ -184,7 +184,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     for radius in radii:
         parse_eps(radius)  # now, and not after hours
     of = config.data
-    data = load_data(of.name, folder=of.folder, image_size=of.image_size)
+    data = load_data(of.name, folder=of.folder, image_size=of.image_size, test=of.test)
     model = _network(config, data, config.weights)
     if config.small is not None:
         model = without_channels(config.small, model, data.shape)
