@@ -1,4 +1,4 @@
-"""The command line: ``robust-plugin magnitude | hydra | harp | compare | evaluate | channels``."""
+"""The command line, ``robust-plugin COMMAND``: what the commands are says ``_USAGE``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from robust_plugin.recipes.compare import CompareConfig, compare
 from robust_plugin.recipes.config import read_preset
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
 from robust_plugin.recipes.execute import RECIPES, execute, finished_run
+from robust_plugin.recipes.listing import listing
 from robust_plugin.recipes.processes import processes
+from robust_plugin.recipes.published import beside_published
 from robust_plugin.recipes.report import plot_kept
 from robust_plugin.recipes.run import Run
 
@@ -30,6 +32,7 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
   compare     rows of methods on equal terms, each with its own tuned learning rate
   evaluate    a run folder, or any model with a checkpoint: PGD, AutoAttack, security curve, proofs
   channels    the table before and after of finished runs on channels: RUN [RUN ...]
+  list        all presets, with the densities at which figures are published
 
 Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
 --threat.eps 8/255. "robust-plugin COMMAND --help" lists them. The same command continues an
@@ -55,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif command == "channels":
             for folder in rest or [""]:
                 print(f"{folder}\n{before_after(finished_run(Path(folder)))}\n")
+        elif command == "list":
+            print(listing())
         else:
             print(f"unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
             return 2
@@ -71,7 +76,8 @@ def _recipe(command: str, words: list[str]) -> None:
     kind, _ = RECIPES[command]
     preset, words = _take(words, "--config", f"{command}/digits")
     out, words = _take(words, "--out", f"runs/{command}")
-    config = _parse(kind, read_preset(preset, kind), words, f"robust-plugin {command}")
+    begun = read_preset(preset, kind)
+    config = _parse(kind, begun, words, f"robust-plugin {command}")
     report = execute(command, config, Path(out))
     kept = _kept(Path(out))
     plot_kept({command: kept}, Path(out) / "kept.png")
@@ -81,6 +87,8 @@ def _recipe(command: str, words: list[str]) -> None:
     if config.evaluation.smooth:
         print((Path(out) / "smoothing.txt").read_text(), end="")
     print(f"kept {100 * share:.3g} % of the {what}; all of it in {out}")
+    if published := beside_published(command, begun, config, Path(out)):
+        print(f"\n{published}")
     if config.structure == "channels":
         print(f"\n{before_after(Run(Path(out), config))}")
 

@@ -96,7 +96,7 @@ class Run:
         return model.to(self.device)
 
     def objective_of(self, stage: str) -> ObjectiveConfig:
-        """Return the loss of a stage by its name: benign where pre-training is, else the recipe's."""
+        """Return the loss of a stage: the recipe's, or benign where its pre-training is."""
         benign = stage == "pretrain" and self.config.pretraining == "benign"
         return ObjectiveConfig("benign") if benign else self.config.objective
 

@@ -48,8 +48,8 @@ def _check_structure(config: RecipeConfig) -> None:
     pattern = getattr(config, "pattern", "none")
     if getattr(config, "learn", "both") == "scores" and pattern != "none":
         raise ValueError(
-            f"pattern is {pattern!r}, which learns the n of each layer, but learn is 'scores'; take "
-            "learn both or rates, or hydra with a pattern such as 2:4."
+            f"pattern is {pattern!r}, whose n each layer learns, but learn is 'scores'; take learn "
+            "both or rates, or hydra with a pattern such as 2:4."
         )
     if config.structure == "channels" and config.rates == "erk":
         raise ValueError(

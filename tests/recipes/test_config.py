@@ -5,15 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.compare import CompareConfig
 from robust_plugin.recipes.config import (
-    CONFIGS,
     RecipeConfig,
     ThreatConfig,
     as_plain,
@@ -25,8 +22,9 @@ from robust_plugin.recipes.execute import RECIPES
 from robust_plugin.recipes.harp import HarpConfig
 from robust_plugin.recipes.hydra import HydraConfig
 from robust_plugin.recipes.objective import ObjectiveConfig, ObjectiveName
+from robust_plugin.recipes.presets import CONFIGS, preset_names
 
-PRESETS = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+PRESETS = preset_names()
 
 
 def kind_of(preset: str) -> Any:
@@ -52,6 +50,7 @@ def test_a_preset_fills_its_dataclass_and_survives_json(preset: str) -> None:
     config = read_preset(preset, kind_of(preset))
     assert type(config) is kind_of(preset)
     written = yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text())
+    assert written.pop("about") and written.pop("extends", True)
     plain = as_plain(config)
     assert build(kind_of(preset), json.loads(json.dumps(plain)), where="json") == config
 
@@ -71,11 +70,15 @@ def test_a_preset_opens_with_the_command_that_launches_it(preset: str) -> None:
 
 
 SHORT = {
-    "data.batch-size": "600",  # two steps an epoch
+    "data.name": "folder",
+    "data.test": "None",  # a folder has test points of its own
+    "data.batch-size": "29",  # two steps an epoch
+    "data.workers": "0",
+    "data.validation": "0.25",
     "objective.steps": "1",
     "pretrain.epochs": "1",
     "prune.epochs": "1",
-    "finetune.epochs": "1",
+    "finetune.epochs": "5",  # each round of iterative pruning takes an epoch
     "finetune.lr": "0.01",
     "evaluation.steps": "1",
     "evaluation.restarts": "1",
@@ -83,60 +86,25 @@ SHORT = {
     "evaluation.votes": "100",
     "device": "cpu",
 }
-
-
 PROOFS = ("verify", "smooth")
+COMPARED = [each for each in PRESETS if each.startswith("compare/")]
 
 
-@pytest.fixture(scope="module")
-def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two images of each of four classes to train on, one to validate and one to test, 32x32."""
-    root = tmp_path_factory.mktemp("few")
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 3), ("test", 1)):
-        for label in range(4):
-            folder = root / part / f"class{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(0, 256, (32, 32, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
-
-
-# Those of evaluate run in test_evaluate.py: they need a network.
-@pytest.mark.parametrize("preset", [each for each in PRESETS if not each.startswith("evaluate/")])
-def test_two_steps_of_a_preset_by_its_own_command(
-    preset: str, tmp_path: Path, workplace: Path, few_images: Path
+# Those of recipes run in test_presets.py, those of evaluate in test_evaluate.py.
+@pytest.mark.parametrize("preset", COMPARED)
+def test_two_steps_of_a_comparison_by_its_own_command(
+    preset: str, tmp_path: Path, workplace: Path
 ) -> None:
-    short = dict(SHORT)
-    config = read_preset(preset, kind_of(preset))
-    compared = isinstance(config, CompareConfig)
-    if compared or config.data.name != "digits":  # the same on images at hand
-        folder = workplace / "images" if compared else few_images
-        short |= {"data.name": "folder", "data.folder": str(folder), "data.workers": "0"}
-        short |= {"data.batch-size": "29" if compared else "4", "data.validation": "0.25"}
-        short["data.test"] = "None"  # a folder has test points of its own
-    of = config.base if compared else config
+    config = read_preset(preset, CompareConfig)
+    short = {**SHORT, "data.folder": str(workplace / "images")}
     # Two points are proved where the preset has points proved.
-    short |= {f"evaluation.{how}": str(min(2, getattr(of.evaluation, how))) for how in PROOFS}
-    if compared:  # each round of iterative pruning takes an epoch
-        short["finetune.epochs"] = "5"
+    of = config.base.evaluation
+    short |= {f"evaluation.{how}": str(min(2, getattr(of, how))) for how in PROOFS}
     words = launch(preset)[1:] + [f"--out={tmp_path / 'out'}"]
-    words += [f"--{'base.' * compared}{key}={value}" for key, value in short.items()]
-    if compared:
-        words += ["--jobs=1", "--seeds=0", "--densities=0.1", "--lrs=0.01"]
-    assert main(words) == 0
+    words += [f"--base.{key}={value}" for key, value in short.items()]
+    assert main([*words, "--jobs=1", "--seeds=0", "--densities=0.1", "--lrs=0.01"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    if compared:
-        assert [cell["row"] for cell in report["cells"]] == ["dense", *config.rows]
-    else:
-        kept, size = (sum(each) for each in zip(*report["kept"].values(), strict=True))
-        density = json.loads((tmp_path / "out" / "config.json").read_text())["density"]
-        assert kept == pytest.approx(density * size, rel=0.01)
-        assert (report["smoothing"] is not None) == bool(of.evaluation.smooth)
-        assert (report["report"]["certified"] is not None) == bool(of.evaluation.verify)
-        log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
-        assert [json.loads(line)["stage"] for line in log][0] == "pretrain"
+    assert [cell["row"] for cell in report["cells"]] == ["dense", *config.rows]
 
 
 # --- strictness
@@ -197,8 +165,8 @@ def test_what_a_preset_leaves_out_is_the_dataclass_default(tmp_path: Path) -> No
     assert read_preset(tmp_path / "empty.yaml", HydraConfig) == HydraConfig()
 
 
-def test_a_preset_that_is_not_there_lists_those_that_are() -> None:
-    with pytest.raises(ValueError, match="no preset or file hydra/mnist; presets: .*hydra/digits"):
+def test_a_preset_that_is_not_there_points_to_the_list() -> None:
+    with pytest.raises(ValueError, match="file hydra/mnist; robust-plugin list .*hydra/digits"):
         read_preset("hydra/mnist", HydraConfig)
 
 

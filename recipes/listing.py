@@ -1,0 +1,83 @@
+"""What can be launched: presets, the endings of their names, and where figures are published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from robust_plugin.recipes.config import read_preset
+from robust_plugin.recipes.execute import RECIPES
+from robust_plugin.recipes.presets import preset_layers, preset_names, variants
+from robust_plugin.recipes.published import published_densities
+
+# Whose presets magnitude takes besides its own, as their baseline.
+_MAGNITUDE_TAKES = ("hydra", "harp")
+
+
+def listing() -> str:
+    """Return all presets by command, a line each, in plain text of at most 100 columns."""
+    names = preset_names()
+    lines = [
+        "robust-plugin COMMAND --config PRESET [--density D]",
+        "Numbers are what is kept, in %, where there are published figures to set a run beside.",
+    ]
+    for command in dict.fromkeys([*RECIPES, *(name.partition("/")[0] for name in names)]):
+        own = [name for name in names if name.startswith(f"{command}/")]
+        if own:
+            width = max(map(len, own))
+            lines += ["", command, *(_line(command, name, width) for name in own)]
+            lines += _endings(command, width)
+    return "\n".join(lines)
+
+
+def published_presets(command: str) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yield the presets whose figures are published, and the densities of these.
+
+    Of a name with an ending only where the figures are not those of the name without it.
+
+    Args:
+        command: magnitude, hydra or harp; magnitude takes the presets of the others too.
+    """
+    of = {command, *(_MAGNITUDE_TAKES if command == "magnitude" else ())}
+    for name in preset_names():
+        if name.partition("/")[0] not in of:
+            continue
+        for each in [
+            name,
+            *(f"{name}-{v.name}" for v in variants().values() if v.axis == "structure"),
+        ]:
+            if found := _densities(command, each):
+                yield each, found
+
+
+def _densities(command: str, name: str) -> tuple[float, ...]:
+    kind, _ = RECIPES[command]
+    try:
+        return published_densities(command, read_preset(name, kind))
+    except ValueError:  # it has settings that only its own command has
+        return ()
+
+
+def _line(command: str, name: str, width: int) -> str:
+    about = preset_layers(name)[-1].about
+    if command not in RECIPES:
+        return f"  {name:<{width}}  {about}"
+    return f"  {name:<{width}}  {_shown(_densities(command, name)):<8}  {about}".rstrip()
+
+
+def _shown(densities: tuple[float, ...]) -> str:
+    return ", ".join(f"{100 * density:g}" for density in densities)
+
+
+def _endings(command: str, width: int) -> Iterator[str]:
+    """Yield the lines under a command's presets: what their names may end in, and other names."""
+    taken = [each for each in variants().values() if command in each.commands]
+    if not taken:
+        return
+    yield "  endings of their names, one of each kind:"
+    yield from (f"    {each.axis:<10}  -{each.name:<11}  {each.about}" for each in taken)
+    listed = [name for name in preset_names() if name.startswith(f"{command}/")]
+    others = [(name, found) for name, found in published_presets(command) if name not in listed]
+    if others:
+        takes = f"; it takes all of {' and '.join(_MAGNITUDE_TAKES)} as their baseline"
+        yield f"  other names with published figures{takes if command == 'magnitude' else ''}:"
+        yield from (f"    {name:<{width}}  {_shown(found)}" for name, found in others)
