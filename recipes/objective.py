@@ -112,4 +112,7 @@ class ObjectiveConfig:
         """Return what proves validation points by the bounds that training ends with, if any."""
         if self.name == "certified":
             return IBP(threat)
-        return LiRPA(threat, "same-slope") if self.name == "mixtrain" else None
+        if self.name != "mixtrain":
+            return None
+        # As many at a time as in training, which takes more memory for each.
+        return LiRPA(threat, "same-slope", batch_size=self.points)

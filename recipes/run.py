@@ -79,9 +79,8 @@ class Run:
         )
         if config.evaluation.autoattack:
             AutoAttack(self.threat, version=config.evaluation.version).check(self.data.classes)
-        self.certifier = certifier_of(
-            "cascade" if config.evaluation.verify else "none", self.threat
-        )
+        proofs = config.evaluation.certify if config.evaluation.verify else "none"
+        self.certifier = certifier_of(proofs, self.threat)
         self._identity = identity_of(config)
 
     @property

@@ -292,8 +292,12 @@ OWN = [
 @pytest.fixture
 def on_own_network(few_images: Path, out: Path) -> Callable[[str], None]:
     def run_on(name: str) -> None:
+        config = settings(name)
         options = {"data_folder": str(few_images), "data_image-size": "32"}
-        if settings(name).data.name != "digits":
+        options["data_validation"] = "0.34"  # one of the three of each class
+        if config.objective.name == "mixtrain":  # whose memory grows by the fourth power
+            options["data_image-size"] = "16" if config.model == "cnn-small" else "8"
+        if config.data.name != "digits":
             options["data_batch-size"] = "4"
         else:
             options |= {"data_name": "digits", "data_folder": "None", "data_image-size": "None"}
