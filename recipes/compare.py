@@ -193,6 +193,11 @@ def _job(
     kind, _ = RECIPES[recipe]
     built = build(kind, merged, where=f"row {row!r}")
     check_settings(built)
+    if built.finetune.epochs < 1:
+        raise ValueError(
+            f"row {row!r}: finetune.epochs is {built.finetune.epochs}; legal: at least 1, since "
+            "rows are compared by their fine-tuning learning rates."
+        )
     here = folder / f"seed{seed}" / _folder_name(row) / f"{density:g}" / f"lr{lr:g}"
     return Job(row, recipe, built, here)
 

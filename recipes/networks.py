@@ -145,17 +145,14 @@ def resnet18(classes: int, shape: Shape, *, width: int = 64) -> nn.Module:
 
 
 def resnet50(classes: int, shape: Shape) -> nn.Module:
-    """ResNet-50 for ImageNet, torchvision's: 7x7 stem of stride 2, max-pool (He et al. 2016).
-
-    Raises:
-        ValueError: for inputs that are not of three channels.
-    """
+    """ResNet-50 for ImageNet, torchvision's: 7x7 stem of stride 2, max-pool (He et al. 2016)."""
     from torchvision import models
 
+    network = models.resnet50(num_classes=classes)
     if shape[0] != 3:
-        raise ValueError(f"inputs of {shape[0]} channels: resnet50 takes 3")
-    network: nn.Module = models.resnet50(num_classes=classes)
-    return network
+        network.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
+    found: nn.Module = network
+    return found
 
 
 def wide_resnet(classes: int, shape: Shape, *, depth: int = 28, width: int = 4) -> nn.Module:
