@@ -98,7 +98,7 @@ class EvaluationConfig:
         autoattack: how many of the first test points AutoAttack gets; 0 for none.
         version: of AutoAttack; screen (apgd-ce and apgd-t) says so in the report.
         verify: how many of them are to be proved; 0 for none.
-        prover: ibp, crown-ibp, cascade (IBP, CROWN, alpha-CROWN), or cascade-fixed, which leaves
+        certify: by what: ibp, crown-ibp, cascade (IBP, CROWN, alpha-CROWN), or cascade-fixed, which leaves
             out alpha-CROWN on all slopes.
         smooth: how many of them randomized smoothing certifies, at the objective's sigma.
         votes: noisy votes for each of these.
@@ -110,7 +110,7 @@ class EvaluationConfig:
     autoattack: int = 0
     version: Literal["standard", "plus", "rand", "screen"] = "standard"
     verify: int = 0
-    prover: Literal["ibp", "crown-ibp", "cascade", "cascade-fixed"] = "cascade"
+    certify: Literal["ibp", "crown-ibp", "cascade", "cascade-fixed"] = "cascade"
     smooth: int = 0
     votes: int = 10_000
     batch_size: int = 500

@@ -79,7 +79,7 @@ class Run:
         if config.evaluation.autoattack:
             AutoAttack(self.threat, version=config.evaluation.version).check(self.data.classes)
         self.certifier = certifier_of(
-            config.evaluation.prover if config.evaluation.verify else "none", self.threat
+            config.evaluation.certify if config.evaluation.verify else "none", self.threat
         )
         self._identity = identity_of(config)
 
