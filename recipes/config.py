@@ -95,9 +95,9 @@ class EvaluationConfig:
         restarts: of PGD.
         autoattack: how many of the first test points AutoAttack gets; 0 for none.
         version: of AutoAttack; screen (apgd-ce and apgd-t) says so in the report.
-        verify: how many of them are proved; 0 for none.
-        certify: by what: cascade (IBP, CROWN, alpha-CROWN), or ibp or crown-ibp alone, for networks
-            whose inner layers are too large for CROWN.
+        verify: how many of them are to be proved; 0 for none.
+        certify: by what: ibp, crown-ibp (for networks whose inner layers are too large for CROWN),
+            cascade (IBP, CROWN, alpha-CROWN), or cascade-fixed, without alpha-CROWN on all slopes.
         smooth: how many of them randomized smoothing certifies, at the objective's sigma.
         votes: noisy votes for each of these.
         batch_size: points at a time.
@@ -108,7 +108,7 @@ class EvaluationConfig:
     autoattack: int = 0
     version: Literal["standard", "plus", "rand", "screen"] = "standard"
     verify: int = 0
-    certify: Literal["ibp", "crown-ibp", "cascade"] = "cascade"
+    certify: Literal["ibp", "crown-ibp", "cascade", "cascade-fixed"] = "cascade"
     smooth: int = 0
     votes: int = 10_000
     batch_size: int = 500

@@ -44,7 +44,8 @@ class Data:
         name: what a report may call it: "digits", "CIFAR-10", or the folder's own name.
         train: training points, augmented at random where the data set allows it.
         validation: points held out of the training points, as they are.
-        test: the test points, as they are.
+        test: the test points, as they are; those of a folder shuffled once and for all, so that
+            the first of them are of all classes.
         classes: the number of classes; labels are 0 to classes - 1.
         shape: (channels, height, width) of one input, float32 in [0, 1].
     """
@@ -184,7 +185,10 @@ def _image_folder(
         )
     split = hold_out(train.targets, validation, seed=seed)
     classes, name = len(train.classes), folder.resolve().name
-    return _images(name, train, test, split, classes, augmentation, image_size)
+    # Folders are read class by class, and whoever takes the first points wants some of each.
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(test), generator=generator).tolist()
+    return _images(name, train, test, (*split, order), classes, augmentation, image_size)
 
 
 def _class_folders(path: Path) -> Any:
@@ -206,14 +210,15 @@ def _torchvision(
         raise ValueError(f"{title} is not in {folder}, or damaged: {error}") from error
     labels = [int(label) for label in (train.labels if name == "svhn" else train.targets)]
     split = hold_out(labels, validation, seed=seed)
-    return _images(title, train, test, split, classes, augmentation or default, None)
+    indices = (*split, range(len(test)))
+    return _images(title, train, test, indices, classes, augmentation or default, None)
 
 
 def _images(
     name: str,
     train: Any,
     test: Any,
-    split: tuple[list[int], list[int]],
+    indices: tuple[Sequence[int], Sequence[int], Sequence[int]],
     classes: int,
     augmentation: str,
     image_size: int | None,
@@ -235,9 +240,9 @@ def _images(
 
     return Data(
         name,
-        train=part(train, split[0], augmentation),
-        validation=part(train, split[1]),
-        test=part(test, range(len(test))),
+        train=part(train, indices[0], augmentation),
+        validation=part(train, indices[1]),
+        test=part(test, indices[2]),
         classes=classes,
         shape=shape,
     )

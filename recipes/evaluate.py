@@ -55,7 +55,8 @@ class EvaluateConfig:
         attacks: any of pgd, autoattack, autoattack-plus, autoattack-rand, screen (apgd-ce and
             apgd-t), fab (the nearest adversarial inputs, for the security curve), and
             torchattacks.NAME for its classes.
-        certify: what proves points: none, ibp, crown-ibp or cascade (IBP, CROWN, alpha-CROWN).
+        certify: what proves points: none, ibp, crown-ibp, cascade (IBP, CROWN, alpha-CROWN) or
+            cascade-fixed (without alpha-CROWN on all slopes).
         steps: of PGD.
         restarts: of PGD.
         n: how many of the first test points; None for all.

@@ -114,5 +114,5 @@ class ObjectiveConfig:
             return IBP(threat)
         if self.name != "mixtrain":
             return None
-        # As many at a time as in training, which takes more memory for each.
-        return LiRPA(threat, "same-slope", batch_size=self.points)
+        # Where training can bound one point at a time, for its memory, so can validation.
+        return LiRPA(threat, "same-slope", batch_size=1 if self.points == 1 else 32)

@@ -79,8 +79,9 @@ class Run:
         )
         if config.evaluation.autoattack:
             AutoAttack(self.threat, version=config.evaluation.version).check(self.data.classes)
-        proofs = config.evaluation.certify if config.evaluation.verify else "none"
-        self.certifier = certifier_of(proofs, self.threat)
+        self.certifier = certifier_of(
+            config.evaluation.certify if config.evaluation.verify else "none", self.threat
+        )
         self._identity = identity_of(config)
 
     @property

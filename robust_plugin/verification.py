@@ -132,12 +132,13 @@ def verify(
         opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
         with attacked(model), torch.no_grad():
             opened.check_answers(model(x[:batch_size]))
-    fast = fast_copy(model, x[:batch_size])  # for attacks; the network itself judges their points
-    found = []
+    found, fast = [], None
     for first in range(0, len(x), batch_size):
         rows, unit = slice(first, first + batch_size), f"points-{first:06d}"
         done = opened.get(unit) if opened is not None else None
         if done is None:
+            if fast is None:  # for attacks; the network itself judges their points
+                fast = fast_copy(model, x[:batch_size])
             batch = _Batch(model, fast, x[rows], y[rows], threat, first)
             with forked(seed, x.device):
                 for number, stage in enumerate(stages.values()):

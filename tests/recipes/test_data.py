@@ -110,11 +110,16 @@ def test_a_folder_is_split_and_read_lazily(tmp_path: Path, streamed: None) -> No
     assert [len(part) for part in (data.train, data.validation, data.test)] == [12, 4, 16]
     assert labels(data.validation) == {0: 2, 1: 2}
     assert len(set(points(data.train) + points(data.validation) + points(data.test))) == 32
-    x, _ = data.test[15]
-    assert x.max() == np.float32(130 + 31) / np.float32(255) and x.min() == 0
+    brightest = max(data.test[i][0].max() for i in range(16))
+    assert brightest == np.float32(130 + 31) / np.float32(255)
+    assert data.test[0][0].min() == 0
+    # The first points are no single class, and always the same.
+    assert {y for _, y in (data.test[i] for i in range(6))} == {0, 1}
+    again = load_data("folder", folder=root, validation=0.25, seed=5)
+    assert points(again.test) == points(data.test)
     (root / "test" / "dog" / "7.png").unlink()  # nothing was held in memory
     with pytest.raises(FileNotFoundError):
-        data.test[15]
+        points(data.test)
 
 
 def test_images_in_memory_are_those_of_the_disk(tmp_path: Path) -> None:
