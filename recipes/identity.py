@@ -13,7 +13,12 @@ from robust_plugin.recipes.config import RecipeConfig, as_plain
 # Settings that no trained weight depends on, or that the stage or file that does brings itself.
 _NOT_IDENTITY = ("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads")
 # What runs had that are older than the setting.
-_LATER = {"round_to": 1, "pretraining": "robust"}
+_LATER = {
+    "round_to": 1,
+    "pretraining": "robust",
+    "data.extra": None,
+    "data.extra_share": 0.5,
+}
 
 
 def identity_of(config: RecipeConfig) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Run:
         threat: the threat model.
         certifier: of the finished network, if its settings ask for one.
         device: where it runs.
+        objective: the loss of the stage that was entered: the recipe's, or benign in a benign
+            pre-training.
 
     Raises:
         ValueError: for data, a device or a checkpoint that is not there, an illegal setting, or a
@@ -63,7 +65,7 @@ class Run:
         self.folder, self.config = Path(folder), config
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{folder} is a file; give another --out.")
-        self.threat = config.threat.build()
+        self.threat, self.objective = config.threat.build(), config.objective
         check_settings(config)
         self.device = device_of(config.device)
         if config.threads is not None:
@@ -95,15 +97,12 @@ class Run:
         model = build_model(self.config.model, classes=self.data.classes, shape=self.data.shape)
         return model.to(self.device)
 
-    def objective_of(self, stage: str) -> ObjectiveConfig:
-        """Return the loss of a stage: the recipe's, or benign where its pre-training is."""
-        benign = stage == "pretrain" and self.config.pretraining == "benign"
-        return ObjectiveConfig("benign") if benign else self.config.objective
-
     # --- stages -----------------------------------------------------------------------------
 
     def enter(self, name: str, stage: StageConfig, pruner: Pruner | None) -> None:
         """Name the settings of the stage that begins; all later ones depend on them."""
+        benign = name == "pretrain" and self.config.pretraining == "benign"
+        self.objective = ObjectiveConfig("benign") if benign else self.config.objective
         self._identity = {
             **self._identity,
             name: {

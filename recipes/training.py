@@ -67,8 +67,7 @@ def train(
     optimizer = _optimizer(trained, stage)
     if saved is not None:
         saved.restore(optimizer=optimizer)
-    of = run.objective_of(name)
-    passes = of.replays if of.name == "free" else 1
+    passes = run.objective.replays if run.objective.name == "free" else 1
     epochs = max(1, stage.epochs // passes)
     batches = math.ceil(len(run.data.train) / run.config.data.batch_size)  # type: ignore[arg-type]
     steps = batches * passes
@@ -116,9 +115,8 @@ def _epoch(
     config = run.config
     torch.manual_seed(seed_of(config.seed, name, epoch))
     # Anew for each epoch: what it holds is then a function of the place, and resuming is exact.
-    of = run.objective_of(name)
-    objective = of.build(run.threat, ramp=stage.ramp)
-    passes = of.replays if of.name == "free" else 1
+    objective = run.objective.build(run.threat, ramp=stage.ramp)
+    passes = run.objective.replays if run.objective.name == "free" else 1
     batches = loader(
         run.data.train,
         batch_size=config.data.batch_size,

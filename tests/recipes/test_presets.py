@@ -153,6 +153,7 @@ def test_the_list_has_every_preset_and_fits_a_terminal(capsys: pytest.CaptureFix
 
 SHORT = {
     "data.name": "folder",
+    "data.test": "None",  # a folder has test points of its own
     "data.image-size": "8",
     "data.workers": "0",
     "data.validation": "0.25",
@@ -173,6 +174,13 @@ SHORT = {
 }
 
 
+def extra_images(folder: Path, size: int) -> Path:
+    """Sixteen more images of four classes, with labels, in a file."""
+    pixels = np.random.default_rng(1).integers(0, 256, (16, size, size, 3)).astype(np.uint8)
+    np.savez(folder / "extra.npz", images=pixels, labels=np.arange(16) % 4)
+    return folder / "extra.npz"
+
+
 def run(name: str, out: Path, *, command: str = "", **options: str) -> dict[str, Any]:
     """Run a system for two steps a phase by the command line; return its report.json."""
     command = command or name.partition("/")[0]
@@ -183,6 +191,8 @@ def run(name: str, out: Path, *, command: str = "", **options: str) -> dict[str,
     if not config.finetune.epochs:
         del short["finetune.epochs"]
     short |= {key.replace("_", "."): value for key, value in options.items()}
+    if config.data.extra is not None:
+        short["data.extra"] = str(extra_images(out.parent, int(short["data.image-size"])))
     words = [f"--{key}={value}" for key, value in short.items()]
     assert main([command, f"--config={name}", f"--out={out}", *words]) == 0
     report: dict[str, Any] = json.loads((out / "report.json").read_text())
