@@ -40,7 +40,7 @@ def test_without_a_command_it_says_what_there_is(
 ) -> None:
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    for command in ("magnitude", "hydra", "harp", "compare", "evaluate", "--config", "--out"):
+    for command in ("magnitude", "hydra", "harp", "compare", "evaluate", "list", "--out"):
         assert command in printed
 
 
@@ -174,6 +174,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     [
         ("magnitude", "--rounds=0", r"rounds is 0; legal: 1 to 3"),
         ("magnitude", "--rounds=4", r"rounds is 4; legal: 1 to 3"),
+        ("magnitude", "--finetune.epochs=0", r"finetune.epochs is 0; legal: at least 1"),
     ],
 )
 def test_rounds_that_epochs_do_not_reach_for(

@@ -392,3 +392,10 @@ def test_jobs_end_with_their_parent_and_two_give_what_one_gives(
     for model in models:
         ours, theirs = load_file(out / model), load_file(tmp_path / "one" / model)
         assert all(ours[key].equal(theirs[key]) for key in theirs)
+
+
+def test_rows_without_fine_tuning_are_refused(tmp_path: Path) -> None:
+    rows = {"hidden": {"recipe": "hydra", "finetune": {"epochs": 0}}}
+    with pytest.raises(ValueError, match="row 'hidden': finetune.epochs is 0; legal: at least 1"):
+        compare(comparison(rows=rows), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -324,8 +324,17 @@ def test_two_steps_on_the_systems_own_network(
     on_own_network(name)
 
 
+# Channels of every network with residual streams, and of one without.
+OWN_CHANNELS = [
+    "magnitude/cifar10-vgg16-channels",
+    "hydra/cifar10-wrn28-4-channels",
+    "hydra/imagenet-resnet50-channels",
+    "harp/cifar10-resnet18-channels",
+]
+
+
 @pytest.mark.bench
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if name not in OWN])
+@pytest.mark.parametrize("name", [*(name for name in SYSTEMS if name not in OWN), *OWN_CHANNELS])
 def test_two_steps_of_every_system_on_its_own_network(
     name: str, on_own_network: Callable[[str], None]
 ) -> None:

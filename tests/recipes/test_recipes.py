@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robust_plugin import HarpPruner
-from robust_plugin.checkpoint import load
+from robust_plugin.checkpoint import load, read_tensors, write_tensors
 from robust_plugin.masks import kept_count
 from robust_plugin.recipes import harp as harp_module
 from robust_plugin.recipes import run as run_module
@@ -92,6 +92,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "harp held": ("harp", {}),
     "harp hinge": ("harp", {"control": "hinge"}),
     "harp rates": ("harp", {"learn": "rates"}),
+    "harp scores": ("harp", {"learn": "scores", "rates": "erk"}),
     "harp flops": ("harp", {"budget": "flops", "density": 0.3}),
 }
 
@@ -289,3 +290,56 @@ def test_harp_moves_weights_between_layers_by_its_gradients(tmp_path: Path) -> N
         found[learn] = kept(train_recipe("harp", run))
     assert all(each != UNIFORM for each in found.values())
     assert found["both"] != found["rates"]
+
+
+def test_scores_alone_are_hydra(tmp_path: Path) -> None:
+    scores = Run(tmp_path / "harp", settings("harp", learn="scores", rates="erk"))
+    by_hydra = Run(tmp_path / "hydra", settings("hydra", rates="erk"))
+    one, two = train_recipe("harp", scores), train_recipe("hydra", by_hydra)
+    assert kept(one) == kept(two) != UNIFORM
+    states = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+
+
+@pytest.mark.parametrize("recipe", ["hydra", "harp"])
+def test_without_fine_tuning_the_masked_weights_are_those_of_the_dense_network(
+    recipe: str, trained: Callable[..., tuple[nn.Module, Path]]
+) -> None:
+    model, folder = trained(recipe, finetune={"epochs": 0}, pretraining="benign")
+    assert stages(folder) == ["pretrain", "prune"]
+    dense = load(folder / "pretrain.best.safetensors").tensors
+    for name, weight in model.state_dict().items():
+        if name in SIZES:
+            mask = weight != 0
+            assert torch.equal(weight[mask], dense[f"model/{name}"][mask])
+    assert sum(kept(model).values()) == sum(UNIFORM.values())
+
+
+def test_a_benign_dense_network_never_meets_an_adversary(tmp_path: Path) -> None:
+    runs = {
+        "benign": settings("hydra", objective={"name": "benign"}),
+        "hidden": settings("hydra", pretraining="benign"),
+        "robust": settings("hydra"),
+    }
+    dense = {}
+    for name, config in runs.items():
+        train_recipe("hydra", Run(tmp_path / name, config))
+        dense[name] = stage_state(tmp_path / name, "pretrain")
+    weight = "0.weight"
+    assert torch.equal(dense["benign"][weight], dense["hidden"][weight])
+    assert not torch.equal(dense["robust"][weight], dense["hidden"][weight])
+    with pytest.raises(ValueError, match="pretraining was 'benign' and is now 'robust'"):
+        train_recipe("hydra", Run(tmp_path / "hidden", runs["robust"]))
+
+
+def test_a_run_that_is_older_than_the_setting_goes_on(tmp_path: Path) -> None:
+    config = settings("hydra")
+    train_recipe("hydra", Run(tmp_path, config))
+    for path in tmp_path.glob("*.safetensors"):
+        tensors, content = read_tensors(path)
+        identity = content["meta"]["identity"]
+        del identity["pretraining"], identity["data"]["extra"], identity["data"]["extra_share"]
+        write_tensors(path, tensors, content)
+    before = (tmp_path / "log.jsonl").read_text()
+    train_recipe("hydra", Run(tmp_path, config))
+    assert (tmp_path / "log.jsonl").read_text() == before
