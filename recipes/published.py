@@ -1,7 +1,6 @@
 """Published figures, and what a run's own are beside them: two lines each, never one row.
 
-The figures stand in published.yaml with their source and conditions. Which of them a run is set
-beside follows from its settings and from those of the preset that it began with.
+The figures stand in published.yaml, with their sources and conditions.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _TITLES = {"cifar10": "CIFAR-10", "svhn": "SVHN"}
 # Keys of a row that are no method.
 _OF_ROW = ("data", "model", "dense")
 # Settings that make another system of a preset's, with their values in the papers' tables.
-_PLAIN = {"rates": "uniform", "rounds": 1, "learn": "both", "pattern": "none"}
+_PLAIN = {"rates": "uniform", "rounds": 1, "learn": "both", "pretraining": "robust"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,6 @@ def published_for(command: str, config: RecipeConfig, *, data: str) -> tuple[Fig
         and each.model in (None, config.model)
         and each.structure == config.structure
         and config.objective.name in (each.objective or _BY_ATTACK)
-        and config.pretraining == "robust"
     )
 
 
@@ -148,15 +146,17 @@ def beside_published(command: str, preset: RecipeConfig, config: RecipeConfig, f
     if not here:
         return ""
     content = json.loads((folder / "report.json").read_text())
+    report = Report.from_json(json.dumps(content["report"]))
     lines = [f"published figures at {100 * config.density:g} % kept, of other runs than this one:"]
     for figure in here:
+        smoothed = figure.metric == "smoothed"
+        own = _smoothed(config, content["smoothing"]) if smoothed else _own(figure, report)
+        differ = ", ".join(_differences(figure, config, content["data"], report))
         text = (
-            f"{figure.metric}: published {_value(figure)}; ours {_own(figure, config, content)}; "
-            f"what differs: {', '.join(_differences(figure, config, content)) or 'nothing known'}"
+            f"{figure.metric}: published {_value(figure)}; ours {own}; what differs: "
+            f"{differ or 'nothing known'}; not known of it: {', '.join(_unsaid(figure))}."
         )
-        if unsaid := _unsaid(figure):
-            text += f"; not known of it: {', '.join(unsaid)}"
-        lines += textwrap.wrap(text + ".", 98, initial_indent="  ", subsequent_indent="    ")
+        lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
@@ -165,10 +165,7 @@ def _value(figure: Figure) -> str:
     return f"{figure.value:g} ({figure.source}: {figure.of}{dense})"
 
 
-def _own(figure: Figure, config: RecipeConfig, content: Mapping[str, Any]) -> str:
-    report = Report.from_json(json.dumps(content["report"]))
-    if figure.metric == "smoothed":
-        return _smoothed(config, content["smoothing"])
+def _own(figure: Figure, report: Report) -> str:
     row = _row(figure.metric, report)
     if row is None:
         return "not measured by this run"
@@ -197,11 +194,11 @@ def _smoothed(config: RecipeConfig, smoothing: Mapping[str, Any] | None) -> str:
     return f"{100 * right / n:.1f} [{low:.1f}, {high:.1f}] (radius {threat.eps:.3g}, n={n})"
 
 
-def _differences(figure: Figure, config: RecipeConfig, content: Mapping[str, Any]) -> Iterator[str]:
+def _differences(figure: Figure, config: RecipeConfig, data: str, report: Report) -> Iterator[str]:
     """Yield what is known to differ, ours first."""
     of = figure.conditions
     if config.data.name != figure.data:
-        yield f"images of {content['data']} for {_TITLES[figure.data]}"
+        yield f"images of {data} for {_TITLES[figure.data]}"
     if figure.model is None:
         yield f"one network, {config.model}"
     elif config.model != figure.model:
@@ -213,6 +210,8 @@ def _differences(figure: Figure, config: RecipeConfig, content: Mapping[str, Any
     yield from _variations(config)
     if "eps" in of and not math.isclose(eps := config.threat.build().eps, of["eps"]):
         yield f"eps {eps:.3g} for {of['eps']:.3g}"
+    if config.checkpoint is not None:
+        yield "a dense network from elsewhere"
     theirs = of.get("epochs", {}).get(figure.method)
     if theirs is not None and (epochs := _epochs(figure.method, config)) != theirs:
         yield f"{_sum(epochs)} epochs for {_sum(theirs)}"
@@ -223,10 +222,9 @@ def _differences(figure: Figure, config: RecipeConfig, content: Mapping[str, Any
         yield "extra data for none" if theirs == 0 else "extra data for none that is known"
     if figure.method == "harp" and getattr(config, "control", "hinge") != "hinge":
         yield "budget held at every step for the paper's hinge"
-    if figure.metric == "era" and "attack" in of:
-        row = _row("era", Report.from_json(json.dumps(content["report"])))
-        if row not in (None, of["attack"]):
-            yield f"{row} for {of['attack']}"
+    row = _row("era", report)
+    if figure.metric == "era" and row not in (None, of.get("attack", row)):
+        yield f"{row} for {of['attack']}"
 
 
 def _variations(config: RecipeConfig) -> list[str]:
