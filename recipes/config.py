@@ -27,9 +27,10 @@ class DataConfig:
         validation: share of the training points held out; None is the data set's own default.
         image_size: resize a folder's images to it.
         augmentation: none, crop, flip or crop+flip; None is the data set's own default.
-        extra: training images beside the data set's own: an .npz with images and labels.
-        extra_share: of them in each batch.
         test: how many of the digits are test points; None is 400.
+        extra: training images beside the data set's own: an .npz with images and labels, or a
+            folder with images.npy and labels.npy.
+        extra_share: of them in each batch; an epoch is one pass over the data set's own.
         batch_size: points a step.
         workers: processes that load.
     """
@@ -39,9 +40,9 @@ class DataConfig:
     validation: float | None = None
     image_size: int | None = None
     augmentation: str | None = None
+    test: int | None = None
     extra: Path | None = None
     extra_share: float = 0.5
-    test: int | None = None
     batch_size: int = 128
     workers: int = 0
 
