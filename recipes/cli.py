@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
         return 130
     except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error{f' in process {rank}' if rank else ''}: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -72,7 +74,10 @@ def _recipe(command: str, words: list[str]) -> None:
     preset, words = _take(words, "--config", f"{command}/digits")
     out, words = _take(words, "--out", f"runs/{command}")
     config = _parse(kind, read_preset(preset, kind), words, f"robust-plugin {command}")
-    report = execute(command, config, Path(out))
+    with processes() as first:
+        report = execute(command, config, Path(out))
+    if not first:
+        return
     kept = _kept(Path(out))
     plot_kept({command: kept}, Path(out) / "kept.png")
     share = sum(k for k, _ in kept.values()) / sum(n for _, n in kept.values())
@@ -86,6 +91,8 @@ def _recipe(command: str, words: list[str]) -> None:
 
 
 def _compare(words: list[str]) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("compare starts its own processes: give --jobs, and leave torchrun out.")
     preset, words = _take(words, "--config", "compare/digits-demo")
     out, words = _take(words, "--out", "runs/compare")
     config = _parse(
