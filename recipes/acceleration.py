@@ -12,6 +12,7 @@ micro-batches, and speaks to TensorBoard and Weights & Biases. Three of its piec
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -61,7 +62,10 @@ class Acceleration:
         precision and compiled alike; afterwards it is as it was.
         """
         forward = model.__dict__.get("forward")
-        prepared = self._accelerator.prepare_model(model)
+        with warnings.catch_warnings():
+            # accelerate's name for what newer versions of torch call forward_sync_buffers.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            prepared = self._accelerator.prepare_model(model)
         if self.config.compile:
             model.compile()
         try:
@@ -69,11 +73,10 @@ class Acceleration:
         finally:
             self._accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
             # What remains of it on the network itself, where the next phase would stumble over it.
-            for name in ("forward", "_is_accelerate_prepared"):
+            for name in ("forward", "_is_accelerate_prepared", "_compiled_call_impl"):
                 model.__dict__.pop(name, None)
             if forward is not None:
                 model.__dict__["forward"] = forward
-            model._compiled_call_impl = None
             self._accelerator._models.clear()
 
     def gathering(self, model: nn.Module) -> AbstractContextManager[None]:

@@ -14,16 +14,18 @@ from robust_plugin.recipes.allocator import keep_freed_memory
 from robust_plugin.recipes.channels import before_after
 from robust_plugin.recipes.compare import CompareConfig, compare
 from robust_plugin.recipes.config import read_preset
+from robust_plugin.recipes.dry_run import dry_run
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
 from robust_plugin.recipes.execute import RECIPES, execute, finished_run
 from robust_plugin.recipes.processes import processes
 from robust_plugin.recipes.report import plot_kept
 from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.summary import written
 
 T = TypeVar("T")
 
 _USAGE = """\
-robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
+robust-plugin COMMAND [--config PRESET] [--out FOLDER] [--dry-run] [settings]
 
   magnitude   Sehwag 2019: robust training, magnitude pruning (one-shot or iterative), fine-tuning
   hydra       HYDRA: importance scores learned on the robust loss
@@ -34,7 +36,10 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
 
 Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
 --threat.eps 8/255. "robust-plugin COMMAND --help" lists them. The same command continues an
-interrupted run.
+interrupted run. With --dry-run magnitude, hydra and harp say what they would do, how long it takes
+and what they would write. On several GPUs:
+
+  torchrun --nproc-per-node 8 -m robust_plugin.recipes.cli hydra --config hydra/cifar10-wrn28-4
 """
 
 
@@ -73,7 +78,12 @@ def _recipe(command: str, words: list[str]) -> None:
     kind, _ = RECIPES[command]
     preset, words = _take(words, "--config", f"{command}/digits")
     out, words = _take(words, "--out", f"runs/{command}")
+    dry = "--dry-run" in words
+    words = [word for word in words if word != "--dry-run"]
     config = _parse(kind, read_preset(preset, kind), words, f"robust-plugin {command}")
+    if dry:
+        print(dry_run(command, config, Path(out)))
+        return
     with processes() as first:
         report = execute(command, config, Path(out))
     if not first:
@@ -87,7 +97,8 @@ def _recipe(command: str, words: list[str]) -> None:
         print((Path(out) / "smoothing.txt").read_text(), end="")
     print(f"kept {100 * share:.3g} % of the {what}; all of it in {out}")
     if config.structure == "channels":
-        print(f"\n{before_after(Run(Path(out), config))}")
+        print(f"\n{before_after(Run(Path(out), config))}\n")
+    print(written(Path(out)))
 
 
 def _compare(words: list[str]) -> None:

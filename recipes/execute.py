@@ -14,7 +14,6 @@ from robust_plugin.recipes.config import RecipeConfig, build
 from robust_plugin.recipes.harp import HarpConfig, harp
 from robust_plugin.recipes.hydra import HydraConfig, hydra
 from robust_plugin.recipes.magnitude import MagnitudeConfig, magnitude
-from robust_plugin.recipes.progress import Progress
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.stages import length_of, stages_of
 from robust_plugin.recipes.training import pretrained
@@ -60,7 +59,7 @@ def train_recipe(name: str, run: Run) -> nn.Module:
     """Run a recipe up to its finished network."""
     _, recipe = RECIPES[name]
     stages = stages_of(name, run.config)
-    run.progress = Progress({each: length_of(run, of).steps for each, of in stages.items()})
+    run.begin({each: length_of(run, of).steps for each, of in stages.items()})
     if name != "dense":
         refuse_early(run)
     return recipe(run, run.config)

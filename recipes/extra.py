@@ -63,7 +63,8 @@ class Mixed(Dataset[Any]):
         return self._n + self._more
 
     def __getitem__(self, index: int) -> Any:
-        return self.real[index] if index < self._n else self.extra[index - self._n]
+        x, y = self.real[index] if index < self._n else self.extra[index - self._n]
+        return x, int(y)
 
     def of_batch(self, batch_size: int) -> tuple[int, int]:
         """Return how many points of a batch are real and how many extra, at least one each."""

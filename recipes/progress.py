@@ -21,9 +21,10 @@ class Progress:
     """
 
     def __init__(self, stages: Mapping[str, int]) -> None:
-        self._ahead = dict(stages)
+        self._stages, self._ahead = dict(stages), dict(stages)
         self._started: float | None = None
-        self._done = 0
+        self._done = 0  # since then
+        self._left = 0  # in this stage
         self._bar: tqdm[None] | None = None
 
     @contextmanager
@@ -35,6 +36,8 @@ class Progress:
                 break
         if done < steps and not sys.stderr.isatty() and is_first():  # where no bar is shown
             print(f"{name}, steps {done} to {steps}: {folder}", file=sys.stderr)
+        self._started = time.monotonic() if self._started is None else self._started
+        self._left = steps - done
         disable = None if is_first() else True
         with tqdm(total=steps, initial=done, desc=name, unit="step", disable=disable) as self._bar:
             try:
@@ -42,13 +45,18 @@ class Progress:
             finally:
                 self._bar = None
 
+    def before(self, name: str, *, per_epoch: int) -> int:
+        """Return how many epochs the stages before one take; trackers count through."""
+        names = list(self._stages)
+        earlier = names[: names.index(name)] if name in names else []
+        return sum(self._stages[each] for each in earlier) // per_epoch
+
     def update(self) -> None:
         """Count one step."""
-        if self._bar is None:
-            return
-        self._started = time.monotonic() if self._started is None else self._started
         self._done += 1
-        self._bar.update()
+        self._left -= 1
+        if self._bar is not None:
+            self._bar.update()
 
     def show(self, **values: str) -> None:
         """Show what an epoch has ended with, and the time left for the whole run."""
@@ -58,10 +66,10 @@ class Progress:
     @property
     def left(self) -> float:
         """Seconds that the rest of the run takes at the pace so far."""
-        if self._bar is None or self._started is None:
+        if self._started is None or self._done == 0:
             return 0.0
-        steps = sum(self._ahead.values()) + self._bar.total - self._bar.n
-        return float(steps) * (time.monotonic() - self._started) / self._done
+        steps = sum(self._ahead.values()) + self._left
+        return steps * (time.monotonic() - self._started) / self._done
 
 
 def clock(seconds: float) -> str:

@@ -98,6 +98,10 @@ class Run:
         self.progress = Progress({})
         self.steps: int | None = None
 
+    def begin(self, steps: Mapping[str, int]) -> None:
+        """Show the progress of a recipe, whose stages take so many steps each."""
+        self.progress = Progress(steps)
+
     @cached_property
     def acceleration(self) -> Acceleration:
         """What wraps the network for training, and speaks to the tracker."""
@@ -117,7 +121,7 @@ class Run:
         return model.to(self.device)
 
     def timed(self, stage: str, what: str) -> AbstractContextManager[None]:
-        """Inside, steps or a validation of a stage run; a dry run takes the time."""
+        """Inside, a part of a stage runs that a dry run takes the time of."""
         return nullcontext()
 
     # --- stages -----------------------------------------------------------------------------

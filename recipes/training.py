@@ -81,8 +81,7 @@ def train(
         run.progress.stage(name, steps=length.steps, done=done, folder=run.folder),
     ):
         for epoch in range(len(records), epochs):
-            with run.timed(name, "steps"):
-                loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length)
+            loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length)
             check_ranks(model)
             with run.timed(name, "validation"):
                 record = {"stage": name, "epoch": epoch, "loss": loss, **validated(run, model)}
@@ -91,6 +90,10 @@ def train(
             records.append(record)
             run.save_epoch(
                 name, model=model, pruner=pruner, optimizer=optimizer, records=records, best=best
+            )
+            run.acceleration.log(
+                {f"{name}/{key}": record[key] for key in ("loss", "clean", "robust", "density")},
+                step=run.progress.before(name, per_epoch=length.steps_per_epoch) + epoch,
             )
             run.progress.show(
                 loss=f"{loss:.3f}",

@@ -28,6 +28,8 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
     """
     rank, world = rank_and_world()
     size = run.config.evaluation.batch_size
+    if run.steps is not None:  # a dry run: a few points
+        size = min(size, run.config.data.batch_size)
     points = run.data.validation
     batches = batches_of(points, batch_size=size, seed=0, epoch=0, shuffle=False)
     batches = batches if run.steps is None else batches[:1]

@@ -47,8 +47,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         *(f"--{stage}.epochs=4" for stage in ("pretrain", "prune", "finetune")),
     ),
     "mixtrain": ("hydra", *NOISY, "--objective.name=mixtrain", "--objective.points=5"),
-    "batch norm": ("harp", "--objective.name=trades", "--prune.lr=0.5"),
+    "batch norm": ("harp", "--objective.name=trades", "--prune.lr=0.5", "--precision=bf16"),
 }
+# Two micro-batches in each of two processes: four parts of a batch of nine, and of one of three.
+OF_TWO = {"free": ("--accumulate=2",)}
 
 
 def free_port() -> str:
@@ -89,7 +91,7 @@ def by_two(place: Path, words: Words, tmp_path_factory: pytest.TempPathFactory) 
     """All runs by two processes: their folder, and what each process held at the end of each."""
     out = tmp_path_factory.mktemp("two")
     lines = {
-        name: (free_port(), words(command, out / name, *more))
+        name: (free_port(), words(command, out / name, *more, *OF_TWO.get(name, ())))
         for name, (command, *more) in RUNS.items()
     }
     (out / "lines.json").write_text(json.dumps(lines))
