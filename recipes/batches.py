@@ -87,7 +87,7 @@ class Drawn(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         before = torch.get_rng_state()
         # Not torch.manual_seed, which would also reach for the GPUs, in a worker too.
-        torch.random.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))
+        torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))
         try:
             return self.dataset[index]
         finally:

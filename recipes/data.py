@@ -129,7 +129,9 @@ def load_data(
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; legal are {', '.join(NAMES)}")
-    legal = AUGMENTATIONS if name != "digits" else ("none",)  # 8x8 digits bear none
+    legal: tuple[str, ...] = (
+        AUGMENTATIONS if name != "digits" else ("none",)
+    )  # 8x8 digits bear none
     if name == "folder":
         legal = (*AUGMENTATIONS, _RESIZED_CROP)
     if augmentation not in (None, *legal):

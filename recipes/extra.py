@@ -80,7 +80,8 @@ class Mixed(Dataset[Any]):
         real, extra = self.of_batch(batch_size)
         generator = generator_of(seed, epoch)
         order = torch.randperm(self._n, generator=generator).tolist()
-        found, more = [], []
+        found: list[list[int]] = []
+        more: list[int] = []
         for first in range(0, self._n, real):
             rows = order[first : first + real]
             needed = round(len(rows) * extra / real)

@@ -86,6 +86,7 @@ def average_statistics(model: nn.Module) -> None:
     flat = torch.cat([statistic.flatten() for statistic in kept])
     distributed.all_reduce(flat)
     flat /= rank_and_world()[1]
+    means = torch.split(flat, [statistic.numel() for statistic in kept])
     with torch.no_grad():
-        for statistic, mean in zip(kept, flat.split([s.numel() for s in kept]), strict=True):
+        for statistic, mean in zip(kept, means, strict=True):
             statistic.copy_(mean.view_as(statistic))

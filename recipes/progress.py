@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,7 +26,7 @@ class Progress:
         self._started: float | None = None
         self._done = 0  # since then
         self._left = 0  # in this stage
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
 
     @contextmanager
     def stage(self, name: str, *, steps: int, done: int, folder: Path) -> Iterator[None]:
@@ -61,7 +62,7 @@ class Progress:
     def show(self, **values: str) -> None:
         """Show what an epoch has ended with, and the time left for the whole run."""
         if self._bar is not None:
-            self._bar.set_postfix(**values, run=f"{clock(self.left)} left")
+            self._bar.set_postfix({**values, "run": f"{clock(self.left)} left"})
 
     @property
     def left(self) -> float:

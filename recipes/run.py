@@ -117,7 +117,7 @@ class Run:
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         model = build_model(self.config.model, classes=self.data.classes, shape=self.data.shape)
         if self.config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         return model.to(self.device)
 
     def timed(self, stage: str, what: str) -> AbstractContextManager[None]:

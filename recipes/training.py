@@ -23,6 +23,8 @@ from robust_plugin.recipes.stages import Length, length_of
 from robust_plugin.recipes.steps import Steps
 from robust_plugin.recipes.validation import validated
 
+_PLACE = ("stage", "epoch")  # where a record of the log belongs; the rest is measured
+
 
 def pretrained(run: Run) -> nn.Module:
     """Return the dense network: the configured checkpoint, or one trained by the objective."""
@@ -84,7 +86,8 @@ def train(
             loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length)
             check_ranks(model)
             with run.timed(name, "validation"):
-                record = {"stage": name, "epoch": epoch, "loss": loss, **validated(run, model)}
+                accuracies = validated(run, model)
+            record: dict[str, Any] = {"stage": name, "epoch": epoch, "loss": loss, **accuracies}
             record["density"] = 1.0 if pruner is None else pruner.kept / pruner.budget.full
             best = all(record["robust"] >= earlier["robust"] for earlier in records)
             records.append(record)
@@ -92,7 +95,7 @@ def train(
                 name, model=model, pruner=pruner, optimizer=optimizer, records=records, best=best
             )
             run.acceleration.log(
-                {f"{name}/{key}": record[key] for key in ("loss", "clean", "robust", "density")},
+                {f"{name}/{key}": value for key, value in record.items() if key not in _PLACE},
                 step=run.progress.before(name, per_epoch=length.steps_per_epoch) + epoch,
             )
             run.progress.show(
@@ -120,11 +123,12 @@ def _epoch(
     """Train one epoch, or the steps that the run asks for; return the mean loss."""
     data, config = run.data.train, run.config.data
     rank, world = rank_and_world()
-    settings = {"batch_size": config.batch_size, "seed": seed_of(run.config.seed, name)}
-    sizes = [len(b) for b in batches_of(data, **settings, epoch=epoch, shuffle=True)]
+    size, seed = config.batch_size, seed_of(run.config.seed, name)
+    whole = batches_of(data, batch_size=size, seed=seed, epoch=epoch, shuffle=True)
     batches = loader(
         data,
-        **settings,
+        batch_size=size,
+        seed=seed,
         epoch=epoch,
         shuffle=True,
         workers=config.workers,
@@ -141,12 +145,12 @@ def _epoch(
     )
     total, steps = 0.0, length.steps_per_epoch
     model.train()
-    shown = replay(zip(batches, sizes, strict=True), length.passes)
-    for step, ((x, y), size) in enumerate(islice(shown, run.steps)):
+    shown = replay(zip(batches, whole, strict=True), length.passes)
+    for step, ((x, y), batch) in enumerate(islice(shown, run.steps)):
         for group in optimizer.param_groups:
             group["lr"] = cosine(stage.lr, epoch * steps + step, length.steps)
         step_on.progress(epoch + step / steps, length.epochs)
-        loss = step_on(x, y, size)
+        loss = step_on(x, y, len(batch))
         total += loss
         if not math.isfinite(total):
             raise ValueError(
