@@ -38,19 +38,24 @@ _ATTACK_STEPS = 2
 
 
 class Stopwatch(Progress):
-    """Takes the time of each step instead of showing it."""
+    """Takes the time of each step, and the memory of each stage, instead of showing a bar."""
 
-    def __init__(self, stages: Mapping[str, int]) -> None:
+    def __init__(self, stages: Mapping[str, int], device: torch.device) -> None:
         super().__init__(stages)
         self.times: dict[str, list[float]] = {}
+        self.peaks: dict[str, int] = {}  # bytes
+        self.device = device
         self._name = ""
 
     @contextmanager
     def stage(self, name: str, *, steps: int, done: int, folder: Path) -> Iterator[None]:
         """Begin a stage."""
         self._name = name
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.times[name] = [time.perf_counter()]
         yield
+        self.peaks[name] = _peak(self.device)
 
     def update(self) -> None:
         """Take the time of one step; the loss has been read, so that a GPU has come to its end."""
@@ -68,12 +73,12 @@ class Rehearsal(Run):
     def __init__(self, folder: Path, config: RecipeConfig) -> None:
         super().__init__(folder, dataclasses.replace(config, tracker="none"))
         self.steps = _STEPS
-        self.watch = Stopwatch({})
+        self.watch = Stopwatch({}, self.device)
         self.validation: dict[str, float] = {}
 
     def begin(self, steps: Mapping[str, int]) -> None:
         """Measure instead of showing a bar."""
-        self.progress = self.watch = Stopwatch(steps)
+        self.progress = self.watch = Stopwatch(steps, self.device)
 
     @contextmanager
     def timed(self, stage: str, what: str) -> Iterator[None]:
@@ -99,8 +104,6 @@ def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of rates that a few steps bring nowhere
         run = Rehearsal(Path(place) / "run", config)
-        if run.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(run.device)
         model = train_recipe(recipe, run)
         per_step = _attack_seconds(run, model)
         kept = _kept(run, model)
@@ -109,7 +112,6 @@ def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
     return "\n\n".join(
         [
             _stages(recipe, run, per_step),
-            f"memory: {_memory(run.device)}",
             kept,
             f"files in {out}:\n{_files(config, sizes)}",
         ]
@@ -121,7 +123,8 @@ def _stages(recipe: str, run: Rehearsal, per_step: float) -> str:
     lines = [
         f"{recipe}: {config.model} on {run.data.name}, {config.objective.name}, {run.threat}, "
         f"density {config.density:g}; measured on {run.device}, {_STEPS} steps a stage",
-        f"{'stage':<14}{'epochs':>8}{'steps':>10}{'s a step':>10}{'validation':>12}{'in all':>14}",
+        f"{'stage':<14}{'epochs':>8}{'steps':>10}{'s a step':>10}{'memory':>10}"
+        f"{'validation':>12}{'in all':>14}",
     ]
     whole = 0.0
     n = len(run.data.validation)  # type: ignore[arg-type]
@@ -132,14 +135,17 @@ def _stages(recipe: str, run: Rehearsal, per_step: float) -> str:
         whole += total
         lines.append(
             f"{name:<14}{length.epochs:>8,}{length.steps:>10,}{step:>10.3f}"
+            f"{f'{run.watch.peaks[name] / 1e9:.1f} GB':>10}"
             f"{clock(validation):>12}{clock(total):>14}"
         )
     of, tested = config.evaluation, len(run.data.test)  # type: ignore[arg-type]
     attack = per_step * tested * of.steps * of.restarts
     whole += attack
     name = f"PGD-{of.steps}" + f"x{of.restarts}" * (of.restarts > 1)
-    lines.append(f"{f'{name} on {tested:,} test points, at most':<54}{clock(attack):>14}")
-    lines.append(f"{'sum':<54}{clock(whole):>14}")
+    lines.append(f"{f'{name} on {tested:,} test points, at most':<64}{clock(attack):>14}")
+    lines.append(f"{'sum':<64}{clock(whole):>14}")
+    kind = "of the GPU" if run.device.type == "cuda" else "of this process"
+    lines.append(f"memory: {kind}, at its peak so far")
     more = {"AutoAttack": of.autoattack, "proofs": of.verify, "smoothing": of.smooth}
     besides = [f"{what} of {count:,} points" for what, count in more.items() if count]
     return "\n".join(lines) + (f"\nnot measured: {', '.join(besides)}" if besides else "")
@@ -163,12 +169,10 @@ def _attack_seconds(run: Run, model: nn.Module) -> float:
     return (time.perf_counter() - before) / few / _ATTACK_STEPS
 
 
-def _memory(device: torch.device) -> str:
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
-    found = f"{own:.1f} GB in this process"
+def _peak(device: torch.device) -> int:
     if device.type == "cuda":
-        found += f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB on {device}"
-    return f"{found}, at their peak"
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
 
 
 def _kept(run: Run, model: nn.Module) -> str:

@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from robust_plugin.recipes.processes import is_first
 
+_REFRESH = 20  # steps after which the time left is shown anew, within an epoch too
+
 
 class Progress:
     """Counts the steps of a run and estimates the time left, validation included.
@@ -26,6 +28,7 @@ class Progress:
         self._started: float | None = None
         self._done = 0  # since then
         self._left = 0  # in this stage
+        self._values: dict[str, str] = {}
         self._bar: Any = None
 
     @contextmanager
@@ -58,9 +61,12 @@ class Progress:
         self._left -= 1
         if self._bar is not None:
             self._bar.update()
+            if self._done % _REFRESH == 0:
+                self.show(**self._values)
 
     def show(self, **values: str) -> None:
         """Show what an epoch has ended with, and the time left for the whole run."""
+        self._values = values
         if self._bar is not None:
             self._bar.set_postfix({**values, "run": f"{clock(self.left)} left"})
 
