@@ -8,13 +8,15 @@ first bound is believed.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
+from unittest import mock
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -30,6 +32,7 @@ from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (its own 
 )
 from robust_plugin.attacks import pgd
 from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
+from robust_plugin.convolutions import Unrolled, maps_seen, unrolled
 from robust_plugin.guard import Attack, check_logits, unwrapped
 from robust_plugin.soundness import check_bounds, refuse_apart
 from robust_plugin.threat import ThreatModel
@@ -160,6 +163,9 @@ class _Module:
     def __init__(self, model: nn.Module, x: Tensor, method: Method, iterations: int) -> None:
         self.method, self.form = method, _form(model, x)
         self.twin = Twin(model)
+        self.network, self.matrices = self.twin.network, dict[str, Tensor]()
+        if method.startswith("alpha"):  # many passes, and no gradient to the weights
+            self.network, self.matrices = _with_matrices(self.twin.network, x[:1])
         slopes = "same-slope" if method == "same-slope" else "adaptive"
         options = {
             "conv_mode": "matrix",
@@ -173,7 +179,7 @@ class _Module:
         library = _library()
         with _failures(method), readable_trace():
             dummy = torch.zeros_like(x[:1])
-            self.module = library.BoundedModule(self.twin.network, dummy, options, device=x.device)
+            self.module = library.BoundedModule(self.network, dummy, options, device=x.device)
         self.module.eval()
         self.classes = int(self.module.final_shape[1])  # which alpha-CROWN writes over
 
@@ -208,10 +214,16 @@ class _Module:
             return self.margins(model, x, y, threat, "CROWN" if learns else self.method)
 
         name = f"auto-LiRPA's {self.method}"
-        check_bounds(bounds, self.twin.network, x, y, threat=threat, name=name)
+        # Slopes reach their limits within a few steps, whose length is .5.
+        options = self.module.bound_opts["optimize_bound_args"]
+        with mock.patch.dict(options, iteration=min(5, options["iteration"])):
+            check_bounds(bounds, self.twin.network, x, y, threat=threat, name=name)
 
     def _load_buffers(self) -> None:
-        own = dict(self.twin.network.named_buffers())
+        for name, maps in self.matrices.items():
+            matrix, layer = (n.get_submodule(name) for n in (self.network, self.twin.network))
+            cast(Unrolled, matrix).follow(cast(nn.Conv2d, layer), maps)
+        own = dict(self.network.named_buffers())
         for node in self.module._modules.values():
             # It has clones of the buffers, and an earlier graph may need those that it has.
             if isinstance(getattr(node, "buffer", None), Tensor) and node.ori_name in own:
@@ -254,6 +266,22 @@ class _Module:
             if "does not require grad" in str(error):  # no ReLU is unstable: nothing to optimise
                 return crown
             raise
+
+
+def _with_matrices(network: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy that shares the weights, convolutions on small maps as matrices; and their inputs.
+
+    The library bounds every neuron by itself: a convolution has one small map for each of them.
+    """
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    short, found = copy.deepcopy(network, shared), {}
+    for name, maps in maps_seen(network, x).items():
+        matrix = unrolled(cast(nn.Conv2d, network.get_submodule(name)), maps)
+        if matrix is not None:
+            parent, _, key = name.rpartition(".")
+            setattr(short.get_submodule(parent), key, matrix)
+            found[name] = maps
+    return short, found
 
 
 def _form(model: nn.Module, x: Tensor) -> tuple[Any, ...]:

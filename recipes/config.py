@@ -30,6 +30,7 @@ class DataConfig:
         image_size: resize a folder's images to it.
         augmentation: none, crop, flip or crop+flip, for a folder also resized-crop+flip (as for
             ImageNet); None is the data set's own default.
+        test: how many of the digits are test points; None is 400.
         extra: training images beside the data set's own: an .npz with images and labels, or a
             folder with images.npy and labels.npy.
         extra_share: of them in each batch; an epoch is one pass over the data set's own.
@@ -42,6 +43,7 @@ class DataConfig:
     validation: float | None = None
     image_size: int | None = None
     augmentation: str | None = None
+    test: int | None = None
     extra: Path | None = None
     extra_share: float = 0.5
     batch_size: int = 128
@@ -100,7 +102,10 @@ class EvaluationConfig:
         steps: of PGD.
         restarts: of PGD.
         autoattack: how many of the first test points AutoAttack gets; 0 for none.
-        verify: how many of them the cascade of proofs gets (IBP, CROWN, alpha-CROWN); 0 for none.
+        version: of AutoAttack; screen (apgd-ce and apgd-t) says so in the report.
+        verify: how many of them are to be proved; 0 for none.
+        certify: by what: ibp, crown-ibp, cascade (IBP, CROWN, alpha-CROWN), or cascade-fixed, which
+            leaves out alpha-CROWN on all slopes.
         smooth: how many of them randomized smoothing certifies, at the objective's sigma.
         votes: noisy votes for each of these.
         batch_size: points at a time.
@@ -109,7 +114,9 @@ class EvaluationConfig:
     steps: int = 20
     restarts: int = 5
     autoattack: int = 0
+    version: Literal["standard", "plus", "rand", "screen"] = "standard"
     verify: int = 0
+    certify: Literal["ibp", "crown-ibp", "cascade", "cascade-fixed"] = "cascade"
     smooth: int = 0
     votes: int = 10_000
     batch_size: int = 500

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from robust_plugin.recipes.augmentation import AUGMENTATIONS
 from robust_plugin.recipes.batches import Drawn, batches_of, generator_of, rows_of
+from robust_plugin.recipes.images import LIMIT, Batched, Resident, ResidentLoader, View
 from robust_plugin.recipes.splits import hold_out, stratified_split
 
 # Class in torchvision.datasets, honest name, number of classes, augmentation. SVHN is not flipped:
@@ -28,14 +29,13 @@ _TORCHVISION = {
     "svhn": ("SVHN", "SVHN", 10, "crop"),
 }
 NAMES = ("digits", "folder", *_TORCHVISION)
-AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
 # ImageNet's: a random part of the image, resized; in the test the centre of a slightly larger one.
 _RESIZED_CROP = "resized-crop+flip"
 _RESIZED_CROP_SIZE = 224
 _CENTRE = 224 / 256  # share of the shorter side
 
 _DIGITS_TEST = 400  # of 1797, always the same ones
-_DIGITS_VALIDATION = 200 / 1397  # share of the others
+_DIGITS_VALIDATION = 200  # of the others
 _VALIDATION = 0.1
 _LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/) of images, the same classes in both"
 
@@ -48,7 +48,8 @@ class Data:
         name: what a report may call it: "digits", "CIFAR-10", or the folder's own name.
         train: training points, augmented at random where the data set allows it.
         validation: points held out of the training points, as they are.
-        test: the test points, as they are.
+        test: the test points, as they are; those of a folder shuffled once and for all, so that
+            the first of them are of all classes.
         classes: the number of classes; labels are 0 to classes - 1.
         shape: (channels, height, width) of one input, float32 in [0, 1].
     """
@@ -61,35 +62,6 @@ class Data:
     shape: tuple[int, int, int]
 
 
-class View(Dataset[tuple[Tensor, int]]):
-    """Chosen points of a data set of images, each made a tensor [C, H, W] when asked for."""
-
-    def __init__(
-        self,
-        images: Dataset[Any],
-        indices: Sequence[int],
-        *,
-        shape: tuple[int, int, int],
-        transform: Callable[[Any], Tensor],
-        augment: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.images, self.indices, self.shape = images, indices, shape
-        self.transform, self.augment = transform, augment
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[self.indices[index]]
-        x = self.transform(image)
-        if tuple(x.shape) != self.shape:  # named here, before a batch fails on it
-            raise ValueError(
-                f"image {self.indices[index]} has the shape {tuple(x.shape)}, the first one "
-                f"{self.shape}: set image_size to bring all images to one size"
-            )
-        return (x if self.augment is None else self.augment(x)), int(label)
-
-
 def load_data(
     name: str,
     *,
@@ -99,6 +71,7 @@ def load_data(
     download: bool = False,
     image_size: int | None = None,
     augmentation: str | None = None,
+    test: int | None = None,
 ) -> Data:
     """Load a data set by its name.
 
@@ -119,9 +92,11 @@ def load_data(
             not bear it. For a folder also "resized-crop+flip", as for ImageNet: 8 to 100 % of the
             area at aspects of 3/4 to 4/3, resized; validation and test points are then resized to
             256/224 of the crop's side, and their centre is taken.
+        test: how many of the digits to hold out as test points; by default 400.
 
     Returns:
-        The three parts; a folder's images stay on disk and are read when asked for.
+        The three parts. Images that would take more than ``LIMIT`` bytes stay on disk and are read
+        when asked for; others are decoded once, when the first of them is asked for.
 
     Raises:
         ValueError: an unknown name or augmentation, a missing or badly laid out folder, a
@@ -141,8 +116,13 @@ def load_data(
             f"image_size={image_size!r} with {name!r}: a positive number of pixels, and only for "
             "'folder', whose images have no size of their own"
         )
+    if test is not None and (name != "digits" or test < 1):
+        raise ValueError(
+            f"test={test} with {name!r}: a positive number of points, and only for 'digits', which "
+            "come without test points of their own"
+        )
     if name == "digits":
-        return _digits(_DIGITS_VALIDATION if validation is None else validation, seed)
+        return _digits(validation, seed, _DIGITS_TEST if test is None else test)
     if folder is None or not (download or Path(folder).is_dir()):
         layout = _LAYOUT if name == "folder" else "the files as torchvision stores them"
         given = "give --data.folder" if folder is None else f"no folder {folder}"
@@ -163,7 +143,7 @@ def loader(
     workers: int = 0,
     part: int = 0,
     parts: int = 1,
-) -> DataLoader[Any]:
+) -> DataLoader[Any] | ResidentLoader:
     """Make the loader of one epoch, whose batches are a function of (seed, epoch) alone.
 
     Make a new one for every epoch: a continued run then sees the batches of the uninterrupted one.
@@ -175,29 +155,33 @@ def loader(
         seed: the run's seed.
         epoch: the epoch's number.
         shuffle: permute the points, or keep their order.
-        workers: processes that load; 0 loads in this one.
+        workers: processes that load; 0 loads in this one. Images in memory need none.
         part: which rows of each batch are loaded (``rows_of``); its last point where it has none.
         parts: into how many parts a batch is split.
     """
     batches = batches_of(dataset, batch_size=batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
-    if parts > 1:
-        batches = [[b[i] for i in rows_of(len(b), part, parts)] or b[-1:] for b in batches]
+    rows = [rows_of(len(batch), part, parts) or range(len(batch))[-1:] for batch in batches]
+    if isinstance(dataset, Batched):
+        return ResidentLoader(dataset, batches, rows, seed=seed, epoch=epoch)
     # In-memory tensors bear no augmentation.
     random = shuffle and not isinstance(dataset, TensorDataset)
     return DataLoader(
         Drawn(dataset, seed=seed, epoch=epoch) if random else dataset,
-        batch_sampler=batches,
+        batch_sampler=[
+            [batch[row] for row in mine] for batch, mine in zip(batches, rows, strict=True)
+        ],
         num_workers=workers,
         generator=generator_of(seed, epoch),
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _digits(validation: float, seed: int) -> Data:
+def _digits(validation: float | None, seed: int, test_points: int) -> Data:
     bunch = _library("sklearn.datasets").load_digits()
     x = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16  # ink is counted to 16
     y = torch.tensor(bunch.target, dtype=torch.int64)
-    rest, test = stratified_split(y.tolist(), _DIGITS_TEST, seed=0)
+    rest, test = stratified_split(y.tolist(), test_points, seed=0)
+    validation = _DIGITS_VALIDATION / len(rest) if validation is None else validation
     kept, held_out = hold_out(y[rest].tolist(), validation, seed=seed)
     indices = ([rest[i] for i in kept], [rest[i] for i in held_out], test)
     parts = [TensorDataset(x[part], y[part]) for part in indices]
@@ -218,7 +202,10 @@ def _image_folder(
         )
     split = hold_out(train.targets, validation, seed=seed)
     classes, name = len(train.classes), folder.resolve().name
-    return _images(name, train, test, split, classes, augmentation, image_size)
+    # Folders are read class by class, and whoever takes the first points wants some of each.
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(test), generator=generator).tolist()
+    return _images(name, train, test, (*split, order), classes, augmentation, image_size)
 
 
 def _class_folders(path: Path) -> Any:
@@ -240,14 +227,15 @@ def _torchvision(
         raise ValueError(f"{title} is not in {folder}, or damaged: {error}") from error
     labels = [int(label) for label in (train.labels if name == "svhn" else train.targets)]
     split = hold_out(labels, validation, seed=seed)
-    return _images(title, train, test, split, classes, augmentation or default, None)
+    indices = (*split, range(len(test)))
+    return _images(title, train, test, indices, classes, augmentation or default, None)
 
 
 def _images(
     name: str,
     train: Any,
     test: Any,
-    split: tuple[list[int], list[int]],
+    indices: tuple[Sequence[int], Sequence[int], Sequence[int]],
     classes: int,
     augmentation: str,
     image_size: int | None,
@@ -264,21 +252,28 @@ def _images(
     plain = transforms.Compose(steps)
     channels, height, width = plain(train[0][0]).shape
     shape = (channels, height, width)
-    random: list[Callable[[Tensor], Tensor]] = []
-    of_train = plain
+    of_train, of_tensors = plain, augmentation
     if resized:  # before the image is a tensor: few pixels of a large one are needed
         crop = transforms.RandomResizedCrop(image_size)
-        of_train = transforms.Compose([crop, transforms.ToTensor()])
-    elif "crop" in augmentation:
-        random.append(transforms.RandomCrop((height, width), padding=4))
-    if "flip" in augmentation:
-        random.append(transforms.RandomHorizontalFlip())
-    augment = transforms.Compose(random)
+        of_train, of_tensors = transforms.Compose([crop, transforms.ToTensor()]), "flip"
+    fits = (len(train) + len(test)) * channels * height * width <= LIMIT
+
+    def part(images: Any, indices: Sequence[int], augmentation: str = "none") -> Dataset[Any]:
+        if fits:
+            return Resident(View(images, indices, shape=shape, transform=plain), augmentation)
+        return View(images, indices, shape=shape, transform=plain, augmentation=augmentation)
+
+    def of_training() -> Dataset[Any]:
+        if not resized:
+            return part(train, indices[0], of_tensors)
+        # Never in memory: each epoch takes other pixels of the file.
+        return View(train, indices[0], shape=shape, transform=of_train, augmentation=of_tensors)
+
     return Data(
         name,
-        train=View(train, split[0], shape=shape, transform=of_train, augment=augment),
-        validation=View(train, split[1], shape=shape, transform=plain),
-        test=View(test, range(len(test)), shape=shape, transform=plain),
+        train=of_training(),
+        validation=part(train, indices[1]),
+        test=part(test, indices[2]),
         classes=classes,
         shape=shape,
     )

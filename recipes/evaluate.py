@@ -55,7 +55,8 @@ class EvaluateConfig:
         attacks: any of pgd, autoattack, autoattack-plus, autoattack-rand, screen (apgd-ce and
             apgd-t), fab (the nearest adversarial inputs, for the security curve), and
             torchattacks.NAME for its classes.
-        certify: what proves points: none, ibp, crown-ibp or cascade (IBP, CROWN, alpha-CROWN).
+        certify: what proves points: none, ibp, crown-ibp, cascade (IBP, CROWN, alpha-CROWN) or
+            cascade-fixed (without alpha-CROWN on all slopes).
         steps: of PGD.
         restarts: of PGD.
         n: how many of the first test points; None for all.
@@ -184,7 +185,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     for radius in radii:
         parse_eps(radius)  # now, and not after hours
     of = config.data
-    data = load_data(of.name, folder=of.folder, image_size=of.image_size)
+    data = load_data(of.name, folder=of.folder, image_size=of.image_size, test=of.test)
     model = _network(config, data, config.weights)
     if config.small is not None:
         model = without_channels(config.small, model, data.shape)

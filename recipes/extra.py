@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
+from robust_plugin.recipes.augmentation import augmented
 from robust_plugin.recipes.batches import generator_of
-from robust_plugin.recipes.data import Data, View
+from robust_plugin.recipes.data import Data
+from robust_plugin.recipes.images import Resident
 
 _IMAGES = ("images", "image", "data")
 _LABELS = ("labels", "label", "targets")
@@ -31,19 +33,22 @@ _LAYOUT = (
 )
 
 
-class Points(Dataset[tuple[Tensor, int]]):
-    """Images in memory, each made a tensor [C, H, W] in [0, 1] when asked for."""
+class Extra(Resident):
+    """Extra images, bytes in memory or in a mapped file.
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[Any], *, first: bool) -> None:
-        self.images, self.labels, self.first = images, labels, first
+    Args:
+        images: uint8, [N, C, H, W].
+        labels: integers, [N].
+        augmentation: see ``augmented``.
+    """
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __init__(self, images: Tensor, labels: Tensor, augmentation: str = "none") -> None:
+        super().__init__(TensorDataset(images, labels), augmentation)
+        self.images, self.labels = images, labels
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = torch.from_numpy(np.array(self.images[index]))  # a copy: the file may be mapped
-        image = image if self.first else image.permute(2, 0, 1)
-        return image.float() / 255, int(self.labels[index])
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, as they are."""
+        return self.images[rows].float().div(255), self.labels[rows]
 
 
 class Mixed(Dataset[Any]):
@@ -92,6 +97,22 @@ class Mixed(Dataset[Any]):
         return found
 
 
+class MixedResident(Mixed):
+    """The same where the real points are in memory too: whole batches at once."""
+
+    real: Resident
+    extra: Resident
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, augmented."""
+        own, n = rows < len(self.real), len(self.real)
+        x, y = self.real.plain(rows.clamp(max=n - 1))
+        if not bool(own.all()):
+            x_extra, y_extra = self.extra.plain((rows - n).clamp(min=0))
+            x, y = torch.where(own[:, None, None, None], x, x_extra), torch.where(own, y, y_extra)
+        return augmented(x, self.real.augmentation), y
+
+
 def with_extra(data: Data, path: Path, *, share: float, batch_size: int) -> Data:
     """Return the data with extra points beside the training points, augmented as they are.
 
@@ -123,14 +144,14 @@ def with_extra(data: Data, path: Path, *, share: float, batch_size: int) -> Data
             f"{path} has labels from {labels.min()} to {labels.max()}; legal: 0 to "
             f"{data.classes - 1}, {data.name} has {data.classes} classes."
         )
-    points = View(
-        Points(images, labels, first=first),
-        range(len(labels)),
-        shape=data.shape,
-        transform=lambda image: image,
-        augment=getattr(data.train, "augment", None),
+    placed = torch.from_numpy(images) if first else torch.from_numpy(images).permute(0, 3, 1, 2)
+    extra = Extra(
+        placed,
+        torch.from_numpy(labels.astype(np.int64)),
+        getattr(data.train, "augmentation", "none"),
     )
-    return dataclasses.replace(data, train=Mixed(data.train, points, share=share))
+    kind = MixedResident if isinstance(data.train, Resident) else Mixed
+    return dataclasses.replace(data, train=kind(data.train, extra, share=share))
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -140,9 +161,9 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     if path.is_dir() and not all(file.is_file() for file in files):
         raise ValueError(f"data.extra: {path} lacks images.npy or labels.npy; expected: {_LAYOUT}.")
     try:
-        if path.is_dir():  # mapped: only what is asked for is read
+        if path.is_dir():  # mapped: only what is asked for is read, and nothing is written
             return (
-                np.load(files[0], mmap_mode="r", allow_pickle=False),
+                np.load(files[0], mmap_mode="c", allow_pickle=False),
                 np.load(files[1], allow_pickle=False),
             )
         content = np.load(path, allow_pickle=False)

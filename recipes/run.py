@@ -84,15 +84,16 @@ class Run:
             validation=of.validation,
             image_size=of.image_size,
             augmentation=of.augmentation,
+            test=of.test,
         )
         if of.extra is not None:
             self.data = with_extra(
                 self.data, of.extra, share=of.extra_share, batch_size=of.batch_size
             )
         if config.evaluation.autoattack:
-            AutoAttack(self.threat).check(self.data.classes)
+            AutoAttack(self.threat, version=config.evaluation.version).check(self.data.classes)
         self.certifier = certifier_of(
-            "cascade" if config.evaluation.verify else "none", self.threat
+            config.evaluation.certify if config.evaluation.verify else "none", self.threat
         )
         self._identity = identity_of(config)
         self.progress = Progress({})
@@ -235,8 +236,9 @@ class Run:
         ]
         limits = {}
         if of.autoattack:
-            attacks.append(AutoAttack(self.threat, seed=self.config.seed))
-            limits["AutoAttack"] = of.autoattack
+            cascade = AutoAttack(self.threat, version=of.version, seed=self.config.seed)
+            attacks.append(cascade)
+            limits[cascade.name] = of.autoattack
         if self.certifier is not None:
             limits["certified"] = of.verify
         points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)

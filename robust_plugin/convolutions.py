@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,31 +29,68 @@ def cheaper(layer: nn.Conv2d, x: Tensor) -> nn.Module:
     """
     if x.dim() != 4 or x.device.type != "cpu":
         return layer
-    with torch.no_grad():
-        out = layer(x)
-    entries, used = x.numel() * out.numel(), layer.weight[0].numel() * out.numel()
-    if entries <= min(_MORE * used, _ENTRIES):
-        return _Unrolled(layer, x.shape[1:], out.shape[1:])
+    if (matrix := unrolled(layer, x)) is not None:
+        return matrix
     plain = layer.groups == 1 and layer.padding_mode == "zeros"
     if plain and layer.in_channels <= _NARROW and not isinstance(layer.padding, str):
         return _Narrow(layer)
     return layer
 
 
-class _Unrolled(nn.Module):
+def maps_seen(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return the input of each convolution that a forward pass calls once, by its name."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, args: seen.setdefault(name, []).append(args[0])
+
+    handles = [
+        layer.register_forward_pre_hook(record(name))
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    try:
+        with torch.no_grad():
+            network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: maps[0] for name, maps in seen.items() if len(maps) == 1}
+
+
+def unrolled(layer: nn.Conv2d, x: Tensor) -> Unrolled | None:
+    """Return a convolution on maps of x's size as one matrix, or None if that is too large.
+
+    Args:
+        layer: on any device.
+        x: an input, shape [1, C, H, W].
+    """
+    with torch.no_grad():
+        out = layer(x)
+    entries, used = x.numel() * out.numel(), layer.weight[0].numel() * out.numel()
+    return Unrolled(layer, x, out) if entries <= min(_MORE * used, _ENTRIES) else None
+
+
+class Unrolled(nn.Module):
     """A convolution on maps of one size as one matrix: z = W x + b on flattened maps."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, of: nn.Conv2d, shape: torch.Size, out: torch.Size) -> None:
+    def __init__(self, of: nn.Conv2d, x: Tensor, out: Tensor) -> None:
         super().__init__()
-        self.out = out
-        with torch.no_grad():
-            units = torch.eye(shape.numel(), dtype=of.weight.dtype).view(-1, *shape)
-            bias = of(torch.zeros_like(units[:1]))
-            self.register_buffer("weight", (of(units) - bias).flatten(1).t().contiguous())
-            self.register_buffer("bias", bias.flatten())
+        self.out = out.shape[1:]
+        self.register_buffer("weight", x.new_empty(out.numel(), x.numel()))
+        self.register_buffer("bias", x.new_empty(out.numel()))
+        self.follow(of, x)
+
+    @torch.no_grad()
+    def follow(self, of: nn.Conv2d, x: Tensor) -> None:
+        """Take over the weights of the convolution; x is an input, shape [1, C, H, W]."""
+        units = torch.eye(x.numel(), dtype=x.dtype, device=x.device).view(-1, *x.shape[1:])
+        bias = of(torch.zeros_like(x))
+        self.weight.copy_((of(units) - bias).flatten(1).t())
+        self.bias.copy_(bias.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the convolution returns."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robust_plugin.attachment import masked_weights
-from robust_plugin.convolutions import cheaper
+from robust_plugin.convolutions import cheaper, maps_seen
 from robust_plugin.dense import finalize
 
 # Two ways to compute the same logits differ by rounding; more than this is another network.
@@ -83,20 +83,6 @@ def _folded(model: nn.Module) -> fx.GraphModule:
 
 def _shorten(traced: fx.GraphModule, x: Tensor) -> None:
     """Replace the convolutions that have a shorter way on the maps that they see."""
-    seen: dict[str, list[Tensor]] = {}
-
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, args: seen.setdefault(name, []).append(args[0])
-
-    convolutions = {n: each for n, each in traced.named_modules() if isinstance(each, nn.Conv2d)}
-    handles = [each.register_forward_pre_hook(record(n)) for n, each in convolutions.items()]
-    try:
-        with torch.no_grad():
-            traced(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, maps in seen.items():
-        if len(maps) == 1:
-            traced.add_submodule(name, cheaper(convolutions[name], maps[0]))
+    for name, maps in maps_seen(traced, x).items():
+        traced.add_submodule(name, cheaper(cast(nn.Conv2d, traced.get_submodule(name)), maps))
     traced.recompile()

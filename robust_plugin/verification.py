@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robust_plugin.bounds import proved
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, check_logits, forked, guarded, unwrapped
+from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
 from robust_plugin.statistics import wilson_interval
 from robust_plugin.threat import ThreatModel
@@ -131,12 +132,14 @@ def verify(
         opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
         with attacked(model), torch.no_grad():
             opened.check_answers(model(x[:batch_size]))
-    found = []
+    found, fast = [], None
     for first in range(0, len(x), batch_size):
         rows, unit = slice(first, first + batch_size), f"points-{first:06d}"
         done = opened.get(unit) if opened is not None else None
         if done is None:
-            batch = _Batch(model, x[rows], y[rows], threat, first)
+            if fast is None:  # for attacks; the network itself judges their points
+                fast = fast_copy(model, x[:batch_size])
+            batch = _Batch(model, fast, x[rows], y[rows], threat, first)
             with forked(seed, x.device):
                 for number, stage in enumerate(stages.values()):
                     batch.run(number, names[number], stage, seconds)
@@ -160,9 +163,16 @@ class _Batch:
     """The points that go through the stages together."""
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, first: int
+        self,
+        model: nn.Module,
+        fast: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        first: int,
     ) -> None:
-        self.model, self.x, self.y, self.threat, self.first = model, x, y, threat, first
+        self.model, self.fast, self.x, self.y = model, fast, x, y
+        self.threat, self.first = threat, first
         with attacked(model), torch.no_grad():
             right = check_logits(model(x), y).argmax(1) == y
         self.verdict = torch.where(right, _UNKNOWN, _MISCLASSIFIED)
@@ -196,7 +206,7 @@ class _Batch:
         self.verdict[sure], self.stage[sure] = _VERIFIED, number
 
     def _attack(self, number: int, name: str, stage: Attack, rows: Tensor) -> None:
-        x_adv = guarded(stage, self.threat)(self.model, self.x[rows], self.y[rows])
+        x_adv = guarded(stage, self.threat)(self.fast, self.x[rows], self.y[rows])
         with attacked(self.model), torch.no_grad():
             fooled = self.model(x_adv).argmax(1) != self.y[rows]
         wrong = rows[fooled & (self.verdict[rows] == _VERIFIED)]

@@ -1,16 +1,20 @@
-"""The cascade of proofs against alpha-CROWN on all points: verdicts and time, on digits."""
+"""The cascade of proofs against the library's alpha-CROWN on all points: verdicts and time."""
 
+import copy
 import time
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
 from robust_plugin import ThreatModel, adversarial, certified, pgd, verify
-from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
+from robust_plugin.adapters.auto_lirpa import _library, proof_stages
+from robust_plugin.adapters.auto_lirpa_shims import learning_at_the_ends, readable_trace
 from robust_plugin.recipes.networks import cnn_small
 
+auto_LiRPA = _library()  # with what it misses in today's torch
 THREAT = ThreatModel("Linf", eps=0.1)
 
 
@@ -35,12 +39,44 @@ def trained(build, objective, epochs):
     return model.eval()
 
 
+def library_alone(model, x, y):
+    """Which points the library's own alpha-CROWN proves, called as its examples call it."""
+    options = {
+        "conv_mode": "matrix",  # its default, patches, is unsound for some convolutions
+        "sparse_features_alpha": False,  # else release 0.3 fails on today's torch
+        "sparse_spec_alpha": False,
+        "optimize_bound_args": {"iteration": 20, "lr_alpha": 0.5},
+    }
+    with readable_trace():
+        module = auto_LiRPA.BoundedModule(model, x[:1], options)
+    eye = torch.eye(10)
+    proved = []
+    for rows in torch.arange(len(x)).split(32):
+        others = torch.arange(10).expand(len(rows), -1)
+        others = others[others != y[rows, None]].view(len(rows), -1)
+        ball = auto_LiRPA.PerturbationLpNorm(
+            norm=np.inf,
+            eps=THREAT.eps,
+            x_L=(x[rows] - THREAT.eps).clamp(0, 1),
+            x_U=(x[rows] + THREAT.eps).clamp(0, 1),
+        )
+        with learning_at_the_ends():  # else no slope moves on today's torch
+            lower, _ = module.compute_bounds(
+                x=(auto_LiRPA.BoundedTensor(x[rows], ball),),
+                C=eye[y[rows]][:, None] - eye[others],
+                method="CROWN-Optimized",
+                bound_upper=False,
+            )
+        proved.append((lower > 0).all(1))
+    return torch.cat(proved)
+
+
 # Points, and how many times cheaper: limited by the share of points that nothing cheap decides,
 # which is large for networks whose training had no bounds in it.
 NETWORKS = {
-    "cnn_small, PGD": (lambda: trained(cnn_small, adversarial(pgd(THREAT, steps=7)), 30), 150, 2),
-    "cnn_small, IBP": (lambda: trained(cnn_small, certified(THREAT, kappa=(1, 0.5)), 60), 150, 10),
-    "cnn_small, IBP alone": (lambda: trained(cnn_small, certified(THREAT), 60), 100, 5),
+    "cnn_small, PGD": (lambda: trained(cnn_small, adversarial(pgd(THREAT, steps=7)), 30), 150, 4),
+    "cnn_small, IBP": (lambda: trained(cnn_small, certified(THREAT, kappa=(1, 0.5)), 60), 400, 20),
+    "cnn_small, IBP alone": (lambda: trained(cnn_small, certified(THREAT), 60), 200, 10),
 }
 
 
@@ -50,24 +86,19 @@ def test_the_cascade_is_as_sharp_as_alpha_crown_and_cheaper(name):
     build, n, times = NETWORKS[name]
     model: nn.Module = build()
     x, y = (each[1200 : 1200 + n] for each in points())
-    alone = LiRPA(THREAT, "alpha-CROWN")
-    seconds = {"cascade": [], "alpha-CROWN": []}
+    plain = copy.deepcopy(model)  # the library writes to what it is given
+    seconds = {"cascade": [], "library": []}
     for _ in range(2):
-        begun = time.monotonic()
+        begun = time.process_time()
         found = verify(model, x, y, proof_stages(THREAT), batch_size=n)
-        seconds["cascade"].append(time.monotonic() - begun)
-        begun = time.monotonic()
-        wanted = alone(model, x, y)
-        seconds["alpha-CROWN"].append(time.monotonic() - begun)
-    cascade, all_points = (min(each) for each in seconds.values())
-    missed = [
-        i
-        for i, (v, w) in enumerate(zip(found.verified, wanted.tolist(), strict=True))
-        if w and not v
-    ]
-    print(f"\n{name}: {n} points\n{found}\nalpha-CROWN verifies {int(wanted.sum())}")
-    print(
-        f"missed {missed}; {cascade:.2f} s against {all_points:.1f} s: {all_points / cascade:.1f}x"
-    )
+        seconds["cascade"].append(time.process_time() - begun)
+        begun = time.process_time()
+        wanted = library_alone(plain, x, y)
+        seconds["library"].append(time.process_time() - begun)
+    cascade, alone = (min(each) for each in seconds.values())
+    each = enumerate(zip(found.verified, wanted.tolist(), strict=True))
+    missed = [i for i, (ours, theirs) in each if theirs and not ours]
+    print(f"\n{name}: {n} points\n{found}\nthe library's alpha-CROWN proves {int(wanted.sum())}")
+    print(f"missed {missed}; CPU {cascade:.2f} s against {alone:.1f} s: {alone / cascade:.1f}x")
     assert not missed
-    assert all_points / cascade >= times
+    assert alone / cascade >= times

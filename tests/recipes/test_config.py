@@ -115,6 +115,7 @@ def test_two_steps_of_a_preset_by_its_own_command(
         folder = workplace / "images" if compared else few_images
         short |= {"data.name": "folder", "data.folder": str(folder), "data.workers": "0"}
         short |= {"data.batch-size": "29" if compared else "4", "data.validation": "0.25"}
+        short["data.test"] = "None"  # a folder has test points of its own
     of = config.base if compared else config
     # Two points are proved where the preset has points proved.
     short |= {f"evaluation.{how}": str(min(2, getattr(of.evaluation, how))) for how in PROOFS}

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
 from robust_plugin.recipes.data import Data, load_data, loader
+from robust_plugin.recipes.images import Resident, View
 
 
 def points(dataset: Any) -> list[tuple[bytes, int]]:
@@ -89,7 +90,19 @@ def write_images(
                 Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
-def test_a_folder_is_split_and_read_lazily(tmp_path: Path) -> None:
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image fits in memory."""
+    monkeypatch.setattr("robust_plugin.recipes.data.LIMIT", 0)
+
+
+@pytest.fixture(params=["in memory", "streamed"])
+def either(request: pytest.FixtureRequest) -> None:
+    if request.param == "streamed":
+        request.getfixturevalue("streamed")
+
+
+def test_a_folder_is_split_and_read_lazily(tmp_path: Path, streamed: None) -> None:
     root = tmp_path / "my-pets"
     write_images(root)
     data = load_data("folder", folder=root, validation=0.25)
@@ -97,14 +110,35 @@ def test_a_folder_is_split_and_read_lazily(tmp_path: Path) -> None:
     assert [len(part) for part in (data.train, data.validation, data.test)] == [12, 4, 16]
     assert labels(data.validation) == {0: 2, 1: 2}
     assert len(set(points(data.train) + points(data.validation) + points(data.test))) == 32
-    x, _ = data.test[15]
-    assert x.max() == np.float32(130 + 31) / np.float32(255) and x.min() == 0
+    brightest = max(data.test[i][0].max() for i in range(16))
+    assert brightest == np.float32(130 + 31) / np.float32(255)
+    assert data.test[0][0].min() == 0
+    # The first points are no single class, and always the same.
+    assert {y for _, y in (data.test[i] for i in range(6))} == {0, 1}
+    again = load_data("folder", folder=root, validation=0.25, seed=5)
+    assert points(again.test) == points(data.test)
     (root / "test" / "dog" / "7.png").unlink()  # nothing was held in memory
     with pytest.raises(FileNotFoundError):
-        data.test[15]
+        points(data.test)
 
 
-def test_image_size_brings_odd_images_to_one_shape(tmp_path: Path) -> None:
+def test_images_in_memory_are_those_of_the_disk(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    data = load_data("folder", folder=tmp_path, validation=0.25, augmentation="crop+flip")
+    assert isinstance(data.train, Resident) and isinstance(data.train.points, View)
+    assert points(data.test) == points(data.test.points)
+    (tmp_path / "test" / "dog" / "7.png").unlink()
+    assert len(points(data.test)) == 16
+    together = list(loader(data.test, batch_size=5, seed=0, epoch=0, shuffle=False))
+    assert [len(y) for _, y in together] == [5, 5, 5, 1]
+    x, y = (torch.cat(each) for each in zip(*together, strict=True))
+    for i in range(16):
+        assert torch.equal(x[i], data.test[i][0]) and y[i] == data.test[i][1]
+    same, _ = data.train.batch(torch.zeros(50).long())
+    assert len({image.numpy().tobytes() for image in same}) > 9  # each is augmented by itself
+
+
+def test_image_size_brings_odd_images_to_one_shape(tmp_path: Path, either: None) -> None:
     write_images(tmp_path)
     Image.new("RGB", (20, 14)).save(tmp_path / "test" / "dog" / "0.png")
     with pytest.raises(ValueError, match=r"\(3, 14, 20\).*\(3, 12, 12\).*image_size"):
@@ -115,6 +149,7 @@ def test_image_size_brings_odd_images_to_one_shape(tmp_path: Path) -> None:
 
 def test_only_training_points_are_augmented_and_only_by_the_global_generator(
     tmp_path: Path,
+    either: None,
 ) -> None:
     write_images(tmp_path)
     data = load_data("folder", folder=tmp_path, augmentation="crop+flip", validation=0.25)
@@ -130,7 +165,7 @@ def test_only_training_points_are_augmented_and_only_by_the_global_generator(
     assert points(data.train) == first
 
 
-def test_a_folder_is_not_augmented_unless_asked(tmp_path: Path) -> None:
+def test_a_folder_is_not_augmented_unless_asked(tmp_path: Path, either: None) -> None:
     write_images(tmp_path)
     data = load_data("folder", folder=tmp_path)
     before = torch.random.get_rng_state()
@@ -138,7 +173,7 @@ def test_a_folder_is_not_augmented_unless_asked(tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_crop_moves_by_at_most_four_pixels(tmp_path: Path) -> None:
+def test_a_crop_moves_by_at_most_four_pixels(tmp_path: Path, either: None) -> None:
     write_images(tmp_path)
     data = load_data("folder", folder=tmp_path, augmentation="crop")
     edges = set()
@@ -314,7 +349,7 @@ def test_without_shuffle_the_order_is_kept() -> None:
     assert torch.cat(batches).tolist() == list(range(100))
 
 
-def test_workers_augment_by_seed_and_epoch(tmp_path: Path) -> None:
+def test_workers_augment_by_seed_and_epoch(tmp_path: Path, streamed: None) -> None:
     write_images(tmp_path)
     data = load_data("folder", folder=tmp_path, augmentation="crop+flip")
 
@@ -330,6 +365,16 @@ def test_workers_augment_by_seed_and_epoch(tmp_path: Path) -> None:
     torch.manual_seed(2)
     assert torch.equal(epoch(0), first)
     assert not torch.equal(epoch(1), first)
+
+
+def test_the_digits_test_points_can_be_more(tmp_path: Path) -> None:
+    data = load_data("digits", test=500)
+    sizes = [len(part) for part in (data.train, data.validation, data.test)]  # type: ignore[arg-type]
+    assert sizes == [1097, 200, 500]
+    with pytest.raises(ValueError, match="test=500 with 'folder'"):
+        load_data("folder", folder=tmp_path, test=500)
+    with pytest.raises(ValueError, match="test=0"):
+        load_data("digits", test=0)
 
 
 # --- ImageNet's layout and transforms
@@ -367,10 +412,8 @@ def test_resized_crops_train_and_centres_test(tmp_path: Path) -> None:
         assert float(x[0, :, -1].mean() - x[0, :, 0].mean()) == pytest.approx(27 / 64, abs=0.02)
         assert float(x.mean()) == pytest.approx(0.5, abs=0.02)
     torch.manual_seed(0)
-    widths = [float(x[0, :, -1].mean() - x[0, :, 0].mean()) for x in [data.train[0][0]] * 0] or [
-        float((image := data.train[0][0])[0, :, -1].mean() - image[0, :, 0].mean())
-        for _ in range(100)
-    ]
+    images = [data.train[0][0] for _ in range(100)]
+    widths = [float(x[0, :, -1].mean() - x[0, :, 0].mean()) for x in images]
     assert min(widths) < 0 < max(widths)  # flipped or not
     # 8 to 100 % of the area, but no higher than the image: at most 80 * 4/3 of 160 columns.
     assert min(map(abs, widths)) > 0.05 and max(map(abs, widths)) < 0.7

@@ -1,0 +1,137 @@
+"""Points that are images: read from disk when asked for, or kept in memory.
+
+Small images cost more to read, decode and augment one by one than a small network costs to train:
+those that fit are decoded once, kept as bytes and augmented a batch at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from robust_plugin.draws import Share, drawing
+from robust_plugin.recipes.augmentation import augmented
+from robust_plugin.recipes.batches import generator_of
+from robust_plugin.recipes.identity import seed_of
+
+LIMIT = 2**29  # bytes; CIFAR takes 184 MB, and a comparison holds them once a process
+
+
+class View(Dataset[tuple[Tensor, int]]):
+    """Chosen points of a data set of images, each made a tensor [C, H, W] when asked for."""
+
+    def __init__(
+        self,
+        images: Dataset[Any],
+        indices: Sequence[int],
+        *,
+        shape: tuple[int, int, int],
+        transform: Callable[[Any], Tensor],
+        augmentation: str = "none",
+    ) -> None:
+        self.images, self.indices, self.shape = images, indices, shape
+        self.transform, self.augmentation = transform, augmentation
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[self.indices[index]]
+        x = self.transform(image)
+        if tuple(x.shape) != self.shape:  # named here, before a batch fails on it
+            raise ValueError(
+                f"image {self.indices[index]} has the shape {tuple(x.shape)}, the first one "
+                f"{self.shape}: set image_size to bring all images to one size"
+            )
+        return augmented(x[None], self.augmentation)[0], int(label)
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A data set that gives whole batches at once."""
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, augmented."""
+
+
+class Resident(Dataset[tuple[Tensor, int]]):
+    """Images in memory from their first use on; a point is (float32 [C, H, W] in [0, 1], label).
+
+    Args:
+        points: pairs of such an image, k/255 in each value, and its label.
+        augmentation: see ``augmented``.
+    """
+
+    def __init__(self, points: Dataset[Any], augmentation: str = "none") -> None:
+        self.points, self.augmentation = points, augmentation
+
+    def __len__(self) -> int:
+        return len(self.points)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y = self.batch(torch.tensor([range(len(self))[index]]))
+        return x[0], int(y)
+
+    @cached_property
+    def _held(self) -> tuple[Tensor, Tensor]:
+        """All images as bytes, and all labels."""
+        images: Tensor | None = None
+        labels = []
+        for row in range(len(self)):
+            x, y = cast(tuple[Tensor, int], self.points[row])
+            if images is None:
+                images = torch.empty(len(self), *x.shape, dtype=torch.uint8)
+            images[row] = (255 * x).round().byte()
+            labels.append(y)
+        assert images is not None
+        return images, torch.tensor(labels)
+
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, as they are."""
+        images, labels = self._held
+        return images[rows].float().div(255), labels[rows]
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, augmented."""
+        x, y = self.plain(rows)
+        return augmented(x, self.augmentation), y
+
+
+class ResidentLoader:
+    """Batches of resident images in a given order; iterated like a ``DataLoader``.
+
+    Args:
+        dataset: gives batches.
+        batches: of all processes, as indices.
+        rows: which places of each batch are wanted here.
+        seed: with ``epoch`` what augmentation is drawn from, for the whole batch.
+        epoch: the epoch's number.
+    """
+
+    def __init__(
+        self,
+        dataset: Batched,
+        batches: Sequence[Sequence[int]],
+        rows: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        self.dataset, self.batches, self.rows = dataset, batches, rows
+        self.seed, self.epoch = seed_of(seed, "augmentation"), epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = generator_of(self.seed, self.epoch)
+        for batch, rows in zip(self.batches, self.rows, strict=True):
+            wanted = torch.tensor([batch[row] for row in rows])
+            with drawing(Share(rows, len(batch), generator)):
+                found = self.dataset.batch(wanted)
+            yield found
