@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import Dataset
 
 from robust_plugin.masks import kept_count
 from robust_plugin.recipes import run as run_module
@@ -82,15 +84,20 @@ def test_the_test_points_are_not_looked_at_and_the_run_goes_on_as_ever(
     load = run_module.load_data
     looked: list[int] = []
 
+    class Watched(Dataset[Any]):
+        def __init__(self, points: Any) -> None:
+            self.points = points
+
+        def __len__(self) -> int:
+            return len(self.points)
+
+        def __getitem__(self, index: int) -> Any:
+            looked.append(index)
+            return self.points[index]
+
     def watched(*args: Any, **kwargs: Any) -> Any:
         data = load(*args, **kwargs)
-        item = type(data.test).__getitem__
-        monkeypatch.setattr(
-            type(data.test),
-            "__getitem__",
-            lambda view, i: (looked.append(i) if view is data.test else None, item(view, i))[1],
-        )
-        return data
+        return replace(data, test=Watched(data.test))
 
     monkeypatch.setattr(run_module, "load_data", watched)
     assert main([*words("hydra", tmp_path / "b"), "--dry-run"]) == 0

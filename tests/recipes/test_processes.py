@@ -166,8 +166,7 @@ def test_two_processes_are_one_with_the_whole_batch(
     same_course(by_one(name), by_two["out"] / name)
 
 
-@pytest.mark.parametrize("name", ["trades", "free"])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("name", "count"), [("trades", 3), ("free", 2)])
 def test_micro_batches_are_one_batch(
     name: str, count: int, by_two: dict[str, Any], by_one: Callable[..., Path]
 ) -> None:
