@@ -59,6 +59,7 @@ class Run:
         threat: the threat model.
         certifier: of the finished network, if its settings ask for one.
         device: where it runs.
+        objective: the loss of the stage that was entered.
         progress: what is shown of it.
         steps: how many steps of each stage are trained; None for all.
 
@@ -71,7 +72,7 @@ class Run:
         self.folder, self.config = Path(folder), config
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{folder} is a file; give another --out.")
-        self.threat = config.threat.build()
+        self.threat, self.objective = config.threat.build(), config.objective
         check_settings(config)
         check_tracker(config.tracker)
         self.device = device_of(config.device)

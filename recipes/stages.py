@@ -54,7 +54,6 @@ class Length:
 
 def length_of(run: Run, stage: StageConfig) -> Length:
     """Return how long a stage of a run trains."""
-    objective = run.config.objective
-    passes = objective.replays if objective.name == "free" else 1
+    passes = run.objective.replays if run.objective.name == "free" else 1
     batches = steps_of(run.data.train, batch_size=run.config.data.batch_size)
     return Length(max(1, stage.epochs // passes), batches, passes)

@@ -50,8 +50,7 @@ class Steps:
         # Anew for each epoch: what it holds is then a function of the place, and resuming is exact.
         # One a micro-batch: what it holds belongs to places of the batch.
         self._objectives = [
-            run.config.objective.build(run.threat, ramp=stage.ramp)
-            for _ in range(run.config.accumulate)
+            run.objective.build(run.threat, ramp=stage.ramp) for _ in range(run.config.accumulate)
         ]
         self._generator = torch.Generator(device=run.device).manual_seed(seed)
         # What is drawn besides, as by dropout, differs between processes.
