@@ -1,10 +1,12 @@
-"""Random crops and mirrored images, drawn from torch's global generator for each image."""
+"""Random crops and mirrored images, drawn for each image (see ``robust_plugin.draws``)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from robust_plugin.draws import uniform_like
 
 AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
 
@@ -16,7 +18,7 @@ def augmented(x: Tensor, augmentation: str) -> Tensor:
     if "crop" in augmentation:
         x = _cropped(x)
     if "flip" in augmentation:
-        mirrored = torch.rand(len(x)) < 0.5
+        mirrored = uniform_like(torch.empty(len(x))) < 0.5
         x = torch.where(mirrored[:, None, None, None].to(x.device), x.flip(3), x)
     return x
 
@@ -24,7 +26,7 @@ def augmented(x: Tensor, augmentation: str) -> Tensor:
 def _cropped(x: Tensor) -> Tensor:
     """Move each image by up to ``_PADDING`` pixels each way, zeros coming in: a random crop."""
     n, channels, height, width = x.shape
-    top, left = torch.randint(2 * _PADDING + 1, (2, n, 1))
+    top, left = (uniform_like(torch.empty(n, 2)) * (2 * _PADDING + 1)).long().T[..., None]
     rows = (top + torch.arange(height))[:, None, :, None]
     columns = (left + torch.arange(width))[:, None, None, :]
     images, planes = torch.arange(n)[:, None, None, None], torch.arange(channels)[:, None, None]

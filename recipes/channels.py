@@ -26,6 +26,7 @@ from robust_plugin.presets import MagnitudePruner
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.processes import is_first, wait_for_all
 from robust_plugin.recipes.run import Run, load_weights
 from robust_plugin.report import Report
 
@@ -75,11 +76,13 @@ def finished(run: Run, pruner: Pruner) -> nn.Module:
         from robust_plugin.adapters.torch_pruning import remove_channels, save
 
         removed = remove_channels(pruner, run.example)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        save(run.folder / "small.safetensors", removed)
-        sizes = {group.name: group.size for group in pruner.groups}
-        kept = {name: [count, sizes[name]] for name, count in removed.counts.items()}
-        write_text(run.folder / "channels.json", json.dumps(kept, indent=1))
+        if is_first():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            save(run.folder / "small.safetensors", removed)
+            sizes = {group.name: group.size for group in pruner.groups}
+            kept = {name: [count, sizes[name]] for name, count in removed.counts.items()}
+            write_text(run.folder / "channels.json", json.dumps(kept, indent=1))
+        wait_for_all()
     pruner.finalize()
     return pruner.model
 

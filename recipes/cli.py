@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from robust_plugin.recipes.allocator import keep_freed_memory
 from robust_plugin.recipes.channels import before_after
 from robust_plugin.recipes.compare import CompareConfig, compare
 from robust_plugin.recipes.config import read_preset
+from robust_plugin.recipes.dry_run import dry_run
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
 from robust_plugin.recipes.execute import RECIPES, execute, finished_run
 from robust_plugin.recipes.listing import listing
@@ -20,11 +22,12 @@ from robust_plugin.recipes.processes import processes
 from robust_plugin.recipes.published import beside_published
 from robust_plugin.recipes.report import plot_kept
 from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.summary import written
 
 T = TypeVar("T")
 
 _USAGE = """\
-robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
+robust-plugin COMMAND [--config PRESET] [--out FOLDER] [--dry-run] [settings]
 
   magnitude   Sehwag 2019: robust training, magnitude pruning (one-shot or iterative), fine-tuning
   hydra       HYDRA: importance scores learned on the robust loss
@@ -36,7 +39,10 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [settings]
 
 Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
 --threat.eps 8/255. "robust-plugin COMMAND --help" lists them. The same command continues an
-interrupted run.
+interrupted run. With --dry-run magnitude, hydra and harp say what they would do, how long it takes
+and what they would write. On several GPUs:
+
+  torchrun --nproc-per-node 8 -m robust_plugin.recipes.cli hydra --config hydra/cifar10-wrn28-4
 """
 
 
@@ -67,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
         return 130
     except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error{f' in process {rank}' if rank else ''}: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -76,9 +83,17 @@ def _recipe(command: str, words: list[str]) -> None:
     kind, _ = RECIPES[command]
     preset, words = _take(words, "--config", f"{command}/digits")
     out, words = _take(words, "--out", f"runs/{command}")
+    dry = "--dry-run" in words
+    words = [word for word in words if word != "--dry-run"]
     begun = read_preset(preset, kind)
     config = _parse(kind, begun, words, f"robust-plugin {command}")
-    report = execute(command, config, Path(out))
+    if dry:
+        print(dry_run(command, config, Path(out)))
+        return
+    with processes() as first:
+        report = execute(command, config, Path(out))
+    if not first:
+        return
     kept = _kept(Path(out))
     plot_kept({command: kept}, Path(out) / "kept.png")
     share = sum(k for k, _ in kept.values()) / sum(n for _, n in kept.values())
@@ -90,10 +105,13 @@ def _recipe(command: str, words: list[str]) -> None:
     if published := beside_published(command, begun, config, Path(out)):
         print(f"\n{published}")
     if config.structure == "channels":
-        print(f"\n{before_after(Run(Path(out), config))}")
+        print(f"\n{before_after(Run(Path(out), config))}\n")
+    print(written(Path(out)))
 
 
 def _compare(words: list[str]) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("compare starts its own processes: give --jobs, and leave torchrun out.")
     preset, words = _take(words, "--config", "compare/digits-demo")
     out, words = _take(words, "--out", "runs/compare")
     config = _parse(

@@ -26,13 +26,14 @@ class DataConfig:
         folder: where the files lie.
         validation: share of the training points held out; None is the data set's own default.
         image_size: resize a folder's images to it.
-        augmentation: none, crop, flip or crop+flip; None is the data set's own default.
+        augmentation: none, crop, flip or crop+flip, for a folder also resized-crop+flip (as for
+            ImageNet); None is the data set's own default.
         test: how many of the digits are test points; None is 400.
         extra: training images beside the data set's own: an .npz with images and labels, or a
             folder with images.npy and labels.npy.
         extra_share: of them in each batch; an epoch is one pass over the data set's own.
-        batch_size: points a step.
-        workers: processes that load.
+        batch_size: points a step, over all processes and micro-batches.
+        workers: that load, in each process.
     """
 
     name: str = "digits"
@@ -144,7 +145,14 @@ class RecipeConfig:
         round_to: keep channels in multiples of it, such as 8 or 16, which hardware prefers.
         exclude: names of layers that stay dense.
         seed: of weights, order and noise.
-        device: cpu, cuda, cuda:1...; auto takes cuda where there is one.
+        precision: of training: fp32, or bf16 by autocast (scores, rates and weights stay float32);
+            the finished network is evaluated in fp32.
+        accumulate: micro-batches that a process splits its share of a batch into, for less memory.
+        channels_last: the memory format of images and convolutions; faster on GPUs with bf16.
+        compile: forward passes by torch.compile; pays on GPUs in long runs.
+        tracker: where losses and accuracies also go, by accelerate.
+        device: cpu, cuda, cuda:1...; auto takes cuda where there is one, under torchrun each
+            process its own.
         threads: of torch on the CPU; small networks are fastest with 1. None leaves it alone.
     """
 
@@ -165,6 +173,11 @@ class RecipeConfig:
     round_to: int = 1
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = 1
+    channels_last: bool = False
+    compile: bool = False
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
     device: str = "auto"
     threads: int | None = None
 

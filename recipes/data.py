@@ -7,18 +7,18 @@ model lives in the unit of the pixels, so a model normalises inside itself.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from robust_plugin.recipes.augmentation import AUGMENTATIONS
-from robust_plugin.recipes.images import LIMIT, Resident, ResidentLoader, View
+from robust_plugin.recipes.batches import Drawn, batches_of, generator_of, rows_of
+from robust_plugin.recipes.images import LIMIT, Batched, Resident, ResidentLoader, View
 from robust_plugin.recipes.splits import hold_out, stratified_split
 
 # Class in torchvision.datasets, honest name, number of classes, augmentation. SVHN is not flipped:
@@ -29,11 +29,15 @@ _TORCHVISION = {
     "svhn": ("SVHN", "SVHN", 10, "crop"),
 }
 NAMES = ("digits", "folder", *_TORCHVISION)
+# ImageNet's: a random part of the image, resized; in the test the centre of a slightly larger one.
+_RESIZED_CROP = "resized-crop+flip"
+_RESIZED_CROP_SIZE = 224
+_CENTRE = 224 / 256  # share of the shorter side
 
 _DIGITS_TEST = 400  # of 1797, always the same ones
 _DIGITS_VALIDATION = 200  # of the others
 _VALIDATION = 0.1
-_LAYOUT = "train/<class>/ and test/<class>/ with images in them, the same classes in both"
+_LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/) of images, the same classes in both"
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,14 @@ def load_data(
         seed: of the choice of the validation points. Leave it alone when the training seed moves:
             runs are compared on the same points. The test points never depend on it.
         download: fetch missing files ("cifar10", "cifar100", "svhn").
-        image_size: for "folder": resize the shorter side to so many pixels and crop the centre.
+        image_size: for "folder": resize the shorter side to so many pixels and crop the centre;
+            with resized-crop+flip the side of the crop, by default 224.
         augmentation: of the training points, drawn from torch's global generator: "none", "crop"
             (at random, after 4 pixels of padding), "flip" (left to right), "crop+flip"; by default
             crop+flip for CIFAR, crop for SVHN, none for digits and for a folder, whose images may
-            not bear it.
+            not bear it. For a folder also "resized-crop+flip", as for ImageNet: 8 to 100 % of the
+            area at aspects of 3/4 to 4/3, resized; validation and test points are then resized to
+            256/224 of the crop's side, and their centre is taken.
         test: how many of the digits to hold out as test points; by default 400.
 
     Returns:
@@ -97,7 +104,11 @@ def load_data(
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; legal are {', '.join(NAMES)}")
-    legal = AUGMENTATIONS if name != "digits" else ("none",)  # 8x8 digits bear none
+    legal: tuple[str, ...] = (
+        AUGMENTATIONS if name != "digits" else ("none",)
+    )  # 8x8 digits bear none
+    if name == "folder":
+        legal = (*AUGMENTATIONS, _RESIZED_CROP)
     if augmentation not in (None, *legal):
         raise ValueError(f"augmentation={augmentation!r} of {name!r}; legal: {', '.join(legal)}")
     if image_size is not None and (name != "folder" or image_size < 1):
@@ -130,33 +141,37 @@ def loader(
     epoch: int,
     shuffle: bool,
     workers: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> DataLoader[Any] | ResidentLoader:
-    """Make the loader of one epoch, whose order is a function of (seed, epoch) alone.
+    """Make the loader of one epoch, whose batches are a function of (seed, epoch) alone.
 
     Make a new one for every epoch: a continued run then sees the batches of the uninterrupted one.
-    The workers are seeded by the same pair; the global generator is left alone, except that without
-    workers augmentation draws from it.
+    Augmentation is a function of (seed, epoch, point); the global generator is left alone.
 
     Args:
         dataset: any dataset with a length.
-        batch_size: points in a batch; the last batch may have fewer.
+        batch_size: points in a batch, over all parts; the last batch may have fewer.
         seed: the run's seed.
         epoch: the epoch's number.
         shuffle: permute the points, or keep their order.
         workers: processes that load; 0 loads in this one. Images in memory need none.
+        part: which rows of each batch are loaded (``rows_of``); its last point where it has none.
+        parts: into how many parts a batch is split.
     """
-    digest = hashlib.sha256(f"{seed},{epoch}".encode()).digest()  # near pairs, unrelated streams
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    n = len(cast(Sized, dataset))
-    order = torch.randperm(n, generator=generator).tolist() if shuffle else range(n)
-    if isinstance(dataset, Resident):
-        return ResidentLoader(dataset, order, batch_size)
+    batches = batches_of(dataset, batch_size=batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
+    rows = [rows_of(len(batch), part, parts) or range(len(batch))[-1:] for batch in batches]
+    if isinstance(dataset, Batched):
+        return ResidentLoader(dataset, batches, rows, seed=seed, epoch=epoch)
+    # In-memory tensors bear no augmentation.
+    random = shuffle and not isinstance(dataset, TensorDataset)
     return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=order,
+        Drawn(dataset, seed=seed, epoch=epoch) if random else dataset,
+        batch_sampler=[
+            [batch[row] for row in mine] for batch, mine in zip(batches, rows, strict=True)
+        ],
         num_workers=workers,
-        generator=generator,
+        generator=generator_of(seed, epoch),
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -176,11 +191,13 @@ def _digits(validation: float | None, seed: int, test_points: int) -> Data:
 def _image_folder(
     folder: Path, validation: float, seed: int, image_size: int | None, augmentation: str
 ) -> Data:
-    train, test = (_class_folders(folder / part) for part in ("train", "test"))
+    # ImageNet calls val what is tested on, and keeps the labels of its test points to itself.
+    held = "val" if (folder / "val").is_dir() and not (folder / "test").is_dir() else "test"
+    train, test = (_class_folders(folder / part) for part in ("train", held))
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(
-            f"{folder / 'train'} and {folder / 'test'} differ in their classes: only one of them "
+            f"{folder / 'train'} and {folder / held} differ in their classes: only one of them "
             f"has {', '.join(odd)}; expected {_LAYOUT}"
         )
     split = hold_out(train.targets, validation, seed=seed)
@@ -226,11 +243,19 @@ def _images(
     """Put together what load_data promises from two datasets of (PIL image, label)."""
     transforms = _library("torchvision.transforms")
     steps: list[Callable[[Any], Any]] = [transforms.ToTensor()]
+    resized = augmentation == _RESIZED_CROP
+    if resized:
+        image_size = image_size or _RESIZED_CROP_SIZE
     if image_size is not None:
-        steps = [transforms.Resize(image_size), transforms.CenterCrop(image_size), *steps]
+        shorter = round(image_size / _CENTRE) if resized else image_size
+        steps = [transforms.Resize(shorter), transforms.CenterCrop(image_size), *steps]
     plain = transforms.Compose(steps)
     channels, height, width = plain(train[0][0]).shape
     shape = (channels, height, width)
+    of_train, of_tensors = plain, augmentation
+    if resized:  # before the image is a tensor: few pixels of a large one are needed
+        crop = transforms.RandomResizedCrop(image_size)
+        of_train, of_tensors = transforms.Compose([crop, transforms.ToTensor()]), "flip"
     fits = (len(train) + len(test)) * channels * height * width <= LIMIT
 
     def part(images: Any, indices: Sequence[int], augmentation: str = "none") -> Dataset[Any]:
@@ -238,9 +263,15 @@ def _images(
             return Resident(View(images, indices, shape=shape, transform=plain), augmentation)
         return View(images, indices, shape=shape, transform=plain, augmentation=augmentation)
 
+    def of_training() -> Dataset[Any]:
+        if not resized:
+            return part(train, indices[0], of_tensors)
+        # Never in memory: each epoch takes other pixels of the file.
+        return View(train, indices[0], shape=shape, transform=of_train, augmentation=of_tensors)
+
     return Data(
         name,
-        train=part(train, indices[0], augmentation),
+        train=of_training(),
         validation=part(train, indices[1]),
         test=part(test, indices[2]),
         classes=classes,

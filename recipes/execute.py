@@ -15,6 +15,7 @@ from robust_plugin.recipes.harp import HarpConfig, harp
 from robust_plugin.recipes.hydra import HydraConfig, hydra
 from robust_plugin.recipes.magnitude import MagnitudeConfig, magnitude
 from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.stages import length_of, stages_of
 from robust_plugin.recipes.training import pretrained
 from robust_plugin.report import Report
 
@@ -31,6 +32,7 @@ def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
     """Run a recipe to its end, or what is left of it, and evaluate the network it returns."""
     run = Run(folder, config)
     model = train_recipe(name, run)
+    run.acceleration.close()
     if name == "dense" or config.structure == "weights":
         return run.evaluate(model)
     return run.evaluate(model, small=small_network(run, model), kept=kept_channels(run))
@@ -56,6 +58,8 @@ def finished_run(folder: Path) -> Run:
 def train_recipe(name: str, run: Run) -> nn.Module:
     """Run a recipe up to its finished network."""
     _, recipe = RECIPES[name]
+    stages = stages_of(name, run.config)
+    run.begin({each: length_of(run, of).steps for each, of in stages.items()})
     if name != "dense":
         refuse_early(run)
     return recipe(run, run.config)

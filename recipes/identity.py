@@ -10,12 +10,18 @@ from typing import Any
 
 from robust_plugin.recipes.config import RecipeConfig, as_plain
 
-# Settings that no trained weight depends on, or that the stage or file that does brings itself.
-_NOT_IDENTITY = ("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads")
+# Settings that no trained weight depends on but for rounding (and, where a batch is split, for
+# BatchNorm's share of it), or that the stage or file that does brings itself.
+_NOT_IDENTITY = (
+    *("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads"),
+    *("accumulate", "channels_last", "compile", "tracker"),
+)
+_NOT_IDENTITY_OF_DATA = ("workers",)
 # What runs had that are older than the setting.
 _LATER = {
     "round_to": 1,
     "pretraining": "robust",
+    "precision": "fp32",
     "data.extra": None,
     "data.extra_share": 0.5,
 }
@@ -29,6 +35,8 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
     """
     plain = as_plain(config)
     kept = {name: value for name, value in plain.items() if name not in _NOT_IDENTITY}
+    for name in _NOT_IDENTITY_OF_DATA:
+        del kept["data"][name]
     identity = {"recipe": type(config).__name__, **kept}
     if config.checkpoint is not None:
         if not config.checkpoint.is_file():
@@ -40,8 +48,9 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
 def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Raise a ValueError that names the first setting in which two identities differ."""
     before, after = _LATER | _flat(saved), _LATER | _flat(now)
+    ignored = {f"data.{name}" for name in _NOT_IDENTITY_OF_DATA}  # older runs have them
     for key in [*before, *after]:
-        if before.get(key) != after.get(key):
+        if key not in ignored and before.get(key) != after.get(key):
             raise ValueError(
                 f"{folder} holds a run with other settings: {key} was {before.get(key)!r} and is "
                 f"now {after.get(key)!r}. Give another --out, or delete the folder."

@@ -6,16 +6,18 @@ those that fit are decoded once, kept as bytes and augmented a batch at a time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robust_plugin.draws import Share, drawing
 from robust_plugin.recipes.augmentation import augmented
+from robust_plugin.recipes.batches import generator_of
+from robust_plugin.recipes.identity import seed_of
 
 LIMIT = 2**29  # bytes; CIFAR takes 184 MB, and a comparison holds them once a process
 
@@ -47,6 +49,14 @@ class View(Dataset[tuple[Tensor, int]]):
                 f"{self.shape}: set image_size to bring all images to one size"
             )
         return augmented(x[None], self.augmentation)[0], int(label)
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A data set that gives whole batches at once."""
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, augmented."""
 
 
 class Resident(Dataset[tuple[Tensor, int]]):
@@ -81,21 +91,47 @@ class Resident(Dataset[tuple[Tensor, int]]):
         assert images is not None
         return images, torch.tensor(labels)
 
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, as they are."""
+        images, labels = self._held
+        return images[rows].float().div(255), labels[rows]
+
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return points by their numbers, augmented."""
-        images, labels = self._held
-        return augmented(images[rows].float().div(255), self.augmentation), labels[rows]
+        x, y = self.plain(rows)
+        return augmented(x, self.augmentation), y
 
 
 class ResidentLoader:
-    """Batches of resident images in a given order; iterated like a ``DataLoader``."""
+    """Batches of resident images in a given order; iterated like a ``DataLoader``.
 
-    def __init__(self, dataset: Resident, order: Sequence[int], batch_size: int) -> None:
-        self.dataset, self.order, self.batch_size = dataset, torch.tensor(order), batch_size
+    Args:
+        dataset: gives batches.
+        batches: of all processes, as indices.
+        rows: which places of each batch are wanted here.
+        seed: with ``epoch`` what augmentation is drawn from, for the whole batch.
+        epoch: the epoch's number.
+    """
+
+    def __init__(
+        self,
+        dataset: Batched,
+        batches: Sequence[Sequence[int]],
+        rows: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        self.dataset, self.batches, self.rows = dataset, batches, rows
+        self.seed, self.epoch = seed_of(seed, "augmentation"), epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in self.order.split(self.batch_size):
-            yield self.dataset.batch(rows)
+        generator = generator_of(self.seed, self.epoch)
+        for batch, rows in zip(self.batches, self.rows, strict=True):
+            wanted = torch.tensor([batch[row] for row in rows])
+            with drawing(Share(rows, len(batch), generator)):
+                found = self.dataset.batch(wanted)
+            yield found

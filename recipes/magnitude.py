@@ -14,7 +14,7 @@ from torch import nn
 
 from robust_plugin.presets import MagnitudePruner
 from robust_plugin.recipes.channels import covered, finished
-from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.config import RecipeConfig, StageConfig
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train
 
@@ -31,17 +31,33 @@ class MagnitudeConfig(RecipeConfig):
     rounds: int = 1
 
 
-def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
-    """Return the pruned network, finalized."""
+def rounds_of(config: MagnitudeConfig) -> dict[str, StageConfig]:
+    """Return the fine-tuning stages by name: a round's, and at the end the last density's.
+
+    The last density gets half of the epochs, the ones on the way share the other half.
+
+    Raises:
+        ValueError: for more rounds than epochs allow.
+    """
     epochs = config.prune.epochs + config.finetune.epochs
     if not 1 <= config.rounds <= epochs // 2 + 1:
         raise ValueError(
             f"rounds is {config.rounds}; legal: 1 to {epochs // 2 + 1}, each on the way takes an "
             f"epoch from the first half of {epochs} (prune and finetune together)."
         )
-    model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
-    # The last density gets half of the epochs, the ones on the way share the other half.
     early = epochs // 2 // (config.rounds - 1) if config.rounds > 1 else 0
+    on_the_way = replace(config.finetune, epochs=early, select="last")
+    last = replace(config.finetune, epochs=epochs - early * (config.rounds - 1))
+    return {
+        **{f"finetune-{round_}": on_the_way for round_ in range(1, config.rounds)},
+        "finetune": last,
+    }
+
+
+def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
+    """Return the pruned network, finalized."""
+    stages = rounds_of(config)
+    model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     first = config.density ** (1 / config.rounds)
     pruner = MagnitudePruner(
         model,
@@ -52,10 +68,9 @@ def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
         round_to=config.round_to,
         example_inputs=run.example,
     )
-    for round_ in range(1, config.rounds):
-        stage = replace(config.finetune, epochs=early, select="last")
-        train(run, f"finetune-{round_}", model, stage, pruner=pruner)
-        pruner.set_density(config.density ** ((round_ + 1) / config.rounds))  # 2. m = P(theta, k)
-    last = replace(config.finetune, epochs=epochs - early * (config.rounds - 1))
-    train(run, "finetune", model, last, pruner=pruner)  # 3. theta = argmin E[L_robust(theta m)]
+    for round_, (name, stage) in enumerate(stages.items(), 1):
+        train(run, name, model, stage, pruner=pruner)  # 3. theta = argmin E[L_robust(theta m)]
+        if round_ < config.rounds:
+            density = config.density ** ((round_ + 1) / config.rounds)
+            pruner.set_density(density)  # 2. m = P(theta, k)
     return finished(run, pruner)

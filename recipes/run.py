@@ -8,14 +8,17 @@
     report.json           its evaluation on the test points
     smoothing.txt         certified accuracy against radius, where it is asked for
 
-Every file is written whole or not at all, and every stage file names the settings it came from.
-Nothing is written before the first epoch has passed, nor where the settings are refused.
+Of several processes only the first writes, and all read: they have to see the same folder. Every
+file is written whole or not at all, and every stage file names the settings it came from. Nothing
+is written before the first epoch has passed, nor where the settings are refused.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,16 @@ from robust_plugin.dense import load_dense_state_dict
 from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.pruner import Pruner
+from robust_plugin.recipes.acceleration import Acceleration, check_tracker
 from robust_plugin.recipes.certificates import certifier_of, smooth
 from robust_plugin.recipes.config import RecipeConfig, StageConfig, as_plain
 from robust_plugin.recipes.data import load_data, loader
+from robust_plugin.recipes.extra import with_extra
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
 from robust_plugin.recipes.models import build_model
 from robust_plugin.recipes.objective import ObjectiveConfig
+from robust_plugin.recipes.processes import is_first, wait_for_all
+from robust_plugin.recipes.progress import Progress
 from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
 from robust_plugin.smoothing import Smoothed
@@ -55,6 +62,8 @@ class Run:
         device: where it runs.
         objective: the loss of the stage that was entered: the recipe's, or benign in a benign
             pre-training.
+        progress: what is shown of it.
+        steps: how many steps of each stage are trained; None for all.
 
     Raises:
         ValueError: for data, a device or a checkpoint that is not there, an illegal setting, or a
@@ -67,6 +76,7 @@ class Run:
             raise ValueError(f"{folder} is a file; give another --out.")
         self.threat, self.objective = config.threat.build(), config.objective
         check_settings(config)
+        check_tracker(config.tracker)
         self.device = device_of(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -79,12 +89,27 @@ class Run:
             augmentation=of.augmentation,
             test=of.test,
         )
+        if of.extra is not None:
+            self.data = with_extra(
+                self.data, of.extra, share=of.extra_share, batch_size=of.batch_size
+            )
         if config.evaluation.autoattack:
             AutoAttack(self.threat, version=config.evaluation.version).check(self.data.classes)
         self.certifier = certifier_of(
             config.evaluation.certify if config.evaluation.verify else "none", self.threat
         )
         self._identity = identity_of(config)
+        self.progress = Progress({})
+        self.steps: int | None = None
+
+    def begin(self, steps: Mapping[str, int]) -> None:
+        """Show the progress of a recipe, whose stages take so many steps each."""
+        self.progress = Progress(steps)
+
+    @cached_property
+    def acceleration(self) -> Acceleration:
+        """What wraps the network for training, and speaks to the tracker."""
+        return Acceleration(self.config, self.device, self.folder)
 
     @property
     def example(self) -> torch.Tensor:
@@ -95,7 +120,13 @@ class Run:
         """Return the network with random weights, a function of the seed alone."""
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         model = build_model(self.config.model, classes=self.data.classes, shape=self.data.shape)
+        if self.config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         return model.to(self.device)
+
+    def timed(self, stage: str, what: str) -> AbstractContextManager[None]:
+        """Inside, a part of a stage runs that a dry run takes the time of."""
+        return nullcontext()
 
     # --- stages -----------------------------------------------------------------------------
 
@@ -143,6 +174,19 @@ class Run:
 
         A kill before the last repeats the epoch, and the epoch writes the same log and best again.
         """
+        if is_first():
+            self._save_epoch(name, model, pruner, optimizer, records, best)
+        wait_for_all()
+
+    def _save_epoch(
+        self,
+        name: str,
+        model: nn.Module,
+        pruner: Pruner | None,
+        optimizer: torch.optim.Optimizer,
+        records: list[dict[str, Any]],
+        best: bool,
+    ) -> None:
         self._write_config()
         log = self.folder / "log.jsonl"
         lines = log.read_text().splitlines() if log.is_file() else []
@@ -178,7 +222,8 @@ class Run:
     ) -> Report:
         """Evaluate a finished network on the test points, or return the report that is there.
 
-        Writes model.safetensors and report.json.
+        Several processes share AutoAttack's points; the rest each does for itself, and smoothing
+        the first alone. Writes model.safetensors and report.json.
 
         Args:
             model: the plain network.
@@ -207,6 +252,8 @@ class Run:
         report = evaluate(
             measured.eval(), points, attacks=attacks, certifier=self.certifier, limits=limits
         )
+        if not is_first():
+            return report
         smoothing = None
         if of.smooth:
             smoothed = Smoothed(self.config.objective.sigma, n=of.votes, seed=self.config.seed)
@@ -228,6 +275,8 @@ class Run:
 
     def save_model(self, model: nn.Module, path: Path) -> None:
         """Write a plain network's state with the settings it came from."""
+        if not is_first():
+            return
         self._write_config()
         checkpoint.write_tensors(path, model.state_dict(), {"identity": self._identity})
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-import sys
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from robust_plugin.attacks import pgd
-from robust_plugin.evaluation import evaluate
+from robust_plugin.cascade import rank_and_world
+from robust_plugin.following import check_ranks
 from robust_plugin.objectives import replay
 from robust_plugin.pruner import Pruner
-from robust_plugin.ramp import Ramped
+from robust_plugin.recipes.batches import batches_of
 from robust_plugin.recipes.config import StageConfig
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.processes import summed
 from robust_plugin.recipes.run import Run, load_weights
+from robust_plugin.recipes.stages import Length, length_of
+from robust_plugin.recipes.steps import Steps
+from robust_plugin.recipes.validation import validated
+
+_PLACE = ("stage", "epoch")  # where a record of the log belongs; the rest is measured
 
 
 def pretrained(run: Run) -> nn.Module:
@@ -45,7 +50,7 @@ def train(
     """Train a model by the run's objective, or go on where an interrupted run stopped.
 
     Each epoch's order and noise are a function of (seed, stage, epoch), so that a continued run
-    equals an uninterrupted one.
+    equals an uninterrupted one, also on another number of processes.
 
     Args:
         run: data, objective and folder.
@@ -67,28 +72,33 @@ def train(
     optimizer = _optimizer(trained, stage)
     if saved is not None:
         saved.restore(optimizer=optimizer)
-    passes = run.objective.replays if run.objective.name == "free" else 1
-    epochs = max(1, stage.epochs // passes)
-    batches = math.ceil(len(run.data.train) / run.config.data.batch_size)  # type: ignore[arg-type]
-    steps = batches * passes
+    length = length_of(run, stage)
     if pruner is not None and phase == "prune":
-        pruner.follow(optimizer, epochs=epochs, steps_per_epoch=steps)
+        pruner.follow(optimizer, epochs=length.epochs, steps_per_epoch=length.steps_per_epoch)
 
-    if len(records) < epochs and not sys.stderr.isatty():  # where no bar is shown
-        print(f"{name}, epochs {len(records)} to {epochs}: {run.folder}", file=sys.stderr)
-    with tqdm(
-        total=epochs * steps, initial=len(records) * steps, desc=name, unit="step", disable=None
-    ) as bar:
+    done = len(records) * length.steps_per_epoch
+    epochs = length.epochs if run.steps is None else 1
+    with (
+        run.acceleration.prepared(model) as wrapped,
+        run.progress.stage(name, steps=length.steps, done=done, folder=run.folder),
+    ):
         for epoch in range(len(records), epochs):
-            loss = _epoch(run, name, model, optimizer, stage, pruner, epoch, epochs, bar)
-            record = {"stage": name, "epoch": epoch, "loss": loss, **_validated(run, model)}
+            loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length)
+            check_ranks(model)
+            with run.timed(name, "validation"):
+                accuracies = validated(run, model)
+            record: dict[str, Any] = {"stage": name, "epoch": epoch, "loss": loss, **accuracies}
             record["density"] = 1.0 if pruner is None else pruner.kept / pruner.budget.full
             best = all(record["robust"] >= earlier["robust"] for earlier in records)
             records.append(record)
             run.save_epoch(
                 name, model=model, pruner=pruner, optimizer=optimizer, records=records, best=best
             )
-            bar.set_postfix(
+            run.acceleration.log(
+                {f"{name}/{key}": value for key, value in record.items() if key not in _PLACE},
+                step=run.progress.before(name, per_epoch=length.steps_per_epoch) + epoch,
+            )
+            run.progress.show(
                 loss=f"{loss:.3f}",
                 robust=f"{record['robust']:.3f}",
                 density=f"{record['density']:.4f}",
@@ -108,45 +118,47 @@ def _epoch(
     stage: StageConfig,
     pruner: Pruner | None,
     epoch: int,
-    epochs: int,
-    bar: Any,
+    length: Length,
 ) -> float:
-    """Train one epoch; return the mean loss."""
-    config = run.config
-    torch.manual_seed(seed_of(config.seed, name, epoch))
-    # Anew for each epoch: what it holds is then a function of the place, and resuming is exact.
-    objective = run.objective.build(run.threat, ramp=stage.ramp)
-    passes = run.objective.replays if run.objective.name == "free" else 1
+    """Train one epoch, or the steps that the run asks for; return the mean loss."""
+    data, config = run.data.train, run.config.data
+    rank, world = rank_and_world()
+    size, seed = config.batch_size, seed_of(run.config.seed, name)
+    whole = batches_of(data, batch_size=size, seed=seed, epoch=epoch, shuffle=True)
     batches = loader(
-        run.data.train,
-        batch_size=config.data.batch_size,
-        seed=seed_of(config.seed, name),
+        data,
+        batch_size=size,
+        seed=seed,
         epoch=epoch,
         shuffle=True,
-        workers=config.data.workers,
+        workers=config.workers,
+        part=rank,
+        parts=world,
     )
-    steps = len(batches) * passes
-    total = 0.0
+    step_on = Steps(
+        run,
+        model,
+        optimizer=optimizer,
+        pruner=pruner,
+        stage=stage,
+        seed=seed_of(run.config.seed, name, epoch),
+    )
+    total, steps = 0.0, length.steps_per_epoch
     model.train()
-    for step, (x, y) in enumerate(replay(batches, passes)):
+    shown = replay(zip(batches, whole, strict=True), length.passes)
+    for step, ((x, y), batch) in enumerate(islice(shown, run.steps)):
         for group in optimizer.param_groups:
-            group["lr"] = cosine(stage.lr, epoch * steps + step, epochs * steps)
-        if isinstance(objective, Ramped):
-            objective.progress(epoch + step / steps, epochs)
-        loss = objective(model, x.to(run.device), y.to(run.device))
-        if pruner is not None:
-            loss = loss + pruner.budget_penalty()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += loss.item()
+            group["lr"] = cosine(stage.lr, epoch * steps + step, length.steps)
+        step_on.progress(epoch + step / steps, length.epochs)
+        loss = step_on(x, y, len(batch))
+        total += loss
         if not math.isfinite(total):
             raise ValueError(
-                f"the loss of {name} is {loss.item()} at epoch {epoch}, step {step}; lower its "
+                f"the loss of {name} is {loss} at epoch {epoch}, step {step}; lower its "
                 f"learning rate ({stage.lr})."
             )
-        bar.update()
-    return total / steps
+        run.progress.update()
+    return summed([total])[0] / (steps if run.steps is None else min(steps, run.steps))
 
 
 def cosine(lr: float, step: int, steps: int) -> float:
@@ -162,24 +174,3 @@ def _optimizer(trained: Any, stage: StageConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         trained, lr=stage.lr, momentum=stage.momentum, weight_decay=stage.weight_decay
     )
-
-
-def _validated(run: Run, model: nn.Module) -> dict[str, float]:
-    """Return clean and robust accuracy on the validation points; the model keeps its mode.
-
-    Robust is proved where the objective trains by bounds, else under PGD.
-    """
-    certifier = run.config.objective.certifier(run.threat)
-    points = loader(
-        run.data.validation,
-        batch_size=run.config.evaluation.batch_size,
-        seed=0,
-        epoch=0,
-        shuffle=False,
-    )
-    if certifier is not None:
-        report = evaluate(model, points, certifier=certifier)
-        return {"clean": report.accuracy(), "robust": report.accuracy("certified")}
-    attack = pgd(run.threat, steps=run.config.objective.steps)
-    report = evaluate(model, points, attacks=[attack])
-    return {"clean": report.accuracy(), "robust": report.accuracy(attack.name)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_plugin.draws import normal_like, uniform_like
 from robust_plugin.guard import check_logits, guarded
 from robust_plugin.threat import ThreatModel, parse_eps, per_point
 
@@ -67,7 +68,8 @@ class PGD:
     """Projected gradient ascent on a loss, by steps of fixed size in the threat model's norm.
 
     x <- project(x + step_size direction(grad)), the direction being sign(grad) for Linf and
-    grad / ||grad||_2 for L2 (Madry et al. 2018, equation 4). Draws from the global generator.
+    grad / ||grad||_2 for L2 (Madry et al. 2018, equation 4). Draws from the global generator,
+    or see ``draws``.
 
     Attributes:
         threat: norm, eps and bounds.
@@ -154,13 +156,13 @@ class PGD:
         if self.start == "clean":
             return x.clone()
         if self.start == "gaussian":
-            return self.threat.project(x + _GAUSSIAN_START * torch.randn_like(x), x)
+            return self.threat.project(x + _GAUSSIAN_START * normal_like(x), x)
         if self.threat.norm == "Linf":
-            noise = torch.empty_like(x).uniform_(-self.threat.eps, self.threat.eps)
+            noise = uniform_like(x, -self.threat.eps, self.threat.eps)
         else:
             # A uniform point of a d-ball has radius eps u^(1/d).
-            noise = torch.randn_like(x)
-            radius = self.threat.eps * torch.rand(len(x), device=x.device) ** (1 / x[0].numel())
+            noise = normal_like(x)
+            radius = self.threat.eps * uniform_like(x.new_empty(len(x))) ** (1 / x[0].numel())
             noise = noise * per_point(radius / self.threat.norms(noise), x)
         return self.threat.project(x + noise, x)
 

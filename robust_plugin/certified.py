@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin.bounds import Bounds, ibp_margins
+from robust_plugin.draws import few_of, happens
 from robust_plugin.guard import unwrapped
 from robust_plugin.propagation import Propagation
 from robust_plugin.ramp import Ramp
@@ -139,13 +140,16 @@ class MixTrain:
         return float(min(0.1 * 2.5 ** (self.past // 5), 50.0))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss; draws from the global generator."""
+        """Return the loss; which points are bounded is drawn for the whole batch."""
         loss = F.cross_entropy(model(x), y)
-        if torch.rand(()) < self.probability:
-            threat = replace(self.threat, eps=self.risen * self.threat.eps)
-            few = torch.randperm(len(x))[: self.points].to(x.device)
-            margins = self.bounds(unwrapped(model), x[few], y[few], threat)
-            loss = loss + self.weight * F.cross_entropy(-margins, y[few])
+        if happens(self.probability):
+            few, count = few_of(len(x), self.points)
+            if len(few):  # of the points that are computed here
+                few = few.to(x.device)
+                threat = replace(self.threat, eps=self.risen * self.threat.eps)
+                margins = self.bounds(unwrapped(model), x[few], y[few], threat)
+                worst = F.cross_entropy(-margins, y[few], reduction="sum") / count
+                loss = loss + self.weight * worst
         return loss
 
 

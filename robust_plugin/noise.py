@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_plugin.draws import normal_like
 from robust_plugin.guard import guarded
 from robust_plugin.objectives import Objective
 from robust_plugin.ramp import Ramp
@@ -30,7 +31,7 @@ def gaussian(*, sigma: float = 0.25) -> Objective:
     _check_sigma(sigma)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(x + sigma * torch.randn_like(x)), y)
+        return F.cross_entropy(model(x + sigma * normal_like(x)), y)
 
     return objective
 
@@ -60,8 +61,8 @@ class SmoothAdv:
         self.risen = self.ramp.at(epoch, epochs)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss; attack and loss share their noise, from the global generator."""
-        noise = self.sigma * torch.randn(self.samples, *x.shape, device=x.device, dtype=x.dtype)
+        """Return the loss; attack and loss share their noise."""
+        noise = self.sigma * normal_like(x, samples=self.samples)
 
         def attack(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             return self._ascend(network, x, y, noise)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin.attacks import kl_divergence, pgd
+from robust_plugin.draws import normal_like
 from robust_plugin.guard import Attack, unwrapped
 from robust_plugin.threat import ThreatModel, parse_eps, per_point
 
@@ -117,7 +118,7 @@ def stability(*, sigma: float = 0.25, beta: float = 6.0) -> Objective:
     """
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        clean, noisy = model(x), model(x + sigma * torch.randn_like(x))
+        clean, noisy = model(x), model(x + sigma * normal_like(x))
         return F.cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
 
     return objective

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from robust_plugin import HydraPruner, ThreatModel, adversarial, pgd, trades
 from robust_plugin.masks import topk_mask
 from robust_plugin.objectives import Objective
-from robust_plugin.recipes.networks import resnet18
+from robust_plugin.recipes.networks import resnet18, wide_resnet
 
 BATCH = 16
 DENSITY = 0.1
@@ -62,7 +62,11 @@ class SortingLinear(nn.Linear):
 
 
 def straightforward_network(width: int) -> nn.Module:
-    model = resnet18(10, (3, 32, 32), width=width)
+    return straightforward(resnet18(10, (3, 32, 32), width=width))
+
+
+def straightforward(model: nn.Module) -> nn.Module:
+    """Give every convolution and linear layer scores of its own; only they and norms train."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             weight = module.weight.detach()
@@ -130,8 +134,56 @@ OURS = {
 STRAIGHTFORWARD = {"trades": straightforward_trades, "pgd": straightforward_pgd}
 
 
-def random_batch() -> list[Tensor]:
-    return [torch.rand(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))]
+def random_batch(size: int = BATCH) -> list[Tensor]:
+    return [torch.rand(size, 3, 32, 32), torch.randint(10, (size,))]
+
+
+def paired(network: Callable[[], nn.Module], device: str) -> dict[str, tuple]:
+    """Ours, in channels_last, and the straightforward one, contiguous, with equal weights."""
+    torch.manual_seed(0)
+    masked = network().to(device, memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    sorting = straightforward(network().to(device))
+    pruner = HydraPruner(masked, density=DENSITY)
+    optimizer = sgd(pruner.set_phase("prune"))
+    pruner.follow(optimizer)
+    learned = sgd([p for p in sorting.parameters() if p.requires_grad])
+    return {
+        "ours": (masked, OURS["trades"], optimizer, torch.channels_last),
+        "sorted": (sorting, straightforward_trades, learned, torch.contiguous_format),
+    }
+
+
+def curve_step(contender: tuple, data: list[Tensor], seed: int) -> tuple[float, float, float]:
+    """One step from equal noise: its loss, seconds of CPU time and seconds."""
+    model, objective, optimizer, layout = contender
+    x, y = data[0].contiguous(memory_format=layout), data[1]
+    torch.manual_seed(seed)
+    cpu, wall = time.process_time(), time.perf_counter()
+    loss = objective(model, x, y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    found = loss.item()  # a GPU has come to its end
+    return found, time.process_time() - cpu, time.perf_counter() - wall
+
+
+def race(
+    network: Callable[[], nn.Module], *, batch: int, steps: int, device: str
+) -> dict[str, list[list[float]]]:
+    """Train both in turns on the same batches from the same noise; loss and times of each step."""
+    contenders = paired(network, device)
+    found: dict[str, list[list[float]]] = {name: [] for name in contenders}
+    for step in range(steps):
+        torch.manual_seed(1000 + step)
+        data = [t.to(device) for t in random_batch(batch)]
+        for name, contender in contenders.items():
+            found[name].append(list(curve_step(contender, data, seed=step)))
+    return found
+
+
+def wrn_28_4() -> nn.Module:
+    return wide_resnet(10, (3, 32, 32))
 
 
 def contenders(width: int, objective: str) -> tuple[dict[str, Step], Step]:
@@ -183,6 +235,10 @@ def measure(width: int, objective: str, repetitions: dict[str, int]) -> dict[str
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.argv[1] == "race":
+        batch, steps = map(int, sys.argv[2:])
+        print(json.dumps(race(wrn_28_4, batch=batch, steps=steps, device="cpu")))
+        sys.exit()
     width, objective, *counts = sys.argv[1:]
     wanted = dict(zip(("ours", "sorted", "dense"), map(int, counts), strict=True))
     found = measure(int(width), objective, wanted)

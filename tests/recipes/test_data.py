@@ -375,3 +375,66 @@ def test_the_digits_test_points_can_be_more(tmp_path: Path) -> None:
         load_data("folder", folder=tmp_path, test=500)
     with pytest.raises(ValueError, match="test=0"):
         load_data("digits", test=0)
+
+
+# --- ImageNet's layout and transforms
+
+
+def test_val_is_tested_on_where_there_is_no_test(tmp_path: Path) -> None:
+    write_images(tmp_path, per_class=4)
+    (tmp_path / "test").rename(tmp_path / "val")
+    assert len(load_data("folder", folder=tmp_path).test) == 8
+    write_images(tmp_path / "both", per_class=4)
+    (tmp_path / "val").rename(tmp_path / "both" / "val")
+    (tmp_path / "both" / "val" / "cat" / "0.png").unlink()
+    assert len(load_data("folder", folder=tmp_path / "both").test) == 8  # test, where there is one
+    (tmp_path / "both" / "val" / "dog").rename(tmp_path / "both" / "val" / "emu")
+    (tmp_path / "both" / "test").rename(tmp_path / "both" / "unused")
+    with pytest.raises(ValueError, match="val differ in their classes.*dog, emu"):
+        load_data("folder", folder=tmp_path / "both")
+
+
+def test_resized_crops_train_and_centres_test(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(4):  # a ramp from left to right, wider than high
+                ramp = np.tile(np.linspace(0, 255, 160).astype(np.uint8)[None, :, None], (80, 1, 3))
+                Image.fromarray(ramp).save(tmp_path / part / name / f"{i}.png")
+    data = load_data(
+        "folder", folder=tmp_path, augmentation="resized-crop+flip", image_size=28, validation=0.5
+    )
+    assert data.shape == (3, 28, 28)
+    for part in (data.validation, data.test):
+        x = part[0][0]
+        assert torch.equal(x, part[0][0])
+        # 80 x 160 is resized to 32 x 64; the centre's 28 columns show 28/64 of the ramp.
+        assert float(x[0, :, -1].mean() - x[0, :, 0].mean()) == pytest.approx(27 / 64, abs=0.02)
+        assert float(x.mean()) == pytest.approx(0.5, abs=0.02)
+    torch.manual_seed(0)
+    images = [data.train[0][0] for _ in range(100)]
+    widths = [float(x[0, :, -1].mean() - x[0, :, 0].mean()) for x in images]
+    assert min(widths) < 0 < max(widths)  # flipped or not
+    # 8 to 100 % of the area, but no higher than the image: at most 80 * 4/3 of 160 columns.
+    assert min(map(abs, widths)) > 0.05 and max(map(abs, widths)) < 0.7
+    assert np.std(np.abs(widths)) > 0.05
+    default = load_data("folder", folder=tmp_path, augmentation="resized-crop+flip", validation=0.5)
+    assert default.shape == (3, 224, 224)
+    with pytest.raises(ValueError, match="of 'cifar10'; legal: none, crop, flip, crop.flip$"):
+        load_data("cifar10", folder=tmp_path, augmentation="resized-crop+flip")
+
+
+def test_augmentation_is_a_function_of_the_point_whoever_loads_it(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    data = load_data("folder", folder=tmp_path, augmentation="crop+flip")
+
+    def epoch(**how: int) -> torch.Tensor:
+        batches = loader(data.train, batch_size=4, seed=0, epoch=1, shuffle=True, **how)
+        return torch.cat(first_batches(batches))
+
+    before = torch.random.get_rng_state()
+    whole = epoch()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(epoch(workers=1), whole) and torch.equal(epoch(workers=3), whole)
+    assert torch.equal(epoch(part=0, parts=2), whole[::2])
+    assert torch.equal(epoch(part=1, parts=2), whole[1::2])

@@ -1,0 +1,195 @@
+"""Extra training data beside the real one, in a fixed share of each batch.
+
+Pseudo-labelled or generated images, as in robust self-training (Carmon et al. 2019), which the
+figures of HYDRA on CIFAR-10 use: 500,000 images, 128 of them beside 128 real ones in each batch.
+Files are .npz or .npy; a pickle is never read, since loading one runs what is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zipfile
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from robust_plugin.recipes.augmentation import augmented
+from robust_plugin.recipes.batches import generator_of
+from robust_plugin.recipes.data import Data
+from robust_plugin.recipes.images import Resident
+
+_IMAGES = ("images", "image", "data")
+_LABELS = ("labels", "label", "targets")
+_LAYOUT = (
+    f"an .npz with {' or '.join(_IMAGES)} (uint8, [N, H, W, C] or [N, C, H, W]) and "
+    f"{' or '.join(_LABELS)} (integers, [N]), or a folder with images.npy and labels.npy"
+)
+
+
+class Extra(Resident):
+    """Extra images, bytes in memory or in a mapped file.
+
+    Args:
+        images: uint8, [N, C, H, W].
+        labels: integers, [N].
+        augmentation: see ``augmented``.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, augmentation: str = "none") -> None:
+        super().__init__(TensorDataset(images, labels), augmentation)
+        self.images, self.labels = images, labels
+
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, as they are."""
+        return self.images[rows].float().div(255), self.labels[rows]
+
+
+class Mixed(Dataset[Any]):
+    """Real and extra points; an epoch is one pass over the real ones.
+
+    Args:
+        real: the training points; they come first in the numbering.
+        extra: the others; each epoch draws its own from them, none twice before all were seen.
+        share: of the extra points in each batch, in (0, 1).
+    """
+
+    def __init__(self, real: Dataset[Any], extra: Dataset[Any], *, share: float) -> None:
+        self.real, self.extra, self.share = real, extra, share
+        self._n, self._more = len(cast(Sized, real)), len(cast(Sized, extra))
+
+    def __len__(self) -> int:
+        return self._n + self._more
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = self.real[index] if index < self._n else self.extra[index - self._n]
+        return x, int(y)
+
+    def of_batch(self, batch_size: int) -> tuple[int, int]:
+        """Return how many points of a batch are real and how many extra, at least one each."""
+        extra = min(batch_size - 1, max(1, round(self.share * batch_size)))
+        return batch_size - extra, extra
+
+    def steps(self, *, batch_size: int) -> int:
+        """Return how many batches an epoch has."""
+        return math.ceil(self._n / self.of_batch(batch_size)[0])
+
+    def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+        """Return the batches of one epoch; a shorter last one keeps the proportion."""
+        real, extra = self.of_batch(batch_size)
+        generator = generator_of(seed, epoch)
+        order = torch.randperm(self._n, generator=generator).tolist()
+        found: list[list[int]] = []
+        more: list[int] = []
+        for first in range(0, self._n, real):
+            rows = order[first : first + real]
+            needed = round(len(rows) * extra / real)
+            while len(more) < needed:
+                more += (torch.randperm(self._more, generator=generator) + self._n).tolist()
+            found.append(rows + more[:needed])
+            more = more[needed:]
+        return found
+
+
+class MixedResident(Mixed):
+    """The same where the real points are in memory too: whole batches at once."""
+
+    real: Resident
+    extra: Resident
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, augmented."""
+        own, n = rows < len(self.real), len(self.real)
+        x, y = self.real.plain(rows.clamp(max=n - 1))
+        if not bool(own.all()):
+            x_extra, y_extra = self.extra.plain((rows - n).clamp(min=0))
+            x, y = torch.where(own[:, None, None, None], x, x_extra), torch.where(own, y, y_extra)
+        return augmented(x, self.real.augmentation), y
+
+
+def with_extra(data: Data, path: Path, *, share: float, batch_size: int) -> Data:
+    """Return the data with extra points beside the training points, augmented as they are.
+
+    Args:
+        data: the real data; validation and test points stay as they are.
+        path: an .npz, or a folder with images.npy and labels.npy.
+        share: of the extra points in each batch.
+        batch_size: points in a batch, to refuse a share that leaves none of either.
+
+    Raises:
+        ValueError: for a missing file or key, a wrong shape or dtype, labels out of range, or a
+            share outside (0, 1) or below one point of a batch.
+    """
+    if not 0 < share < 1 or not 1 <= round(share * batch_size) < batch_size:
+        raise ValueError(
+            f"data.extra_share is {share} of batches of {batch_size}; legal: in (0, 1), at least "
+            "one point of either kind in a batch."
+        )
+    images, labels = _read(Path(path))
+    first = _channels_first(images, data.shape, path)
+    wrong_labels = labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images)
+    if wrong_labels or len(labels) == 0:
+        raise ValueError(
+            f"{path} has labels of dtype {labels.dtype} and shape {labels.shape} for "
+            f"{len(images)} images; legal: one integer an image, at least one."
+        )
+    if labels.min() < 0 or labels.max() >= data.classes:
+        raise ValueError(
+            f"{path} has labels from {labels.min()} to {labels.max()}; legal: 0 to "
+            f"{data.classes - 1}, {data.name} has {data.classes} classes."
+        )
+    placed = torch.from_numpy(images) if first else torch.from_numpy(images).permute(0, 3, 1, 2)
+    extra = Extra(
+        placed,
+        torch.from_numpy(labels.astype(np.int64)),
+        getattr(data.train, "augmentation", "none"),
+    )
+    kind = MixedResident if isinstance(data.train, Resident) else Mixed
+    return dataclasses.replace(data, train=kind(data.train, extra, share=share))
+
+
+def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    files = (path / "images.npy", path / "labels.npy")
+    if not path.exists():
+        raise ValueError(f"data.extra: there is no {path}; expected: {_LAYOUT}.")
+    if path.is_dir() and not all(file.is_file() for file in files):
+        raise ValueError(f"data.extra: {path} lacks images.npy or labels.npy; expected: {_LAYOUT}.")
+    try:
+        if path.is_dir():  # mapped: only what is asked for is read, and nothing is written
+            return (
+                np.load(files[0], mmap_mode="c", allow_pickle=False),
+                np.load(files[1], allow_pickle=False),
+            )
+        content = np.load(path, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array")
+        with content:
+            return _one_of(content, _IMAGES), _one_of(content, _LABELS)
+    # NumPy's errors; none of them names the file.
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"data.extra: {path}: {error}; expected: {_LAYOUT}.") from error
+
+
+def _one_of(content: Any, names: tuple[str, ...]) -> NDArray[Any]:
+    for name in names:
+        if name in content.files:
+            found: NDArray[Any] = content[name]
+            return found
+    raise ValueError(f"it has the keys {', '.join(content.files)} and none of {', '.join(names)}")
+
+
+def _channels_first(images: NDArray[Any], shape: tuple[int, int, int], path: Path) -> bool:
+    channels, height, width = shape
+    legal = {(channels, height, width): True, (height, width, channels): False}
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in legal:
+        raise ValueError(
+            f"{path} has images of dtype {images.dtype} and shape {images.shape}; legal here: "
+            f"uint8, [N, {height}, {width}, {channels}] or [N, {channels}, {height}, {width}]."
+        )
+    return legal[images.shape[1:]]

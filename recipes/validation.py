@@ -1,0 +1,70 @@
+"""Clean and robust accuracy on the validation points, shared over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from robust_plugin.attacks import pgd
+from robust_plugin.cascade import rank_and_world
+from robust_plugin.evaluation import evaluate
+from robust_plugin.recipes.batches import batches_of
+from robust_plugin.recipes.data import loader
+from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.processes import summed
+from robust_plugin.recipes.run import Run
+
+
+def validated(run: Run, model: nn.Module) -> dict[str, float]:
+    """Return clean and robust accuracy on the validation points; the model keeps its mode.
+
+    Robust is proved where the objective trains by bounds, else under PGD. Each process takes whole
+    batches, whose noise is a function of their number: the figures are those of one process, and
+    epochs are compared on the same noise.
+    """
+    rank, world = rank_and_world()
+    size = run.config.evaluation.batch_size
+    if run.steps is not None:  # a dry run: a few points
+        size = min(size, run.config.data.batch_size)
+    points = run.data.validation
+    batches = batches_of(points, batch_size=size, seed=0, epoch=0, shuffle=False)
+    batches = batches if run.steps is None else batches[:1]
+    numbers = range(rank, len(batches), world)
+    clean = robust = 0
+    if numbers:
+        if len(numbers) < len(batches) or run.steps is not None:
+            points = Subset(points, [row for number in numbers for row in batches[number]])
+        loaded = loader(
+            points,
+            batch_size=size,
+            seed=0,
+            epoch=0,
+            shuffle=False,
+            workers=run.config.data.workers,
+        )
+        certifier = run.config.objective.certifier(run.threat)
+        attack = pgd(run.threat, steps=run.config.objective.steps)
+        report = evaluate(
+            model,
+            _seeded(loaded, numbers, run.config.seed),
+            attacks=[attack] if certifier is None else [],
+            certifier=certifier,
+        )
+        row = attack.name if certifier is None else "certified"
+        clean, robust = (round(report.accuracy(of) * report.n) for of in ("clean", row))
+    n = sum(map(len, batches))
+    clean_sum, robust_sum = summed([clean, robust])
+    return {"clean": clean_sum / n, "robust": robust_sum / n}
+
+
+def _seeded(
+    batches: Iterable[Any], numbers: Iterable[int], seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Seed the global generator before each batch; ``evaluate`` restores it at the end."""
+    for number, batch in zip(numbers, batches, strict=True):
+        torch.manual_seed(seed_of(seed, "validation", number))
+        yield batch

@@ -1,0 +1,246 @@
+"""Several processes of one command give what one gives: losses, rates, masks and the run's files.
+
+This file runs itself, so that each process is like those of torchrun; they meet by gloo.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robust_plugin.recipes.cli import main
+
+Words = Callable[..., list[str]]
+
+# No BatchNorm; float32, so that sums over shares differ from sums over the batch by rounding.
+PLAIN = """
+from torch import nn
+
+
+def plain(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(64, num_classes),
+    )
+"""
+NOISY = ("--model=plain_network:plain", "--data.augmentation=crop+flip", "--prune.lr=0.5")
+# Nine points do not split evenly, and the last batch has only three for the two processes.
+ODD = ("--data.batch-size=9",)
+# The last batch has one point, and the second process none.
+ALONE = ("--data.batch-size=47",)
+
+# What both are asked: names of folders, and the command lines that fill them.
+RUNS: dict[str, tuple[str, ...]] = {
+    "trades": ("hydra", *NOISY, *ODD, "--objective.name=trades", "--data.extra=extra.npz"),
+    "free": (
+        *("harp", *NOISY, *ODD, "--objective.name=free", "--objective.replays=2"),
+        *(f"--{stage}.epochs=4" for stage in ("pretrain", "prune", "finetune")),
+    ),
+    "mixtrain": ("hydra", *NOISY, *ALONE, "--objective.name=mixtrain", "--objective.points=5"),
+    "batch norm": ("harp", "--objective.name=trades", "--prune.lr=0.5", "--precision=bf16"),
+}
+KILLED = ("harp", *NOISY, "--threat.norm=L2", "--threat.eps=0.3", "--prune.epochs=6")
+# Two micro-batches in each of two processes: four parts of a batch of nine, and of one of three.
+OF_TWO = {"free": ("--accumulate=2",)}
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def launched(script: list[str], cwd: Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
+    """Start processes as torchrun does."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, *script],
+            cwd=cwd,
+            env={
+                **os.environ,
+                **{"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"},
+                **{"MASTER_PORT": port, "WORLD_SIZE": str(ranks), "RANK": str(rank)},
+                **{"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(workplace: Path) -> Path:
+    (workplace / "plain_network.py").write_text(PLAIN)
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 256, (30, 8, 8, 3)).astype(np.uint8)
+    np.savez(workplace / "extra.npz", images=images, labels=np.arange(30) % 4)
+    return workplace
+
+
+@pytest.fixture(scope="module")
+def by_two(place: Path, words: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All runs by two processes: their folder, and what each process held at the end of each."""
+    out = tmp_path_factory.mktemp("two")
+    lines = {
+        name: (free_port(), words(command, out / name, *more, *OF_TWO.get(name, ())))
+        for name, (command, *more) in RUNS.items()
+    }
+    (out / "lines.json").write_text(json.dumps(lines))
+    processes = launched([__file__, str(out)], place)
+    try:
+        found = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], found
+    states = [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return {"out": out, "states": states, "printed": [printed for printed, _ in found]}
+
+
+@pytest.fixture
+def by_one(
+    place: Path, words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """The same by one process."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(place)])
+
+    def run(name: str, *more: str) -> Path:
+        command, *given = RUNS.get(name, KILLED)
+        assert main(words(command, tmp_path / name, *given, *more)) == 0
+        return tmp_path / name
+
+    return run
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def same_course(one: Path, other: Path) -> None:
+    """Equal logs, rates and masks, but for rounding where two scores are as good as equal."""
+    first, second = log(one), log(other)
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+        assert (b["stage"], b["density"]) == (a["stage"], a["density"])
+        assert b["robust"] == pytest.approx(a["robust"], abs=1 / 16)  # one of the 16 points
+    a, b = (load_file(folder / "prune.safetensors") for folder in (one, other))
+    scores = [key for key in a if key.startswith("model/") and key.endswith(".scores")]
+    assert len(scores) == 3
+    for key in scores:
+        group = key.removesuffix("scores")
+        assert torch.equal(a[group + "kept"], b[group + "kept"])
+        if group + "rate" in a:
+            torch.testing.assert_close(a[group + "rate"], b[group + "rate"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
+        mine, theirs = a[key].abs().flatten(), b[key].abs().flatten()
+        count = int(a[group + "kept"])
+        threshold = mine.sort(descending=True).values[count - 1]
+        kept, kept_there = (torch.zeros(len(mine), dtype=torch.bool) for _ in range(2))
+        kept[mine.topk(count).indices] = True
+        kept_there[theirs.topk(count).indices] = True
+        differ = kept != kept_there
+        assert (mine[differ] - threshold).abs().le(1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["trades", "free", "mixtrain"])
+def test_two_processes_are_one_with_the_whole_batch(
+    name: str, by_two: dict[str, Any], by_one: Callable[..., Path]
+) -> None:
+    same_course(by_one(name), by_two["out"] / name)
+
+
+@pytest.mark.parametrize(("name", "count"), [("trades", 3), ("free", 2)])
+def test_micro_batches_are_one_batch(
+    name: str, count: int, by_two: dict[str, Any], by_one: Callable[..., Path]
+) -> None:
+    same_course(by_one(name, f"--accumulate={count}"), by_two["out"] / name)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_processes_hold_the_same_network(name: str, by_two: dict[str, Any]) -> None:
+    first, second = (state[name] for state in by_two["states"])
+    assert len(first) > 0 and first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert torch.equal(tensor, second[key]), key
+
+
+def test_only_the_first_process_writes_and_speaks(by_two: dict[str, Any]) -> None:
+    first, second = by_two["printed"]
+    assert second == "" and first.count("all of it in") == len(RUNS)
+    for name in RUNS:
+        found = log(by_two["out"] / name)
+        assert len({(line["stage"], line["epoch"]) for line in found}) == len(found)
+        report = json.loads((by_two["out"] / name / "report.json").read_text())
+        assert len(report["report"]["flags"]["clean"]) == 32
+
+
+def test_killed_on_two_processes_it_goes_on_on_one(
+    place: Path, words: Words, tmp_path: Path, by_one: Callable[..., Path]
+) -> None:
+    whole = by_one("whole")
+    out = tmp_path / "killed"
+    line = words(KILLED[0], out, *KILLED[1:])
+    processes = launched(["-m", "robust_plugin.recipes.cli", *line], place)
+    while not (out / "prune.safetensors").exists():
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.002)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.communicate(timeout=30)
+        assert process.returncode == -signal.SIGKILL
+    stage, epoch = (log(out)[-1][key] for key in ("stage", "epoch"))
+    assert stage == "prune" and epoch < 5  # or it was over
+    assert main(line) == 0
+    same_course(whole, out)
+
+
+def test_a_comparison_is_not_started_by_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["compare"]) == 2
+    assert "leave torchrun out" in capsys.readouterr().err
+
+
+def one_of_two(out: Path) -> None:
+    """Run all command lines, and keep the finished network as this process has it."""
+    from robust_plugin.recipes import execute
+
+    finished: dict[str, dict[str, torch.Tensor]] = {}
+    lines = json.loads((out / "lines.json").read_text())
+    train = execute.train_recipe
+    names = list(lines)
+
+    def kept(name: str, run: Any) -> Any:
+        model = train(name, run)
+        finished[names[len(finished)]] = {k: t.clone() for k, t in model.state_dict().items()}
+        return model
+
+    execute.train_recipe = kept
+    for port, line in lines.values():
+        os.environ["MASTER_PORT"] = port  # the last group's may still be closing
+        assert main(line) == 0
+    torch.save(finished, out / f"rank{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())
+    one_of_two(Path(sys.argv[1]))
