@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For networks as small as those of the tests and the demo one thread is faster than several.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: .venv demo table test bench lint types clean
+.PHONY: .venv demo table test bench docs lint types clean
 
 .venv: .venv/.installed
 
@@ -30,6 +30,9 @@ test: .venv
 # One process: benchmarks that share the machine measure each other.
 bench: .venv
 	$(ONE_THREAD) $(BIN)/pytest -m bench -s tests/benchmarks $(PYTEST_ARGS)
+
+docs: .venv
+	$(ONE_THREAD) $(BIN)/sphinx-build -W --keep-going -b html docs build/docs
 
 lint: .venv
 	$(BIN)/ruff check .

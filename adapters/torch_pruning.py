@@ -153,6 +153,17 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs) -> Removed:
         ValueError: if the counts are not final yet, the groups are not of channels, the forward
             does not take the inputs, or if the small network is not what the masks ask for: a
             parameter of another shape or value, or other outputs.
+
+    >>> from robust_plugin import MagnitudePruner
+    >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    >>> x = torch.rand(1, 1, 8, 8)
+    >>> groups = channel_groups(model, x)
+    >>> pruner = MagnitudePruner(
+    ...     model, density=0.5, budget="channels", groups=groups, example_inputs=x
+    ... )
+    >>> small = remove_channels(pruner, x)
+    >>> small.model[0], small.counts
+    (Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1)), {'0': 4})
     """
     return removal.remove(pruner, _tuple(example_inputs), _replay)
 

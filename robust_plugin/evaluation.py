@@ -53,6 +53,17 @@ def evaluate(
         TypeError, ValueError: for inputs, labels, logits or attack results that are not as they
             should be, a forward pass that is random in evaluation mode, an empty loader, or a point
             that is certified and fooled in the same threat model.
+
+    >>> from robust_plugin import IBP, pgd
+    >>> model = nn.Linear(1, 2)  # class 1 where x > 0.5
+    >>> _ = model.load_state_dict(
+    ...     {"weight": torch.tensor([[-1.0], [1.0]]), "bias": torch.tensor([0.5, -0.5])}
+    ... )
+    >>> x, y = torch.tensor([[0.1], [0.4], [0.55], [0.9]]), torch.tensor([0, 0, 1, 1])
+    >>> threat = ThreatModel("Linf", eps=0.1)
+    >>> report = evaluate(model.eval(), [(x, y)], attacks=[pgd(threat)], certifier=IBP(threat))
+    >>> report.accuracy(), report.accuracy("PGD-10"), report.accuracy("certified")
+    (1.0, 0.75, 0.5)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")

@@ -110,6 +110,14 @@ def sparse(
     Raises:
         TypeError: if the network's output is no tensor.
         ValueError: if a pruner is attached, or the network is not on the CPU.
+
+    >>> from robust_plugin import MagnitudePruner
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> MagnitudePruner(model, density=0.05).finalize()
+    >>> x = torch.rand(2, 64)
+    >>> fast, report = sparse(model, x)
+    >>> torch.allclose(fast(x), model(x), atol=1e-5), [layer.kept for layer in report.layers]
+    (True, [205, 32])
     """
     _refuse(model)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)

@@ -86,10 +86,11 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
 
     The attack sees the network inside a DDP or DataParallel wrapper.
 
-    Raises (when called):
-        TypeError: if the model or the attack returns no tensor.
-        ValueError: for inputs outside [low, high], labels out of range, NaN logits, a result
-            of wrong shape, not finite, or outside the box or the ball, or a changed parameter.
+    Raises:
+        TypeError: when called, if the model or the attack returns no tensor.
+        ValueError: when called, for inputs outside [low, high], labels out of range, NaN logits, a
+            result of wrong shape, not finite, or outside the box or the ball, or a changed
+            parameter.
     """
 
     def guarded_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -65,6 +65,12 @@ def trades(
         beta: weight of robustness; 6 in HYDRA and HARP.
         steps: of the attack.
         step_size: in input units; default 2.5 eps / steps.
+
+    >>> model = nn.Linear(4, 3)
+    >>> objective = trades(ThreatModel("Linf", eps="8/255"), beta=6, steps=2)
+    >>> loss = objective(model, torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    >>> loss.shape, loss.requires_grad
+    (torch.Size([]), True)
     """
     attack = pgd(threat, steps=steps, step_size=step_size, loss="kl", start="gaussian")
 

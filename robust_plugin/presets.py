@@ -49,7 +49,13 @@ class MagnitudePruner(Pruner):
 
 
 class HydraPruner(Pruner):
-    """Learned scores at given rates (HYDRA, Sehwag et al. 2020): s = argmin E[L_robust(w m(s))]."""
+    """Learned scores at given rates (HYDRA, Sehwag et al. 2020): s = argmin E[L_robust(w m(s))].
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    >>> pruner = HydraPruner(model, pattern="2:4")
+    >>> pruner.kept, pruner.densities
+    (320, {'1.weight': 0.5})
+    """
 
     def __init__(
         self,
@@ -85,6 +91,21 @@ class HarpPruner(Pruner):
 
     ``learn=("rates",)`` is its rate-only mode; ``pattern="n:4"`` learns which n of every 4 each
     layer keeps.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> pruner = HarpPruner(model, density=0.25)
+    >>> optimizer = torch.optim.SGD(pruner.set_phase("prune"), lr=0.1)
+    >>> pruner.follow(optimizer, epochs=1, steps_per_epoch=1)
+    >>> loss = model(torch.rand(4, 8)).square().mean() + pruner.budget_penalty()
+    >>> loss.backward()
+    >>> optimizer.step()
+    >>> optimizer = torch.optim.SGD(pruner.set_phase("finetune"), lr=0.01)
+    >>> pruner.kept, pruner.budget.full
+    (20, 80)
+    >>> pruner.finalize()
+    >>> int(sum(layer.weight.count_nonzero() for layer in (model[0], model[2])))
+    20
     """
 
     def __init__(

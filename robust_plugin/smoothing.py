@@ -85,6 +85,17 @@ class Smoothed:
 
     Raises:
         ValueError: naming the value and what is legal.
+
+    >>> model = nn.Linear(1, 2)  # class 1 where x > 0.5
+    >>> _ = model.load_state_dict(
+    ...     {"weight": torch.tensor([[-1.0], [1.0]]), "bias": torch.tensor([0.5, -0.5])}
+    ... )
+    >>> x, y = torch.tensor([[0.5], [1.0]]), torch.tensor([1, 1])
+    >>> found = Smoothed(sigma=0.25, n=1000).certify(model, x, y)
+    >>> found.predictions.tolist()  # -1: the votes decide nothing on the boundary
+    [-1, 1]
+    >>> 0.4 < float(found.radii[1]) < 0.5  # the boundary is 0.5 away
+    True
     """
 
     sigma: float

@@ -91,6 +91,13 @@ def sparsity(
 
     Raises:
         ValueError: if the model has no prunable weight.
+
+    >>> from robust_plugin import MagnitudePruner
+    >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> pruner = MagnitudePruner(model, density=0.25)
+    >>> found = sparsity(model)
+    >>> found.kept, found.size, [layer.kept for layer in found.layers]
+    (10, 40, [8, 2])
     """
     macs: dict[tuple[str, str], int] = {}
     if example_inputs is not None:
