@@ -118,7 +118,7 @@ def _compare(words: list[str]) -> None:
         CompareConfig, read_preset(preset, CompareConfig), words, "robust-plugin compare"
     )
     print(compare(config, Path(out)))
-    print(f"\nreport.json, report.txt, kept.png and curves.png are in {out}")
+    print(f"\nreport.html (report.json, report.txt and the plots beside it) is in {out}")
 
 
 # What everybody types, for settings that stand in a section.

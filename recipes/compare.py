@@ -7,29 +7,29 @@ validation points; the test points are looked at once, at the end.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from tqdm import tqdm
+from typing import Any
 
 from robust_plugin.checkpoint import load, write_text
-from robust_plugin.recipes.allocator import keep_freed_memory
+from robust_plugin.recipes.cells import Cell
+from robust_plugin.recipes.comparison_page import comparison_page
 from robust_plugin.recipes.config import RecipeConfig, as_plain, build
+from robust_plugin.recipes.differences import differences
 from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
-from robust_plugin.recipes.report import Cell, comparison_table, plot_curves, plot_kept
+from robust_plugin.recipes.report import (
+    comparison_table,
+    plot_curves,
+    plot_densities,
+    plot_kept,
+)
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.settings import check_settings
+from robust_plugin.recipes.workers import in_parallel
 from robust_plugin.report import Report
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CompareConfig:
     """Rows by densities by seeds.
 
     Attributes:
-        base: the settings all rows share.
+        base: the settings all rows share; a checkpoint there is the dense network of all seeds.
         rows: by name, the recipe (magnitude, hydra, harp) and the settings that differ.
         densities: shares kept.
         seeds: each with a dense network of its own.
@@ -69,7 +69,10 @@ class Job:
 
 
 def compare(config: CompareConfig, folder: Path) -> str:
-    """Run what is left of a comparison; write report.json, report.txt, kept.png and curves.png.
+    """Run what is left of a comparison; write what it gave into the folder.
+
+    That is report.html, report.json and report.txt, and the plots densities.png, kept.png and
+    curves.png.
 
     Returns:
         str: the table.
@@ -86,14 +89,16 @@ def compare(config: CompareConfig, folder: Path) -> str:
         for seed in config.seeds
         for lr in config.lrs
     }
-    _parallel(_train_dense, list(dense.values()), config.jobs, "dense networks")
+    in_parallel(_train_dense, list(dense.values()), jobs=config.jobs, what="dense networks")
     each = [
         [jobs[row, density, seed, lr] for lr in config.lrs]
         for row, density in cells
         for seed in config.seeds
     ]
     validated = dict(
-        pair for pairs in _parallel(_tune, each, config.jobs, "training") for pair in pairs
+        pair
+        for pairs in in_parallel(_tune, each, jobs=config.jobs, what="training")
+        for pair in pairs
     )
     chosen: dict[tuple[str, float], tuple[float, list[Job]]] = {}
     for row, density in cells:
@@ -105,7 +110,7 @@ def compare(config: CompareConfig, folder: Path) -> str:
         best = max(scores, key=lambda lr: scores[lr])
         chosen[row, density] = (scores[best], by_lr[best])
     final = [*dense.values(), *(job for _, picked in chosen.values() for job in picked)]
-    reports = dict(_parallel(_measure, final, config.jobs, "test points"))
+    reports = dict(in_parallel(_measure, final, jobs=config.jobs, what="test points"))
     table = [Cell("dense", 1.0, None, [reports[job.folder] for job in dense.values()], None)]
     for (row, density), (score, picked) in chosen.items():
         found = [reports[job.folder] for job in picked]
@@ -120,7 +125,8 @@ def _write(
     chosen: Mapping[tuple[str, float], Sequence[Job]],
 ) -> str:
     data = json.loads((folder / f"seed{config.seeds[0]}/dense/report.json").read_text())["data"]
-    text = comparison_table(table, data=data, threat=str(config.base.threat.build()))
+    threat, settings = str(config.base.threat.build()), as_plain(config)
+    text = comparison_table(table, data=data, threat=threat)
     kept = {
         f"{row}, {density:.3g}": json.loads((jobs[0].folder / "report.json").read_text())["kept"]
         for (row, density), jobs in chosen.items()
@@ -133,15 +139,29 @@ def _write(
     }
     content = {
         "data": data,
-        "settings": as_plain(config),
+        "settings": settings,
         "cells": [cell.plain() for cell in table],
+        "differences": [
+            each.plain() for density in config.densities for each in differences(table, density)
+        ],
         "kept": kept,
         "curves": curves,
     }
     write_text(folder / "report.json", json.dumps(content, indent=1))
     write_text(folder / "report.txt", text + "\n")
-    plot_kept(kept, folder / "kept.png")
-    plot_curves(curves, folder / "curves.png")
+    plots = {name: folder / f"{name}.png" for name in ("densities", "kept", "curves")}
+    plot_densities(table, plots["densities"])
+    plot_kept(kept, plots["kept"])
+    plot_curves(curves, plots["curves"])
+    page = comparison_page(
+        table,
+        title=f"Comparison: {folder.resolve().name}",
+        data=data,
+        threat=threat,
+        settings=settings,
+        plots=plots,
+    )
+    write_text(folder / "report.html", page)
     return text
 
 
@@ -193,11 +213,6 @@ def _job(
     kind, _ = RECIPES[recipe]
     built = build(kind, merged, where=f"row {row!r}")
     check_settings(built)
-    if built.finetune.epochs < 1:
-        raise ValueError(
-            f"row {row!r}: finetune.epochs is {built.finetune.epochs}; legal: at least 1, since "
-            "rows are compared by their fine-tuning learning rates."
-        )
     here = folder / f"seed{seed}" / _folder_name(row) / f"{density:g}" / f"lr{lr:g}"
     return Job(row, recipe, built, here)
 
@@ -228,9 +243,14 @@ def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
         if job is not jobs[0]:
             _share_prune_phase(jobs[0].folder, job.folder)
         train_recipe(job.recipe, Run(job.folder, job.config))
-        records = load(job.folder / "finetune.safetensors").meta["records"]
+        last = next(
+            job.folder / f"{stage}.safetensors"
+            for stage in ("finetune", "prune")  # fine-tuning may have no epochs
+            if (job.folder / f"{stage}.safetensors").is_file()
+        )
+        records = load(last).meta["records"]
         robust = [record["robust"] for record in records]
-        best = job.config.finetune.select == "best"
+        best = getattr(job.config, last.stem).select == "best"
         found.append((job.folder, max(robust) if best else robust[-1]))
     return found
 
@@ -250,37 +270,3 @@ def _share_prune_phase(source: Path, target: Path) -> None:
 
 def _measure(job: Job) -> tuple[Path, Report]:
     return job.folder, execute(job.recipe, job.config, job.folder)
-
-
-def _parallel(function: Callable[[Any], T], items: Sequence[Any], jobs: int, what: str) -> list[T]:
-    """Map a function over items in their order, in this process or in several."""
-    if min(jobs, len(items)) == 1:
-        return [function(item) for item in tqdm(items, desc=what, disable=None)]
-    pool = ProcessPoolExecutor(
-        min(jobs, len(items)), multiprocessing.get_context("spawn"), initializer=_as_worker
-    )
-    try:
-        futures = [pool.submit(function, item) for item in items]
-        for future in tqdm(as_completed(futures), total=len(futures), desc=what, disable=None):
-            future.result()
-    except BaseException:
-        for process in list(pool._processes.values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-    return [future.result() for future in futures]
-
-
-def _as_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

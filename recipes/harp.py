@@ -11,9 +11,9 @@ from robust_plugin.phases import Learnable
 from robust_plugin.presets import HarpPruner
 from robust_plugin.recipes.channels import covered, finished
 from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.initial_scores import InitialScores, initial_scores_of
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train
-from robust_plugin.scores import ScoreName
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class HarpConfig(RecipeConfig):
         pattern: n of every 4 or 8, n learned by layer; none for unstructured masks.
     """
 
-    scores: ScoreName = "scaled_magnitude"
+    scores: InitialScores = "scaled_magnitude"
     learn: Literal["both", "scores", "rates"] = "both"
     control: Literal["held", "hinge"] = "held"
     gamma_step: float = 0.01
@@ -45,7 +45,7 @@ def harp(run: Run, config: HarpConfig) -> nn.Module:
         model,
         config.density,
         learn=learn,
-        scores=config.scores,
+        scores=initial_scores_of(run, model, config.scores),
         rates=config.rates,
         budget=config.budget,
         control=config.control,

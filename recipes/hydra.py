@@ -10,9 +10,9 @@ from torch import nn
 from robust_plugin.presets import HydraPruner
 from robust_plugin.recipes.channels import covered, finished
 from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.initial_scores import InitialScores, initial_scores_of
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import pretrained, train
-from robust_plugin.scores import ScoreName
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class HydraConfig(RecipeConfig):
         pattern: n:m, such as 2:4, instead of the density; none for unstructured masks.
     """
 
-    scores: ScoreName = "scaled_magnitude"
+    scores: InitialScores = "scaled_magnitude"
     pattern: Literal["none", "1:4", "2:4", "4:8"] = "none"
 
 
@@ -35,7 +35,7 @@ def hydra(run: Run, config: HydraConfig) -> nn.Module:
     pruner = HydraPruner(
         model,
         config.density if pattern is None else None,
-        scores=config.scores,
+        scores=initial_scores_of(run, model, config.scores),
         rates=config.rates,
         budget=config.budget,
         pattern=pattern,

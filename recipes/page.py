@@ -16,17 +16,19 @@ from robust_plugin.report import Report
 # Points shown, of those that an attack fooled.
 _EXAMPLES = 6
 
-_TEMPLATE = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
+STYLE = """
 body {font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
       color: #222}
 table {border-collapse: collapse; margin: 1rem 0} td, th {padding: .25rem .8rem; text-align: right}
 th {border-bottom: 1px solid #999} td:first-child, th:first-child {text-align: left}
 img {max-width: 100%} .fails {color: #a00; font-weight: 600} .note {color: #555}
-</style></head><body>
+"""
+
+_TEMPLATE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{{ style }}</style></head><body>
 <h1>{{ title }}</h1>
 <p class="note">{{ about }}</p>
 <table><tr><th>row</th><th>accuracy</th><th>95 % interval</th><th>n</th><th>balanced</th></tr>
@@ -73,24 +75,41 @@ def page(
     Raises:
         ImportError: without jinja2.
     """
+    curve = report.curve
+    template = environment().from_string(_TEMPLATE)
+    return str(
+        template.render(
+            title=title,
+            style=STYLE,
+            about=about,
+            rows=[_row(report, name) for name in _names(report)],
+            findings=[f for f in report.findings if checks is None or f != checks.verdict],
+            checks=checks,
+            marks={True: "holds", False: "fails", None: "not run"},
+            curve=None if curve is None else _curve(report),
+            radii="" if curve is None else curve.table(radii),
+            classes=_classes(report),
+            examples=None if images is None else _examples(report, images),
+        )
+    )
+
+
+def environment() -> Any:
+    """Return jinja2's, which escapes what is not markup.
+
+    Raises:
+        ImportError: without jinja2.
+    """
     try:
         from jinja2 import Environment
     except ImportError as error:
         raise ImportError("the HTML page needs: pip install jinja2") from error
-    curve = report.curve
-    template = Environment(autoescape=True).from_string(_TEMPLATE)
-    return template.render(
-        title=title,
-        about=about,
-        rows=[_row(report, name) for name in _names(report)],
-        findings=[f for f in report.findings if checks is None or f != checks.verdict],
-        checks=checks,
-        marks={True: "holds", False: "fails", None: "not run"},
-        curve=None if curve is None else _curve(report),
-        radii="" if curve is None else curve.table(radii),
-        classes=_classes(report),
-        examples=None if images is None else _examples(report, images),
-    )
+    return Environment(autoescape=True)
+
+
+def embedded(png: bytes) -> str:
+    """Return an image as the address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _names(report: Report) -> list[str]:
@@ -178,4 +197,4 @@ def _png(figure: Any) -> str:
     figure.tight_layout()
     figure.savefig(buffer, format="png", dpi=110)
     pyplot().close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return embedded(buffer.getvalue())

@@ -1,138 +1,104 @@
-"""What is shown: tables with n and intervals, and the plot of the kept share per layer."""
+"""What is shown: tables with n and intervals, and plots over densities, layers and epochs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_plugin.report import Report
-
-# Rows whose scores nobody learned; the strongest of them is what learning has to beat.
-_FIXED = ("LWM", "global", "iterative")
+from robust_plugin.recipes.cells import Cell, conditions, pruned_densities
+from robust_plugin.recipes.differences import differences, reference
 
 _STYLES = ("-", "--", ":", "-.")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One row of a comparison at one density, over all seeds.
-
-    Attributes:
-        row: the method.
-        density: the share kept.
-        lr: the fine-tuning learning rate that validation chose; None for the dense network.
-        reports: one a seed, on the same test points.
-        validation: mean robust accuracy on the validation points at that rate, in [0, 1].
-    """
-
-    row: str
-    density: float
-    lr: float | None
-    reports: Sequence[Report]
-    validation: float | None
-
-    def values(self, row: str) -> list[float]:
-        """Return the accuracy of each seed, in [0, 1]."""
-        return [report.accuracy(row) for report in self.reports]
-
-    def plain(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
-        return {
-            "row": self.row,
-            "density": self.density,
-            "lr": self.lr,
-            "validation": self.validation,
-            "accuracy": {row: self.values(row) for row in self.rows},
-        }
-
-    @property
-    def rows(self) -> tuple[str, ...]:
-        """What was measured: ``"clean"``, the attacks, and ``"certified"`` if it was."""
-        first = self.reports[0]
-        return (*first.rows, *(["certified"] if first.certified is not None else []))
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean over seeds and the half-width of its 95 % t interval; NaN for one seed."""
-    from scipy.stats import t
-
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-    return mean, float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
-
-
 def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
-    """Return the comparison as Markdown: a line a cell, then learned minus magnitude.
+    """Return the comparison as Markdown: a line a cell, then the paired differences.
 
     One seed: accuracy with its Wilson 95 % interval over the points. Several: the mean over
     seeds with the half-width of its 95 % t interval.
     """
-    rows, first = cells[0].rows, cells[0].reports[0]
-    seeds = len(cells[0].reports)
-    counts = {**first.flags, "certified": first.certified or ()}
-    points = ", ".join(f"{row} {len(counts[row])}" for row in rows)
-    if first.certifier is not None:
-        points += f" by {first.certifier}"
+    rows = cells[0].rows
     lines = [
-        f"{data}, {threat}, {seeds} seed{'s' * (seeds > 1)}; test points: {points}",
+        conditions(cells, data=data, threat=threat),
         "",
         f"| kept | method | lr | {' | '.join(rows)} |",
         f"|---|---|---|{'---|' * len(rows)}",
     ]
     for cell in cells:
         lr = "" if cell.lr is None else f"{cell.lr:g}"
-        shown = " | ".join(_shown(cell, row) for row in rows)
+        shown = " | ".join(cell.shown(row) for row in rows)
         lines.append(f"| {100 * cell.density:g} % | {cell.row} | {lr} | {shown} |")
-    lines += [line for density in _densities(cells) for line in _gain(cells, density, rows)]
+    for density in pruned_densities(cells):
+        lines += _gain(cells, density, rows)
     return "\n".join(lines)
 
 
-def _shown(cell: Cell, row: str) -> str:
-    values = cell.values(row)
-    if len(values) == 1:
-        low, high = cell.reports[0].interval(row)
-        return f"{100 * values[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    mean, half = mean_interval(values)
-    return f"{100 * mean:.1f} ± {100 * half:.1f}"
-
-
-def _densities(cells: Sequence[Cell]) -> list[float]:
-    return list(dict.fromkeys(cell.density for cell in cells if cell.lr is not None))
-
-
 def _gain(cells: Sequence[Cell], density: float, rows: Sequence[str]) -> list[str]:
-    """Each learned row minus the magnitude row that validation chose, paired by seed.
-
-    In what is certified, where anything is; else under the first attack.
-    """
-    here = [cell for cell in cells if cell.density == density and cell.validation is not None]
-    fixed = [cell for cell in here if cell.row.startswith(_FIXED)]
-    learned = [cell for cell in here if not cell.row.startswith(_FIXED)]
-    if not fixed or not learned or len(rows) < 2:
+    """The differences in what is certified, where anything is; else under the first attack."""
+    measure = "certified" if "certified" in rows else rows[min(1, len(rows) - 1)]
+    against = reference(cells, density)
+    found = [each for each in differences(cells, density) if each.measure == measure]
+    if against is None or not found:
         return []
-    best = max(fixed, key=lambda cell: cell.validation or 0.0)
-    measure = "certified" if "certified" in rows else rows[1]
+    chosen = "the magnitude row that validation chose" if against.lr else "of which all is kept"
+    pairs = [each for each in found if each.second != against.row]
     return [
         "",
-        f"{100 * density:g} % kept, {measure}, points above {best.row}, the magnitude row that "
-        "validation chose (McNemar p a seed):",
-        *(f"- {cell.row}: {_difference(cell, best, measure)}" for cell in learned),
+        f"{100 * density:g} % kept, {measure}, points above {against.row}, {chosen} "
+        "(McNemar p a seed):",
+        *(f"- {each.first}: {each}" for each in found if each.second == against.row),
+        *(f"- {each.first} minus {each.second}: {each}" for each in pairs),
     ]
 
 
-def _difference(cell: Cell, other: Cell, measure: str) -> str:
-    pairs = zip(cell.values(measure), other.values(measure), strict=True)
-    mean, half = mean_interval([a - b for a, b in pairs])
-    interval = f" ± {100 * half:.1f}" if not math.isnan(half) else ""
-    reports = zip(cell.reports, other.reports, strict=True)
-    p_values = ", ".join(f"{a.compare(b, measure):.2g}" for a, b in reports)
-    return f"{100 * mean:+.1f}{interval} ({p_values})"
+def plot_densities(cells: Sequence[Cell], path: Path) -> None:
+    """Draw accuracy against density with intervals, a panel a measure, to a PNG.
+
+    Bars are the 95 % t interval over seeds or, of one seed, Wilson's over its test points; the
+    dense network is the line across, its interval the band.
+
+    Args:
+        cells: of a comparison.
+        path: the file.
+    """
+    plt = pyplot()
+    rows, densities = cells[0].rows, pruned_densities(cells)
+    figure, panels = plt.subplots(
+        1, len(rows), figsize=(4.5 * len(rows) + 2.5, 4.2), squeeze=False, sharex=True
+    )
+    pruned = [cell for cell in cells if cell.lr is not None]
+    names = list(dict.fromkeys(cell.row for cell in pruned))
+    for axes, row in zip(panels[0], rows, strict=True):
+        for cell in (each for each in cells if each.lr is None):
+            mean, low, high = (100 * value for value in cell.interval(row))
+            axes.axhline(mean, color="black", lw=1, ls=":", label=cell.row)
+            axes.axhspan(low, high, color="black", alpha=0.08, lw=0)
+        for number, name in enumerate(names):
+            line = [cell for cell in pruned if cell.row == name]
+            found = [[100 * value for value in cell.interval(row)] for cell in line]
+            shift = 1.03 ** (number - (len(names) - 1) / 2)  # bars side by side
+            axes.errorbar(
+                [100 * cell.density * shift for cell in line],
+                [mean for mean, _, _ in found],
+                yerr=[[m - low for m, low, _ in found], [high - m for m, _, high in found]],
+                **{"fmt": "o", "ms": 3, "ls": _STYLES[number // 10 % 4], "lw": 1, "capsize": 2},
+                label=name,
+            )
+        axes.set(title=row, xlabel="share kept, %", xscale="log")
+        axes.set_xticks([100 * density for density in densities])
+        axes.set_xticklabels([f"{100 * density:g}" for density in densities])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel(f"accuracy, %; bars: {interval_of(cells)}", fontsize=8)
+    panels[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _save(figure, path)
+
+
+def interval_of(cells: Sequence[Cell]) -> str:
+    """Return what the intervals of a comparison are."""
+    seeds = len(cells[0].reports)
+    return f"95 % t interval, {seeds} seeds" if seeds > 1 else "Wilson 95 % of one seed's points"
 
 
 def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> None:

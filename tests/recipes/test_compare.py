@@ -43,6 +43,7 @@ ROWS = {
     "HYDRA": {"recipe": "hydra"},
     "HARP": {"recipe": "harp", "prune": {"lr": 0.3}},
 }
+MEASURES = ("clean", "PGD-2")
 
 
 def comparison(**more: Any) -> CompareConfig:
@@ -95,8 +96,13 @@ def test_the_table_has_every_row_with_n_and_intervals(
     for name, layers in kept.items():
         total, size = (sum(each) for each in zip(*layers.values(), strict=True))
         assert total / size == pytest.approx(float(name.split(", ")[1]), abs=0.005)
-    assert (tmp_path / "kept.png").stat().st_size > 0
-    assert (tmp_path / "curves.png").stat().st_size > 0
+    for plot in ("densities", "kept", "curves"):
+        assert (tmp_path / f"{plot}.png").stat().st_size > 0
+    html = (tmp_path / "report.html").read_text()
+    assert all(f"<td>{row}</td>" in html for row in ROWS) and "restarts: 1" in html
+    gains = json.loads((tmp_path / "report.json").read_text())["differences"]
+    learned = {(row, k, by) for row in ("HYDRA", "HARP") for k in (0.3, 0.1) for by in MEASURES}
+    assert {(gain["first"], gain["density"], gain["measure"]) for gain in gains} == learned
 
 
 def test_curves_are_the_mean_over_seeds_of_the_epochs_that_were_trained(
@@ -136,6 +142,25 @@ def test_all_rows_start_from_the_dense_network_of_their_seed(
         firsts.append(load_file(dense / "pretrained.safetensors")["0.weight"])
     assert not firsts[0].equal(firsts[1])
     assert "2 seeds" in (tmp_path / "report.txt").read_text()
+
+
+def test_one_dense_network_may_be_given_for_all_seeds(
+    tmp_path: Path,
+    use: Callable[[Data], None],
+    planted: Callable[..., Data],
+    epochs_trained: Counter[str],
+) -> None:
+    use(planted())
+    rows = {"LWM": {"recipe": "magnitude"}}
+    compare(comparison(rows=rows), tmp_path / "first")
+    dense = tmp_path / "first" / "seed0" / "dense" / "pretrained.safetensors"
+    epochs_trained.clear()
+    given = {**BASE, "checkpoint": str(dense)}
+    compare(comparison(rows=rows, base=given, seeds=[1, 2]), tmp_path / "second")
+    assert epochs_trained == {"finetune": 2 * (1 + 3)}
+    for seed in (1, 2):
+        used = load_file(tmp_path / "second" / f"seed{seed}" / "dense" / "pretrained.safetensors")
+        assert all(used[key].equal(tensor) for key, tensor in load_file(dense).items())
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -394,8 +419,19 @@ def test_jobs_end_with_their_parent_and_two_give_what_one_gives(
         assert all(ours[key].equal(theirs[key]) for key in theirs)
 
 
-def test_rows_without_fine_tuning_are_refused(tmp_path: Path) -> None:
-    rows = {"hidden": {"recipe": "hydra", "finetune": {"epochs": 0}}}
-    with pytest.raises(ValueError, match="row 'hidden': finetune.epochs is 0; legal: at least 1"):
-        compare(comparison(rows=rows), tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_a_row_without_fine_tuning_is_its_mask_alone(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    use(planted())
+    rows = {"hidden": {"recipe": "hydra", "prune": {"epochs": 3}, "finetune": {"epochs": 0}}}
+    compare(comparison(rows=rows, base={**BASE, "pretraining": "benign"}), tmp_path)
+    here = tmp_path / "seed0" / "hidden" / "0.3" / "lr0.05"
+    assert not (here / "finetune.safetensors").exists()
+    log = [json.loads(line) for line in (here / "log.jsonl").open()]
+    assert [line["stage"] for line in log] == ["prune"] * 3
+    assert cells(tmp_path)["hidden", 0.3]["validation"] == log[-1]["robust"]
+    dense = load_file(tmp_path / "seed0" / "dense" / "pretrained.safetensors")
+    model = load_file(here / "model.safetensors")
+    kept = model["3.weight"] != 0
+    assert 0.2 < kept.double().mean() < 0.4
+    assert model["3.weight"][kept].equal(dense["3.weight"][kept])

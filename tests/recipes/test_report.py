@@ -6,16 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from robust_plugin import Report, ThreatModel, mcnemar, wilson_interval
-from robust_plugin.recipes.report import (
-    Cell,
-    comparison_table,
-    mean_interval,
-    plot_curves,
-    plot_kept,
-)
+from robust_plugin.recipes.cells import Cell, mean_interval
+from robust_plugin.recipes.comparison_page import comparison_page
+from robust_plugin.recipes.differences import differences, paired_bootstrap
+from robust_plugin.recipes.report import comparison_table, plot_curves, plot_densities, plot_kept
 
 
 def report(clean: int, robust: int, n: int = 20, first: int = 0) -> Report:
@@ -93,7 +91,8 @@ def test_every_learned_row_is_measured_against_the_magnitude_row_that_validation
     assert lines[0].startswith("5 % kept, PGD, points above LWM uniform, ")
     baseline = cells[1].reports[0].flags["PGD"]
     p = [mcnemar(cells[i].reports[0].flags["PGD"], baseline) for i in (3, 4)]
-    assert lines[1:] == [f"- HYDRA: +25.0 ({p[0]:.2g})", f"- HARP: -10.0 ({p[1]:.2g})"]
+    assert re.fullmatch(rf"- HYDRA: \+25.0 \[.*\] \({p[0]:.2g}\)", lines[1])
+    assert re.fullmatch(rf"- HARP: -10.0 \[.*\] \({p[1]:.2g}\)", lines[2])
 
 
 def test_what_is_proved_is_a_column_and_what_rows_are_measured_by() -> None:
@@ -112,7 +111,7 @@ def test_what_is_proved_is_a_column_and_what_rows_are_measured_by() -> None:
     low, high = (100 * end for end in wilson_interval(7, 10))
     assert f"| 70.0 [{low:.1f}, {high:.1f}] |" in text
     assert "5 % kept, certified, points above LWM" in text
-    assert text.splitlines()[-1].startswith("- HYDRA: +30.0 (")
+    assert text.splitlines()[-1].startswith("- HYDRA: +30.0 [")
     plain = proved("LWM", 4, 0.3).plain()["accuracy"]
     assert plain == {"clean": [1.0], "PGD": [0.9], "certified": [0.4]}
 
@@ -128,10 +127,94 @@ def test_the_gain_over_seeds_is_paired() -> None:
     learned = Cell("HYDRA", 0.05, 0.1, [report(18, n) for n in (6, 9, 12)], 0.6)
     fixed = Cell("LWM", 0.05, 0.1, [report(18, n) for n in (4, 8, 9)], 0.5)
     last = comparison_table([learned, fixed], data="d", threat="t").splitlines()[-1]
-    differences = [0.10, 0.05, 0.15]
-    mean, half = mean_interval(differences)
+    mean, half = mean_interval([0.10, 0.05, 0.15])
     assert last.startswith(f"- HYDRA: {100 * mean:+.1f} ± {100 * half:.1f} (")
     assert last.count(",") == 2  # between three p-values
+
+
+def test_of_one_seed_the_interval_is_the_paired_bootstrap_over_its_points() -> None:
+    """Against resampled points, and unlike an unpaired one it sees who is right on which."""
+    first = [True] * 60 + [False] * 40
+    second = [True] * 45 + [False] * 35 + [True] * 5 + [False] * 15
+    values = torch.tensor([a - b for a, b in zip(first, second, strict=True)], dtype=torch.double)
+    generator = torch.Generator().manual_seed(1)
+    drawn = values[torch.randint(100, (20_000, 100), generator=generator)].mean(1)
+    expected = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    assert paired_bootstrap(first, second) == pytest.approx(expected, abs=0.0101)  # one point
+    assert paired_bootstrap(first, first) == (0.0, 0.0)
+    low, high = paired_bootstrap(first, [True] * 50 + [False] * 50)
+    assert 0 < low < 0.1 < high
+
+
+def test_hydra_minus_lwm_at_uniform_rates_is_there_whatever_its_sign() -> None:
+    cells = [
+        cell("LWM uniform", 12, 0.30),
+        cell("LWM at LAMP", 14, 0.40),
+        cell("HYDRA uniform", 9, 0.35),
+    ]
+    found = {(each.first, each.second, each.measure): each for each in differences(cells, 0.05)}
+    pairs = [("HYDRA uniform", "LWM at LAMP"), ("HYDRA uniform", "LWM uniform")]
+    assert set(found) == {(*pair, measure) for pair in pairs for measure in ("clean", "PGD")}
+    each = found[(*pairs[1], "PGD")]
+    assert each.mean == pytest.approx(-0.15) and each.low < -0.15 < each.high <= 0
+    assert json.loads(json.dumps(each.plain()))["by_seed"] == [pytest.approx(-0.15)]
+    last = comparison_table(cells, data="d", threat="t").splitlines()[-1]
+    assert last.startswith("- HYDRA uniform minus LWM uniform: -15.0 [")
+
+
+def test_without_a_magnitude_row_the_dense_network_is_the_reference() -> None:
+    cells = [cell("dense", 4, None), cell("searched", 11, 0.5)]
+    found = [each for each in differences(cells, 0.05) if each.measure == "PGD"]
+    assert [(each.first, each.second, each.mean) for each in found] == [
+        ("searched", "dense", pytest.approx(0.35))
+    ]
+    assert "points above dense, " in comparison_table(cells, data="d", threat="t")
+
+
+def test_a_cells_interval_is_students_over_seeds_or_wilsons_of_one() -> None:
+    several = Cell("LWM", 0.05, 0.1, [report(18, n) for n in (4, 8, 9)], 0.5)
+    mean, half = mean_interval([0.2, 0.4, 0.45])
+    assert several.interval("PGD") == pytest.approx((mean, mean - half, mean + half))
+    assert cell("LWM", 9, 0.4).interval("PGD") == (0.45, *wilson_interval(9, 20))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_page_of_a_comparison_needs_nothing_beside_it(tmp_path: Path, seeds: int) -> None:
+    cells = [
+        Cell(row, density, lr, [report(18, right + seed) for seed in range(seeds)], validation)
+        for row, density, lr, right, validation in (
+            ("dense", 1.0, None, 14, None),
+            ("LWM <uniform>", 0.05, 0.1, 9, 0.4),
+            ("HYDRA", 0.05, 0.1, 12, 0.5),
+            ("LWM <uniform>", 0.01, 0.1, 3, 0.2),
+            ("HYDRA", 0.01, 0.1, 7, 0.3),
+        )
+    ]
+    plots = {name: tmp_path / f"{name}.png" for name in ("densities", "kept", "curves")}
+    plot_densities(cells, plots["densities"])
+    plot_kept({"HYDRA": {"a": [1, 4], "b": [2, 4]}}, plots["kept"])
+    plot_curves({"5 % kept": {"HYDRA": [0.1, 0.2]}}, plots["curves"])
+    html = comparison_page(
+        cells,
+        title="mine",
+        data="digits",
+        threat="Linf eps=0.1",
+        settings={"densities": [0.05, 0.01]},
+        plots=plots,
+    )
+    assert html.count("data:image/png;base64,") == 3
+    assert not re.search(r"(src|href)=\"(?!data:)", html) and "<script" not in html
+    assert "LWM &lt;uniform&gt;" in html and "<uniform>" not in html
+    assert f"{seeds} seed" in html and "test points: clean 20, PGD 20" in html
+    assert ("95 % t interval" in html) == (seeds > 1) and ("Wilson" in html) == (seeds == 1)
+    for each in cells:
+        assert all(f"<td>{each.shown(row)}</td>" in html for row in each.rows)
+    for density in (0.05, 0.01):
+        for each in differences(cells, density):
+            assert f"<td>{100 * each.mean:+.1f}</td>" in html
+    for plot in plots.values():
+        with Image.open(plot) as image:
+            assert min(image.size) > 200
 
 
 def test_no_gain_where_there_is_nothing_to_compare() -> None:

@@ -1,0 +1,98 @@
+"""The cells of a comparison: a row at a density, over all seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robust_plugin.report import Report
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a comparison at one density, over all seeds.
+
+    Attributes:
+        row: the method.
+        density: the share kept.
+        lr: the fine-tuning learning rate that validation chose; None for the dense network.
+        reports: one a seed, on the same test points.
+        validation: mean robust accuracy on the validation points at that rate, in [0, 1].
+    """
+
+    row: str
+    density: float
+    lr: float | None
+    reports: Sequence[Report]
+    validation: float | None
+
+    def values(self, row: str) -> list[float]:
+        """Return the accuracy of each seed, in [0, 1]."""
+        return [report.accuracy(row) for report in self.reports]
+
+    def interval(self, row: str) -> tuple[float, float, float]:
+        """Return mean, lower and upper end.
+
+        Of several seeds the 95 % t interval over them; of one, Wilson's over its points.
+        """
+        mean, half = mean_interval(self.values(row))
+        if math.isnan(half):
+            return mean, *self.reports[0].interval(row)
+        return mean, mean - half, mean + half
+
+    def shown(self, row: str) -> str:
+        """Return the accuracy in per cent with its interval."""
+        mean, low, high = (100 * value for value in self.interval(row))
+        if len(self.reports) == 1:
+            return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+        return f"{mean:.1f} ± {(high - low) / 2:.1f}"
+
+    def flags(self, row: str) -> tuple[bool, ...]:
+        """Return whether each point of the first seed is right."""
+        first = self.reports[0]
+        return (first.certified or ()) if row == "certified" else first.flags[row]
+
+    def plain(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {
+            "row": self.row,
+            "density": self.density,
+            "lr": self.lr,
+            "validation": self.validation,
+            "accuracy": {row: self.values(row) for row in self.rows},
+        }
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What was measured: ``"clean"``, the attacks, and ``"certified"`` if it was."""
+        first = self.reports[0]
+        return (*first.rows, *(["certified"] if first.certified is not None else []))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean over seeds and the half-width of its 95 % t interval; NaN for one seed."""
+    from scipy.stats import t
+
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
+
+
+def pruned_densities(cells: Sequence[Cell]) -> list[float]:
+    """Return the densities of the pruned rows, each once, in their order."""
+    return list(dict.fromkeys(cell.density for cell in cells if cell.lr is not None))
+
+
+def conditions(cells: Sequence[Cell], *, data: str, threat: str) -> str:
+    """Return data, threat model, seeds and the number of test points, in a line."""
+    rows, first = cells[0].rows, cells[0].reports[0]
+    seeds = len(cells[0].reports)
+    points = ", ".join(f"{row} {len(cells[0].flags(row))}" for row in rows)
+    if first.certifier is not None:
+        points += f" by {first.certifier}"
+    return f"{data}, {threat}, {seeds} seed{'s' * (seeds > 1)}; test points: {points}"
