@@ -155,7 +155,9 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs) -> Removed:
             parameter of another shape or value, or other outputs.
 
     >>> from robust_plugin import MagnitudePruner
-    >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    >>> model = nn.Sequential(
+    ...     nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 5), nn.Flatten(), nn.Linear(32, 2)
+    ... )
     >>> x = torch.rand(1, 1, 8, 8)
     >>> groups = channel_groups(model, x)
     >>> pruner = MagnitudePruner(
@@ -163,7 +165,7 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs) -> Removed:
     ... )
     >>> small = remove_channels(pruner, x)
     >>> small.model[0], small.counts
-    (Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1)), {'0': 4})
+    (Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1)), {'0': 4, '1': 4})
     """
     return removal.remove(pruner, _tuple(example_inputs), _replay)
 

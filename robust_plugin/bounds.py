@@ -31,8 +31,8 @@ class IBP:
     Attributes:
         threat: Linf, or L2 by the norms of the first linear layer's rows; eps and bounds.
 
-    >>> model = nn.Linear(2, 2, bias=False)
-    >>> _ = nn.init.eye_(model.weight)
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight)
     >>> x, y = torch.tensor([[0.8, 0.2], [0.5, 0.4]]), torch.tensor([0, 0])
     >>> IBP(ThreatModel("Linf", eps=0.1))(model, x, y)
     tensor([ True, False])

@@ -50,6 +50,7 @@ class Budget:
             (in FLOPs) that keeps that share of every group's channels.
         products: (i, j, c_ij), c_ij > 0.
         fixed: what the network costs besides the groups.
+        whole: that the cost is of a whole network, even where nothing couples or is fixed.
     """
 
     sizes: tuple[int, ...]
@@ -58,6 +59,7 @@ class Budget:
     total: int
     products: Products = ()
     fixed: int = 0
+    whole: bool = False
 
     @classmethod
     def of(
@@ -105,7 +107,7 @@ class Budget:
     @property
     def coupled(self) -> bool:
         """Whether the cost is of a whole network, where channels cost together."""
-        return bool(self.products or self.fixed)
+        return bool(self.whole or self.products or self.fixed)
 
     @property
     def goal(self) -> float:

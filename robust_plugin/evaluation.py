@@ -55,8 +55,8 @@ def evaluate(
             that is certified and fooled in the same threat model.
 
     >>> from robust_plugin import IBP, pgd
-    >>> model = nn.Linear(1, 2)  # class 1 where x > 0.5
-    >>> _ = model.load_state_dict(
+    >>> model = nn.Sequential(nn.Linear(1, 2))  # class 1 where x > 0.5
+    >>> _ = model[0].load_state_dict(
     ...     {"weight": torch.tensor([[-1.0], [1.0]]), "bias": torch.tensor([0.5, -0.5])}
     ... )
     >>> x, y = torch.tensor([[0.1], [0.4], [0.55], [0.9]]), torch.tensor([0, 0, 1, 1])

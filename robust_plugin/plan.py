@@ -80,7 +80,7 @@ def plan(
     costs = [group.cost(multiply_adds) for group in groups] if terms is None else terms.costs
     dense = Budget(tuple(sizes), tuple(costs), 1.0, 0)
     if terms is not None:
-        dense = replace(dense, products=terms.products, fixed=terms.fixed)
+        dense = replace(dense, products=terms.products, fixed=terms.fixed, whole=True)
         costs = [round(price) for price in dense.prices(sizes)]
     if max(steps) > 1:
         dense = BlockBudget(**vars(dense), steps=steps)

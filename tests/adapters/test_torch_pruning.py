@@ -234,3 +234,12 @@ def test_the_scores_learn_what_the_masked_channels_contribute():
             moved.append((other(x) * a).sum().item())
         slope = (moved[0] - moved[1]) / 2e-6
         assert float(mask.scores.grad[channel]) == pytest.approx(slope, rel=1e-4, abs=1e-5)
+
+
+def test_a_network_of_one_group_has_a_budget_of_channels():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    x = torch.rand(1, 1, 8, 8)
+    groups = channel_groups(model, x)
+    assert len(groups) == 1
+    pruner = MagnitudePruner(model, 0.5, budget="channels", groups=groups, example_inputs=x)
+    assert remove_channels(pruner, x).model[0].out_channels == 4

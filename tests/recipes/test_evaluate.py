@@ -327,7 +327,10 @@ def test_bad_settings_of_evaluate(
     taken.write_text("mine")
     for words, says in [
         (["--attack=cw"], "attack is 'cw'; legal: pgd, autoattack"),
-        (["--config=evaluate/none"], "there is no preset or file evaluate/none; presets: "),
+        (
+            ["--config=evaluate/none"],
+            "there is no preset or file evaluate/none; robust-plugin list",
+        ),
         (["--config=hydra/digits"], "unknown key"),
         ([f"--out={taken}"], "is a file; give --out a folder"),
         (["--eps=-1"], "eps is '-1'"),
