@@ -406,7 +406,7 @@ def test_killed_after_any_write(
         assert results(moment) == whole, moment.name
 
 
-SLOW_END = ("--evaluation.restarts=200", "--evaluation.steps=20")
+SLOW_END = ("--evaluation.restarts=50", "--evaluation.steps=20")
 SLOW = ("--pretrain.epochs=12", "--prune.epochs=8", "--finetune.epochs=8", "--threat.eps=1/255")
 
 
