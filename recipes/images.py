@@ -80,15 +80,13 @@ class Resident(Dataset[tuple[Tensor, int]]):
     @cached_property
     def _held(self) -> tuple[Tensor, Tensor]:
         """All images as bytes, and all labels."""
-        images: Tensor | None = None
+        first, _ = self.points[0]
+        images = torch.empty(len(self), *first.shape, dtype=torch.uint8)
         labels = []
         for row in range(len(self)):
             x, y = cast(tuple[Tensor, int], self.points[row])
-            if images is None:
-                images = torch.empty(len(self), *x.shape, dtype=torch.uint8)
             images[row] = (255 * x).round().byte()
             labels.append(y)
-        assert images is not None
         return images, torch.tensor(labels)
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:

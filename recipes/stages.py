@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from robust_plugin.recipes.batches import steps_of
 from robust_plugin.recipes.config import RecipeConfig, StageConfig
@@ -20,8 +21,7 @@ def stages_of(recipe: str, config: RecipeConfig) -> dict[str, StageConfig]:
     if recipe == "magnitude":
         from robust_plugin.recipes.magnitude import MagnitudeConfig, rounds_of
 
-        assert isinstance(config, MagnitudeConfig)
-        return stages | rounds_of(config)
+        return stages | rounds_of(cast(MagnitudeConfig, config))
     if recipe == "dense":
         return stages
     stages["prune"] = config.prune
