@@ -73,10 +73,8 @@ def difference(first: Cell, second: Cell, measure: str) -> Difference:
     low, high = mean - half, mean + half
     if math.isnan(half):
         low, high = paired_bootstrap(first.flags(measure), second.flags(measure))
-    return Difference(
-        *(first.density, first.row, second.row, measure),
-        *(mean, low, high, by_seed, p_values),
-    )
+    names = first.density, first.row, second.row, measure
+    return Difference(*names, mean, low, high, by_seed, p_values)
 
 
 def paired_bootstrap(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float]:
