@@ -10,15 +10,12 @@ import yaml
 
 from robust_plugin.recipes.cells import Cell, conditions, pruned_densities
 from robust_plugin.recipes.differences import Difference, differences
-from robust_plugin.recipes.page import STYLE, embedded, environment
+from robust_plugin.recipes.page import HEAD, STYLE, embedded, environment
 from robust_plugin.recipes.report import interval_of
 
-_TEMPLATE = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>{{ style }}</style></head><body>
-<h1>{{ title }}</h1>
+_TEMPLATE = (
+    HEAD
+    + """\
 <p class="note">{{ conditions }}</p>
 <p class="note">{{ terms }} Intervals: {{ interval }}.</p>
 <table><tr><th>method</th><th>kept</th><th>lr</th><th>validation</th>
@@ -38,6 +35,7 @@ p: McNemar's exact test, one a seed.</p>
 <h2>Settings</h2><pre>{{ settings }}</pre>
 </body></html>
 """
+)
 
 _TERMS = (
     "All rows of a seed start from its dense network and train the same number of epochs in all, "

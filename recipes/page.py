@@ -24,12 +24,17 @@ th {border-bottom: 1px solid #999} td:first-child, th:first-child {text-align: l
 img {max-width: 100%} .fails {color: #a00; font-weight: 600} .note {color: #555}
 """
 
-_TEMPLATE = """\
+HEAD = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>{{ style }}</style></head><body>
 <h1>{{ title }}</h1>
+"""
+
+_TEMPLATE = (
+    HEAD
+    + """\
 <p class="note">{{ about }}</p>
 <table><tr><th>row</th><th>accuracy</th><th>95 % interval</th><th>n</th><th>balanced</th></tr>
 {% for row in rows %}<tr><td>{{ row.name }}</td><td>{{ row.accuracy }} %</td>
@@ -51,6 +56,7 @@ _TEMPLATE = """\
 <img alt="adversarial examples" src="{{ examples }}">{% endif %}
 </body></html>
 """
+)
 
 
 def page(
