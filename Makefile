@@ -1,11 +1,13 @@
 # Everything from python3, pip and make alone: `make demo`, `make test`.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+DATA ?=
+MINUTES ?= 9
 BIN := .venv/bin
 # For networks as small as those of the tests and the demo one thread is faster than several.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: .venv demo table test bench docs lint types clean
+.PHONY: .venv demo table reproduce test bench docs lint types clean
 
 .venv: .venv/.installed
 
@@ -23,6 +25,13 @@ demo: .venv
 
 table: .venv
 	$(ONE_THREAD) $(BIN)/robust-plugin compare --config compare/digits-table --out runs/table
+
+# On a GPU, in pieces: each goes on where the last one stopped.
+reproduce: .venv
+	@test -n "$(DATA)" || { echo "give DATA=FOLDER, with train/<class>/ and test/<class>/"; exit 2; }
+	timeout --signal=INT $(MINUTES)m $(BIN)/robust-plugin compare \
+		--config compare/cifar10-resnet18 --base.data.folder $(DATA) --out runs/resnet18 || \
+		{ test $$? = 124 && echo "The $(MINUTES) minutes are over; the same command goes on."; }
 
 test: .venv
 	$(ONE_THREAD) $(BIN)/pytest -n 2 $(PYTEST_ARGS)

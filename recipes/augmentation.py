@@ -1,4 +1,7 @@
-"""Random crops and mirrored images, drawn for each image (see ``robust_plugin.draws``)."""
+"""Random crops and mirrored images, drawn for each image (see ``robust_plugin.draws``).
+
+Drawn on the CPU and done where the images are: the same numbers give the same images anywhere.
+"""
 
 from __future__ import annotations
 
@@ -30,4 +33,5 @@ def _cropped(x: Tensor) -> Tensor:
     rows = (top + torch.arange(height))[:, None, :, None]
     columns = (left + torch.arange(width))[:, None, None, :]
     images, planes = torch.arange(n)[:, None, None, None], torch.arange(channels)[:, None, None]
-    return pad(x, (_PADDING,) * 4)[images, planes, rows, columns]
+    where = tuple(each.to(x.device) for each in (images, planes, rows, columns))
+    return pad(x, (_PADDING,) * 4)[where]

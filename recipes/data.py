@@ -143,6 +143,7 @@ def loader(
     workers: int = 0,
     part: int = 0,
     parts: int = 1,
+    device: torch.device | None = None,
 ) -> DataLoader[Any] | ResidentLoader:
     """Make the loader of one epoch, whose batches are a function of (seed, epoch) alone.
 
@@ -158,11 +159,14 @@ def loader(
         workers: processes that load; 0 loads in this one. Images in memory need none.
         part: which rows of each batch are loaded (``rows_of``); its last point where it has none.
         parts: into how many parts a batch is split.
+        device: where images in memory are kept, augmented and put together; None for the CPU.
+            Batches of others come on the CPU.
     """
     batches = batches_of(dataset, batch_size=batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
     rows = [rows_of(len(batch), part, parts) or range(len(batch))[-1:] for batch in batches]
     if isinstance(dataset, Batched):
-        return ResidentLoader(dataset, batches, rows, seed=seed, epoch=epoch)
+        where = torch.device("cpu") if device is None else device
+        return ResidentLoader(dataset, batches, rows, seed=seed, epoch=epoch, device=where)
     # In-memory tensors bear no augmentation.
     random = shuffle and not isinstance(dataset, TensorDataset)
     return DataLoader(

@@ -23,8 +23,9 @@ from torch.utils.data import Dataset, TensorDataset
 from robust_plugin.recipes.augmentation import augmented
 from robust_plugin.recipes.batches import generator_of
 from robust_plugin.recipes.data import Data
-from robust_plugin.recipes.images import Resident
+from robust_plugin.recipes.images import Resident, in_unit
 
+_CPU = torch.device("cpu")
 _IMAGES = ("images", "image", "data")
 _LABELS = ("labels", "label", "targets")
 _LAYOUT = (
@@ -46,9 +47,9 @@ class Extra(Resident):
         super().__init__(TensorDataset(images, labels), augmentation)
         self.images, self.labels = images, labels
 
-    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, as they are."""
-        return self.images[rows].float().div(255), self.labels[rows]
+    def plain(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, as they are; only these go to the device."""
+        return in_unit(self.images[rows].to(device)), self.labels[rows].to(device)
 
 
 class Mixed(Dataset[Any]):
@@ -103,12 +104,13 @@ class MixedResident(Mixed):
     real: Resident
     extra: Resident
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, augmented."""
+    def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, augmented, on a device."""
         own, n = rows < len(self.real), len(self.real)
-        x, y = self.real.plain(rows.clamp(max=n - 1))
+        x, y = self.real.plain(rows.clamp(max=n - 1), device)
         if not bool(own.all()):
-            x_extra, y_extra = self.extra.plain((rows - n).clamp(min=0))
+            x_extra, y_extra = self.extra.plain((rows - n).clamp(min=0), device)
+            own = own.to(device)
             x, y = torch.where(own[:, None, None, None], x, x_extra), torch.where(own, y, y_extra)
         return augmented(x, self.real.augmentation), y
 

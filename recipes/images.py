@@ -20,6 +20,7 @@ from robust_plugin.recipes.batches import generator_of
 from robust_plugin.recipes.identity import seed_of
 
 LIMIT = 2**29  # bytes; CIFAR takes 184 MB, and a comparison holds them once a process
+_CPU = torch.device("cpu")
 
 
 class View(Dataset[tuple[Tensor, int]]):
@@ -55,12 +56,14 @@ class View(Dataset[tuple[Tensor, int]]):
 class Batched(Protocol):
     """A data set that gives whole batches at once."""
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, augmented."""
+    def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, augmented, on a device."""
 
 
 class Resident(Dataset[tuple[Tensor, int]]):
     """Images in memory from their first use on; a point is (float32 [C, H, W] in [0, 1], label).
+
+    A device that asks for batches gets a copy of all of them: what then moves is their numbers.
 
     Args:
         points: pairs of such an image, k/255 in each value, and its label.
@@ -69,6 +72,7 @@ class Resident(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, points: Dataset[Any], augmentation: str = "none") -> None:
         self.points, self.augmentation = points, augmentation
+        self._copy: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.points)  # type: ignore[arg-type]
@@ -89,15 +93,30 @@ class Resident(Dataset[tuple[Tensor, int]]):
             labels.append(y)
         return images, torch.tensor(labels)
 
-    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, as they are."""
-        images, labels = self._held
-        return images[rows].float().div(255), labels[rows]
+    def _held_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device.type == "cpu":
+            return self._held
+        if self._copy is None or self._copy[0].device != device:
+            images, labels = self._held
+            self._copy = images.to(device), labels.to(device)
+        return self._copy
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, augmented."""
-        x, y = self.plain(rows)
+    def plain(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, as they are, on a device."""
+        images, labels = self._held_on(device)
+        rows = rows.to(device)
+        return in_unit(images[rows]), labels[rows]
+
+    def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
+        """Return points by their numbers, augmented there, on a device."""
+        x, y = self.plain(rows, device)
         return augmented(x, self.augmentation), y
+
+
+def in_unit(images: Tensor) -> Tensor:
+    """Return bytes as float32 k/255, the same numbers on every device."""
+    # By a plain 255 a GPU multiplies by the rounded 1/255.
+    return images.float() / torch.full((), 255.0, device=images.device)
 
 
 class ResidentLoader:
@@ -109,6 +128,7 @@ class ResidentLoader:
         rows: which places of each batch are wanted here.
         seed: with ``epoch`` what augmentation is drawn from, for the whole batch.
         epoch: the epoch's number.
+        device: where the batches are made.
     """
 
     def __init__(
@@ -119,8 +139,9 @@ class ResidentLoader:
         *,
         seed: int,
         epoch: int,
+        device: torch.device = _CPU,
     ) -> None:
-        self.dataset, self.batches, self.rows = dataset, batches, rows
+        self.dataset, self.batches, self.rows, self.device = dataset, batches, rows, device
         self.seed, self.epoch = seed_of(seed, "augmentation"), epoch
 
     def __len__(self) -> int:
@@ -131,5 +152,5 @@ class ResidentLoader:
         for batch, rows in zip(self.batches, self.rows, strict=True):
             wanted = torch.tensor([batch[row] for row in rows])
             with drawing(Share(rows, len(batch), generator)):
-                found = self.dataset.batch(wanted)
+                found = self.dataset.batch(wanted, self.device)
             yield found

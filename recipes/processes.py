@@ -41,6 +41,9 @@ def processes() -> Iterator[bool]:
             if not is_first():
                 warnings.simplefilter("ignore")  # the first one says the same
             yield is_first()
+        # gloo's threads free the tensors of the last exchange after it has returned. Where that
+        # falls into the end of Python it aborts the process; nothing is left to free after this.
+        wait_for_all()
     finally:
         distributed.destroy_process_group()
 

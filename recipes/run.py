@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from robust_plugin.guard import Attack
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.acceleration import Acceleration, check_tracker
 from robust_plugin.recipes.certificates import certifier_of, smooth
-from robust_plugin.recipes.config import RecipeConfig, StageConfig, as_plain
-from robust_plugin.recipes.data import load_data, loader
+from robust_plugin.recipes.config import DataConfig, RecipeConfig, StageConfig, as_plain
+from robust_plugin.recipes.data import Data, load_data, loader
 from robust_plugin.recipes.extra import with_extra
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
 from robust_plugin.recipes.models import build_model
@@ -46,7 +46,6 @@ from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
 from robust_plugin.smoothing import Smoothed
 from robust_plugin.sparsity import sparsity
-
 
 class Run:
     """One run of a recipe in its folder.
@@ -80,19 +79,7 @@ class Run:
         self.device = device_of(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        of = config.data
-        self.data = load_data(
-            of.name,
-            folder=of.folder,
-            validation=of.validation,
-            image_size=of.image_size,
-            augmentation=of.augmentation,
-            test=of.test,
-        )
-        if of.extra is not None:
-            self.data = with_extra(
-                self.data, of.extra, share=of.extra_share, batch_size=of.batch_size
-            )
+        self.data = data_of(config.data)
         if config.evaluation.autoattack:
             AutoAttack(self.threat, version=config.evaluation.version).check(self.data.classes)
         self.certifier = certifier_of(
@@ -303,6 +290,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
             raise ValueError(f"{path} holds no plain state_dict: no mapping of names to tensors.")
     load_dense_state_dict(model, state)
+
+
+@lru_cache(maxsize=1)
+def data_of(of: DataConfig) -> Data:
+    """Return the data of a run.
+
+    Runs of one process, as a comparison's are, share them: their images are decoded once.
+    """
+    data = load_data(
+        of.name,
+        folder=of.folder,
+        validation=of.validation,
+        image_size=of.image_size,
+        augmentation=of.augmentation,
+        test=of.test,
+    )
+    if of.extra is None:
+        return data
+    return with_extra(data, of.extra, share=of.extra_share, batch_size=of.batch_size)
 
 
 def device_of(name: str) -> torch.device:

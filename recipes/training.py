@@ -134,6 +134,7 @@ def _epoch(
         workers=config.workers,
         part=rank,
         parts=world,
+        device=run.device,
     )
     step_on = Steps(
         run,

@@ -45,6 +45,7 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
             epoch=0,
             shuffle=False,
             workers=run.config.data.workers,
+            device=run.device,
         )
         certifier = run.config.objective.certifier(run.threat)
         attack = pgd(run.threat, steps=run.config.objective.steps)

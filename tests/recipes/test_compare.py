@@ -53,7 +53,7 @@ def comparison(**more: Any) -> CompareConfig:
 
 @pytest.fixture
 def use(at_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Data], None]:
-    return lambda data: monkeypatch.setattr(run_module, "load_data", lambda *_, **__: data)
+    return lambda data: monkeypatch.setattr(run_module, "data_of", lambda of: data)
 
 
 @pytest.fixture

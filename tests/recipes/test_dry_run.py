@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from robust_plugin.masks import kept_count
 from robust_plugin.recipes import run as run_module
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import build
+from robust_plugin.recipes.config import DataConfig, build
 from robust_plugin.recipes.execute import RECIPES, train_recipe
 from robust_plugin.recipes.progress import Progress, clock
 from robust_plugin.recipes.run import Run
@@ -81,7 +81,7 @@ def test_the_test_points_are_not_looked_at_and_the_run_goes_on_as_ever(
     tmp_path: Path, words: Words, run_tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run_tiny("hydra", tmp_path / "a")
-    load = run_module.load_data
+    data_of = run_module.data_of
     looked: list[int] = []
 
     class Watched(Dataset[Any]):
@@ -95,11 +95,11 @@ def test_the_test_points_are_not_looked_at_and_the_run_goes_on_as_ever(
             looked.append(index)
             return self.points[index]
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        data = load(*args, **kwargs)
+    def watched(of: DataConfig) -> Any:
+        data = data_of(of)
         return replace(data, test=Watched(data.test))
 
-    monkeypatch.setattr(run_module, "load_data", watched)
+    monkeypatch.setattr(run_module, "data_of", watched)
     assert main([*words("hydra", tmp_path / "b"), "--dry-run"]) == 0
     assert not looked
     assert run_tiny("hydra", tmp_path / "b") == whole

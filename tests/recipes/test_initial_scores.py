@@ -38,7 +38,7 @@ def run(
     planted: Callable[..., Data],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
-    monkeypatch.setattr(run_module, "load_data", lambda *_, **__: planted())
+    monkeypatch.setattr(run_module, "data_of", lambda of: planted())
     kind, _ = RECIPES["hydra"]
     return Run(tmp_path / "run", build(kind, {**SETTINGS, "scores": "snip"}, where="test"))
 

@@ -46,7 +46,7 @@ def on_planted(
     at_workplace: Path, planted: Callable[..., Data], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = planted(signal=0.15, noise=0.6)  # hard enough for gradients that last
-    monkeypatch.setattr(run_module, "load_data", lambda *_, **__: data)
+    monkeypatch.setattr(run_module, "data_of", lambda of: data)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def on_planted(
     """Runs see this data set, and nothing else."""
 
     def use(data: Data) -> None:
-        monkeypatch.setattr(run_module, "load_data", lambda *_, **__: data)
+        monkeypatch.setattr(run_module, "data_of", lambda of: data)
 
     use(planted())
     return use
