@@ -47,6 +47,7 @@ from robust_plugin.report import Report
 from robust_plugin.smoothing import Smoothed
 from robust_plugin.sparsity import sparsity
 
+
 class Run:
     """One run of a recipe in its folder.
 
