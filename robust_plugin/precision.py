@@ -32,20 +32,27 @@ def _without_tf32() -> Iterator[None]:
     try:
         before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # somebody has set torch's newer switches, which have no older reading
-        parts = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
-        chosen = [part.fp32_precision for part in parts]
-        try:
-            for part in parts:
-                part.fp32_precision = "ieee"
+        with _without_tf32_by_the_newer(cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
             yield
-        finally:
-            for part, value in zip(parts, chosen, strict=True):
-                part.fp32_precision = value
         return
     try:
         cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")
+        if before[1] != "highest":  # else even setting it again would leave a trace
+            torch.set_float32_matmul_precision("highest")
         yield
     finally:
         cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
+        if before[1] != "highest":
+            torch.set_float32_matmul_precision(before[1])
+
+
+@contextmanager
+def _without_tf32_by_the_newer(*parts: Any) -> Iterator[None]:
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
