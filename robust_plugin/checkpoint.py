@@ -152,7 +152,7 @@ def save(
                     plain.setdefault(str(index), {})[key] = value
         content["optimizer"] = {"groups": state["param_groups"], "state": plain}
     tensors["rng"] = torch.get_rng_state()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
     write_tensors(path, tensors, content)
 

@@ -285,8 +285,8 @@ def test_an_evaluation_repeats_itself(digits: tuple[nn.Module, Tensor, Tensor]) 
     assert reports[0].flags == reports[1].flags and not reports[0].findings
     plain = evaluate(on("cpu", digits)[0], [(x.cpu(), y.cpu())], attacks=attacks[1:])
     pairs = zip(reports[0].curve.distances, plain.curve.distances, strict=True)
-    near = [abs(a - b) < 2e-3 for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-    assert len(near) >= 60 and sum(near) >= 0.9 * len(near)
+    near = [abs(a - b) < 5e-3 for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    assert len(near) >= 60 and sum(near) >= 0.8 * len(near)
 
 
 # --- evaluation ---------------------------------------------------------------------------------
