@@ -34,6 +34,7 @@ from robust_plugin.attacks import pgd
 from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
 from robust_plugin.convolutions import Unrolled, maps_seen, unrolled
 from robust_plugin.guard import Attack, check_logits, unwrapped
+from robust_plugin.precision import exact
 from robust_plugin.soundness import check_bounds, refuse_apart
 from robust_plugin.threat import ThreatModel
 from robust_plugin.twin import Twin
@@ -134,12 +135,14 @@ class LiRPA:
         built = self._built.get(model)
         if built is None or built.form != _form(model, x):
             few = model, x[:2].detach(), y[:2]
-            with torch.no_grad():
-                ibp_margins(*few, self.threat)  # which names a layer that cannot be bounded
-            built = _Module(model, few[1], self.method, self.iterations)
-            built.check(*few, self.threat)
+            with exact(x):
+                with torch.no_grad():
+                    ibp_margins(*few, self.threat)  # which names a layer that cannot be bounded
+                built = _Module(model, few[1], self.method, self.iterations)
+                built.check(*few, self.threat)
             self._built[model] = built
-        return built.margins(model, x, y, threat)
+        with torch.autocast(x.device.type, enabled=False):  # as in ibp_margins
+            return built.margins(model, x, y, threat)
 
 
 def proof_stages(threat: ThreatModel) -> dict[str, Prover | Attack]:

@@ -28,6 +28,9 @@ from robust_plugin.recipes.processes import is_first
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # and the package each needs
 
+# What computes in place of the network's own forward: accelerate's autocast, and torch.compile.
+_HUNG = ("forward", "_compiled_call_impl")
+
 
 class Acceleration:
     """What accelerate does for one run.
@@ -67,17 +70,29 @@ class Acceleration:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             prepared = self._accelerator.prepare_model(model)
         if self.config.compile:
+            # Of one forward torch keeps eight versions, and runs what comes later uncompiled. Each
+            # phase has its own: of training, attack, its reference, validation, a short last batch.
+            torch.compiler.reset()
             model.compile()
         try:
             yield prepared
         finally:
             self._accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
             # What remains of it on the network itself, where the next phase would stumble over it.
-            for name in ("forward", "_is_accelerate_prepared", "_compiled_call_impl"):
+            for name in (*_HUNG, "_is_accelerate_prepared"):
                 model.__dict__.pop(name, None)
             if forward is not None:
                 model.__dict__["forward"] = forward
             self._accelerator._models.clear()
+
+    @contextmanager
+    def bare(self, model: nn.Module) -> Iterator[None]:
+        """Let a network compute in float32 and uncompiled again inside, within ``prepared``."""
+        hung = {name: vars(model).pop(name) for name in _HUNG if name in vars(model)}
+        try:
+            yield
+        finally:
+            vars(model).update(hung)
 
     def gathering(self, model: nn.Module) -> AbstractContextManager[None]:
         """Inside, gradients stay in this process and add up; ``model`` is the wrapper."""

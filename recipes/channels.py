@@ -223,7 +223,7 @@ def _latency(run: Run, dense: nn.Module, small: nn.Module, batch: int) -> tuple[
             with torch.inference_mode():
                 model(x)
             if run.device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(run.device)
 
         return forward
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -49,12 +50,14 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
         )
         certifier = run.config.objective.certifier(run.threat)
         attack = pgd(run.threat, steps=run.config.objective.steps)
-        report = evaluate(
-            model,
-            _seeded(loaded, numbers, run.config.seed),
-            attacks=[attack] if certifier is None else [],
-            certifier=certifier,
-        )
+        proving = certifier is not None  # of the network in float32, and of no other
+        with run.acceleration.bare(model) if proving else nullcontext():
+            report = evaluate(
+                model,
+                _seeded(loaded, numbers, run.config.seed),
+                attacks=[] if proving else [attack],
+                certifier=certifier,
+            )
         row = attack.name if certifier is None else "certified"
         clean, robust = (round(report.accuracy(of) * report.n) for of in ("clean", row))
     n = sum(map(len, batches))

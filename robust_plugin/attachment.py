@@ -65,9 +65,9 @@ class GroupMask(nn.Module):
         Raises:
             ValueError: if that many are not the pattern.
         """
+        count = int(self.kept) if kept is None else kept
         if kept is not None:
             self.kept.fill_(kept)
-        count = int(self.kept)
         with torch.no_grad():
             if self.pattern is not None:
                 n = self.pattern.kept_of_m(count, self.scores.numel())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.guard import attacked, check_logits, unwrapped
+from robust_plugin.precision import exact
 from robust_plugin.propagation import Propagation
 from robust_plugin.threat import ThreatModel
 
@@ -74,19 +75,19 @@ def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> 
         ValueError: for inputs outside the bounds, labels out of range, or a norm, a layer or an
             operation without a rule.
     """
-    graph = Propagation(unwrapped(model), x, threat)
-    last, z = graph.last_linear()
-    if last is None:
-        out = z.box()
-        _check_labels(out.centre, y)
-        margins = out.lower.gather(1, y[:, None]) - out.upper
-    else:
-        _check_labels(nn.functional.linear(z.box().centre, last.weight, last.bias), y)
-        # [B, classes, features]: one matrix a point, of its label's row less each row.
-        rows = last.weight[y][:, None] - last.weight
-        shift = 0.0 if last.bias is None else last.bias[y][:, None] - last.bias
-        margins = z.linear(_by_point, rows, None).lower + shift
-    return margins.scatter(1, y[:, None], 0.0)
+    with torch.autocast(x.device.type, enabled=False):  # differences of sums, which bfloat16 drowns
+        last, z = Propagation(unwrapped(model), x, threat).last_linear()
+        if last is None:
+            out = z.box()
+            _check_labels(out.centre, y)
+            margins = out.lower.gather(1, y[:, None]) - out.upper
+        else:
+            _check_labels(nn.functional.linear(z.box().centre, last.weight, last.bias), y)
+            # [B, classes, features]: one matrix a point, of its label's row less each row.
+            rows = last.weight[y][:, None] - last.weight
+            shift = 0.0 if last.bias is None else last.bias[y][:, None] - last.bias
+            margins = z.linear(_by_point, rows, None).lower + shift
+        return margins.scatter(1, y[:, None], 0.0)
 
 
 def _check_labels(logits: Tensor, y: Tensor) -> None:
@@ -101,14 +102,14 @@ def _by_point(v: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
 def checked_margins(
     bounds: Bounds, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel
 ) -> Tensor:
-    """Return margins in evaluation mode, without a graph; the model is left as it was.
+    """Return margins in evaluation mode, without a graph or TF32; the model is left as it was.
 
     Raises:
         ValueError: for inputs outside the bounds, labels out of range, logits that are not finite,
             whatever ``bounds`` refuses, or a bound above what the network itself computes.
     """
     model = unwrapped(model)
-    with attacked(model), torch.no_grad():
+    with attacked(model), torch.no_grad(), exact(x):
         threat.check_inputs(x)
         logits = check_logits(model(x), y)
         margins = bounds(model, x, y.long(), threat)

@@ -192,7 +192,9 @@ def nrs_loss(model: nn.Module, x: Tensor, threat: ThreatModel) -> Tensor:
     The mean keeps the weight independent of a layer's width.
     """
     total = torch.zeros((), device=x.device)
-    for z, gamma in Propagation(model, x, threat).relu_inputs():
+    with torch.autocast(x.device.type, enabled=False):
+        relus = list(Propagation(model, x, threat).relu_inputs())
+    for z, gamma in relus:
         product = z.lower * z.upper
         if gamma is not None:
             shape = [1, -1, *[1] * (product.dim() - 2)]

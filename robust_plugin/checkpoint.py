@@ -28,7 +28,8 @@ class Checkpoint:
 
     Attributes:
         path: where it was read.
-        tensors: ``model/<name>``, ``optimizer/<parameter>/<key>`` and ``rng``.
+        tensors: ``model/<name>``, ``optimizer/<parameter>/<key>``, ``rng``, and ``rng_cuda`` where
+            a GPU was in use.
         content: the JSON part: pruner, optimizer groups, and what the caller added as ``meta``.
     """
 
@@ -55,7 +56,8 @@ class Checkpoint:
             model: of the same architecture, with the same pruner attached if there was one.
             pruner: with the same settings.
             optimizer: over the same parameters; after the pruner, since set_phase makes them.
-            rng: also set torch's global CPU generator.
+            rng: also set torch's global generators: the CPU's, and the current GPU's where there
+                is one here and was one there.
 
         Raises:
             ValueError: naming what the checkpoint lacks or what differs.
@@ -77,6 +79,8 @@ class Checkpoint:
             optimizer.load_state_dict(optimizer_state)
         if rng:
             torch.set_rng_state(self.tensors["rng"])
+            if "rng_cuda" in self.tensors and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self.tensors["rng_cuda"])
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {
@@ -148,6 +152,8 @@ def save(
                     plain.setdefault(str(index), {})[key] = value
         content["optimizer"] = {"groups": state["param_groups"], "state": plain}
     tensors["rng"] = torch.get_rng_state()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        tensors["rng_cuda"] = torch.cuda.get_rng_state()
     write_tensors(path, tensors, content)
 
 

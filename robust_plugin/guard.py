@@ -141,9 +141,14 @@ class UnitBox(nn.Module):
 
 @contextmanager
 def forked(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside, and leave them as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """Seed torch's global generators of the CPU and of a device inside; then they are as before."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # Not torch.manual_seed, which reaches for other GPUs too, and nobody would restore those.
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

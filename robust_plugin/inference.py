@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from robust_plugin.attachment import masked_weights
 from robust_plugin.convolutions import cheaper, maps_seen
 from robust_plugin.dense import finalize
+from robust_plugin.precision import exact
 
 # Two ways to compute the same logits differ by rounding; more than this is another network.
 _RELATIVE = 1e-4
@@ -41,7 +42,7 @@ def fast_copy(model: nn.Module, x: Tensor) -> nn.Module:
         _shorten(folded, x[:1])
         if _is_wide(folded):
             folded = folded.to(memory_format=torch.channels_last)
-        with torch.no_grad():
+        with torch.no_grad(), exact(x):
             expected, found = plain(x), folded(x)
     except Exception:  # tracing fails in as many ways as there are networks
         return plain

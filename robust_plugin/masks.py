@@ -37,13 +37,25 @@ def topk_mask(scores: Tensor, count: int) -> Tensor:
     if count in (0, n):
         _refuse_nan(magnitudes)
         return torch.full_like(scores, count == n, dtype=torch.bool)
-    threshold = magnitudes.kthvalue(n - count + 1).values
     _refuse_nan(magnitudes.amax())  # The maximum of a tensor that holds NaN is NaN.
+    mask = (_by_sorting if magnitudes.is_cuda else _by_threshold)(magnitudes, count)
+    # torch.empty_like keeps the strides of a channels_last weight.
+    return torch.empty_like(scores, dtype=torch.bool).copy_(mask.view(scores.shape))
+
+
+def _by_threshold(magnitudes: Tensor, count: int) -> Tensor:
+    threshold = magnitudes.kthvalue(len(magnitudes) - count + 1).values
     mask = magnitudes > threshold
     missing = count - int(mask.sum())
     mask[(magnitudes == threshold).nonzero().flatten()[:missing]] = True
-    # torch.empty_like keeps the strides of a channels_last weight.
-    return torch.empty_like(scores, dtype=torch.bool).copy_(mask.view(scores.shape))
+    return mask
+
+
+def _by_sorting(magnitudes: Tensor, count: int) -> Tensor:
+    # On a GPU kthvalue is the work of a single block of threads, and whatever counts or lists what
+    # it found makes the host wait.
+    order = magnitudes.sort(descending=True, stable=True).indices
+    return torch.zeros_like(magnitudes, dtype=torch.bool).scatter_(0, order[:count], True)
 
 
 def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robust_plugin.attachment import held_weights
 from robust_plugin.attacks import margin_loss
+from robust_plugin.precision import exact
 
 # Points that are looked at, and the length of the step along the gradient, in input units.
 _POINTS = 32
@@ -74,7 +75,7 @@ def _disagreement(
     rows = size > 0
     x, y, size = x[rows], y[rows], size[rows]
     step = _STEP * gradient[rows] / size.view(-1, *[1] * (x.dim() - 1))
-    with torch.no_grad():
+    with torch.no_grad(), exact(x):  # TF32 rounds such a step away
         ahead, behind = (margin_loss(model(x + way * step), y) for way in (1, -1))
     ratio = (ahead - behind) / (2 * _STEP) / size
     wrong = int(((ratio < _AGREE[0]) | (ratio > _AGREE[1])).sum())

@@ -25,6 +25,9 @@ class Twin:
 
     def __init__(self, model: nn.Module) -> None:
         self.network = copy.deepcopy(model).eval()
+        # A forward of its own that somebody hung on the instance, such as accelerate's autocast:
+        # the network is what its class computes, to torch.fx and so to interval bounds too.
+        vars(self.network).pop("forward", None)
         if next(masked_weights(self.network), None) is not None:
             finalize(self.network)
         for name, layer in list(self.network.named_modules()):

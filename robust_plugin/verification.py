@@ -21,6 +21,7 @@ from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, check_logits, forked, guarded, unwrapped
 from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
+from robust_plugin.precision import exact
 from robust_plugin.statistics import wilson_interval
 from robust_plugin.threat import ThreatModel
 
@@ -173,7 +174,7 @@ class _Batch:
     ) -> None:
         self.model, self.fast, self.x, self.y = model, fast, x, y
         self.threat, self.first = threat, first
-        with attacked(model), torch.no_grad():
+        with attacked(model), torch.no_grad(), exact(x):
             right = check_logits(model(x), y).argmax(1) == y
         self.verdict = torch.where(right, _UNKNOWN, _MISCLASSIFIED)
         self.stage = torch.full_like(self.verdict, -1)
@@ -207,7 +208,7 @@ class _Batch:
 
     def _attack(self, number: int, name: str, stage: Attack, rows: Tensor) -> None:
         x_adv = guarded(stage, self.threat)(self.fast, self.x[rows], self.y[rows])
-        with attacked(self.model), torch.no_grad():
+        with attacked(self.model), torch.no_grad(), exact(x_adv):
             fooled = self.model(x_adv).argmax(1) != self.y[rows]
         wrong = rows[fooled & (self.verdict[rows] == _VERIFIED)]
         if len(wrong):

@@ -18,6 +18,7 @@ from robust_plugin import (
 )
 from robust_plugin import propagation as propagation_module
 from robust_plugin.bounds import checked_margins, proved
+from robust_plugin.certified import nrs_loss
 from robust_plugin.propagation import Propagation
 
 
@@ -371,3 +372,14 @@ def test_bad_input(cnn, batch, threat):
     for certify in (IBP(threat), IBP(threat).margins):
         with pytest.raises(ValueError, match="labels are"):
             certify(model, x, y + 10)
+
+
+def test_bounds_under_autocast_are_those_without(cnn, batch, threat):
+    model, (x, y) = cnn().eval(), batch
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+        margins, proofs = ibp_margins(model, x, y, threat), IBP(threat).margins(model, x, y)
+        regulariser = nrs_loss(model, x, threat)
+    assert torch.equal(margins, ibp_margins(model, x, y, threat))
+    assert torch.equal(proofs, IBP(threat).margins(model, x, y))
+    assert torch.equal(regulariser, nrs_loss(model, x, threat))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from robust_plugin import masks
 from robust_plugin.attachment import GroupMask, MaskedWeight, attach
 from robust_plugin.masks import StraightThrough, kept_count, nm_mask, parse_pattern, topk_mask
 
@@ -28,6 +29,17 @@ def test_kept_count_and_mask_equal_brute_force(ties):
         mask = topk_mask(scores, count)
         assert int(mask.sum()) == count
         assert mask.tolist() == by_sorting(scores, count)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_what_gpus_do_chooses_the_same(ties):
+    for n in (1, 2, 17, 500):
+        magnitudes = torch.randint(0, 3, (n,)).float() if ties else torch.rand(n)
+        for count in {1, n // 2 or 1, n}:
+            sorted_, selected = (
+                way(magnitudes, count) for way in (masks._by_sorting, masks._by_threshold)
+            )
+            assert torch.equal(sorted_, selected) and int(sorted_.sum()) == count
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 0.05, 0.01, 0.001])

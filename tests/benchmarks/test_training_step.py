@@ -43,7 +43,7 @@ DENSE_AIM = 1.08
 def load() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_training_step", SCRIPT)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -63,7 +63,7 @@ def printed(*words: str) -> dict[str, Any]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -108,20 +108,50 @@ def test_hydra_trades_on_wrn_28_4() -> None:
     assert ratio >= OFFICIAL_AT_LEAST
 
 
+# What a GPU is for: bfloat16 and compiled kernels, which the official procedure has not.
+GPU_AT_LEAST = 5.0
+
+
 @pytest.mark.bench
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_hydra_trades_on_resnet18_on_a_gpu() -> None:
-    bench = load()
-    found = bench.race(lambda: bench.resnet18(10, (3, 32, 32)), batch=128, steps=30, device="cuda")
-    wall = {name: min(step[2] for step in steps[5:]) for name, steps in found.items()}
-    ratio = wall["sorted"] / wall["ours"]
+    found = printed("gpu")
     print(
-        f"\none training step of HYDRA-TRADES, ResNet-18, batch 128, "
-        f"{torch.cuda.get_device_name()}, seconds: ours {wall['ours']:.3f}, straightforward "
-        f"{wall['sorted']:.3f}, ratio {ratio:.2f}"
+        f"\none training step of HYDRA-TRADES, ResNet-18, batch 128, {torch.cuda.get_device_name()}"
     )
-    assert agree(found, tolerance=0.1)
-    assert ratio > 1
+    print(f"{'':<20}{'min s':>9}{'median s':>10}{'ratio':>7}{'loss apart, 10 steps':>22}")
+    for name, each in found.items():
+        assert each["error"] is None, (name, each["error"])
+        print(
+            f"{name:<20}{each['min']:9.4f}{each['median']:10.4f}{each['ratio']:7.2f}"
+            f"{max(each['apart'][:10]):22.4f}"
+        )
+    assert max(found["float32"]["apart"][:10]) <= 0.1
+    assert max(each["ratio"] for each in found.values()) >= GPU_AT_LEAST
+
+
+def test_the_race_on_a_gpu_is_a_fair_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its schedule and its figures, on a CPU; traced, but not turned into machine code."""
+    bench, compile_module = load(), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda model: compile_module(model, backend="eager"))
+    said: list[dict[str, Any]] = []
+    found = bench.gpu_race(
+        lambda: bench.resnet18(10, (3, 32, 32), width=4),
+        batch=8,
+        steps=4,
+        warm_up=1,
+        device="cpu",
+        say=said.append,
+    )
+    assert [each["error"] for each in found.values()] == [None] * 4
+    assert [len(each["seconds"]) for each in found.values()] == [8, 8, 8, 4]
+    assert len(said) == 28 and all(line["seconds"] > 0 for line in said)
+    straightforward, plain, rounded, compiled = found.values()
+    assert straightforward["ratio"] == straightforward["ratio of medians"] == 1
+    assert straightforward["apart"] == [0.0] * 4
+    assert len(set(plain["losses"])) == 4 and max(plain["apart"]) < 0.02
+    assert 0 < max(rounded["apart"]) < 0.2  # bfloat16 it is
+    assert compiled["losses"] == pytest.approx(rounded["losses"], rel=1e-3)
 
 
 def agree(found: dict[str, Any], *, tolerance: float) -> bool:

@@ -7,17 +7,24 @@ environment before it starts, or the figures are glibc's and not ours.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin import HydraPruner, ThreatModel, adversarial, pgd, trades
+from robust_plugin import HydraPruner, ThreatModel, adversarial, masks, pgd, trades
 from robust_plugin.masks import topk_mask
 from robust_plugin.objectives import Objective
+from robust_plugin.recipes.acceleration import Acceleration
+from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.networks import resnet18, wide_resnet
 
 BATCH = 16
@@ -182,6 +189,172 @@ def race(
     return found
 
 
+@dataclass
+class Racer:
+    """One contender of the race on a GPU.
+
+    Attributes:
+        step: (x, y) -> loss; one training step.
+        layout: of its inputs.
+        joins: the round in which it takes its first step; compiling takes as long as all the rest.
+        taken: per step the round, its loss and its seconds.
+        error: what ended it.
+    """
+
+    step: Callable[[Tensor, Tensor], Tensor]
+    layout: torch.memory_format
+    joins: int = 0
+    taken: list[tuple[int, float, float]] = field(default_factory=list)
+    error: str | None = None
+
+
+def racer(
+    model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, **options: Any
+) -> Racer:
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        loss = objective(model, x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return Racer(step, **options)
+
+
+def racers(
+    network: Callable[[], nn.Module], device: str, joins: int, stack: ExitStack
+) -> dict[str, Racer]:
+    """The official procedure, and ours as a user has it: float32, bfloat16, compiled."""
+    torch.manual_seed(0)
+    sorting = straightforward(network().to(device))
+    learned = sgd([p for p in sorting.parameters() if p.requires_grad])
+    found = {
+        "straightforward": racer(
+            sorting, straightforward_trades, learned, layout=torch.contiguous_format
+        )
+    }
+    for name, precision, compiled in (
+        ("float32", "fp32", False),
+        ("bfloat16", "bf16", False),
+        ("bfloat16, compiled", "bf16", True),
+    ):
+        torch.manual_seed(0)
+        model = network().to(device, memory_format=torch.channels_last)
+        pruner = HydraPruner(model, density=DENSITY)
+        optimizer = sgd(pruner.set_phase("prune"))
+        pruner.follow(optimizer)
+        # What the recipes do: attacks run in the network's precision, and compiled as it is.
+        config = RecipeConfig(precision=precision, compile=compiled)
+        acceleration = Acceleration(config, torch.device(device), Path())
+        stack.enter_context(acceleration.prepared(model))
+        found[name] = racer(
+            model,
+            OURS["trades"],
+            optimizer,
+            layout=torch.channels_last,
+            joins=joins * compiled,
+        )
+    return found
+
+
+def gpu_race(
+    network: Callable[[], nn.Module],
+    *,
+    batch: int,
+    steps: int,
+    warm_up: int,
+    device: str,
+    say: Callable[[dict[str, Any]], None] = lambda found: None,
+) -> dict[str, Any]:
+    """Let all take turns, each on the same batches from the same noise; what it found, in numbers.
+
+    Args:
+        network: builds it.
+        batch: points in a batch.
+        steps: of each contender; those that are compiled join when the others have taken theirs,
+            who go on beside them.
+        warm_up: first steps whose time does not count.
+        device: cuda; anything else is for tests.
+        say: is told of every step at once.
+    """
+
+    def synchronized() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    with ExitStack() as stack:
+        found = racers(network, device, steps, stack)
+        for turn in range(2 * steps):
+            for name, each in found.items():
+                if turn < each.joins or each.error is not None:
+                    continue
+                number = turn - each.joins
+                torch.manual_seed(1000 + number)
+                x, y = (t.to(device) for t in random_batch(batch))
+                x = x.contiguous(memory_format=each.layout)
+                torch.manual_seed(number)
+                begun = synchronized()
+                try:
+                    loss = each.step(x, y)
+                    seconds = synchronized() - begun
+                except Exception as error:  # the others' figures are worth having
+                    each.error = f"{type(error).__name__}: {error}"
+                    say({"contender": name, "error": each.error})
+                    continue
+                each.taken.append((turn, float(loss), seconds))
+                say({"contender": name, "step": number, "loss": float(loss), "seconds": seconds})
+    reference = found["straightforward"]
+    return {name: compared(each, reference, steps, warm_up) for name, each in found.items()}
+
+
+def compared(each: Racer, reference: Racer, steps: int, warm_up: int) -> dict[str, Any]:
+    """Times of the counted steps, over those of the reference in the same rounds; the curves."""
+    own = {turn: seconds for turn, _, seconds in each.taken[warm_up:]}
+    theirs = [seconds for turn, _, seconds in reference.taken[warm_up:] if turn in own]
+    pairs = zip(each.taken[:steps], reference.taken[:steps], strict=False)
+    apart = [abs(a - b) / abs(b) for (_, a, _), (_, b, _) in pairs]
+    result: dict[str, Any] = {
+        "error": each.error,
+        "losses": [loss for _, loss, _ in each.taken[:steps]],
+        "apart": apart,
+        "seconds": [seconds for _, _, seconds in each.taken],
+    }
+    if own and theirs:
+        times = list(own.values())
+        result |= {
+            "min": min(times),
+            "median": statistics.median(times),
+            "ratio": min(theirs) / min(times),
+            "ratio of medians": statistics.median(theirs) / statistics.median(times),
+        }
+    return result
+
+
+def mask_seconds(network: Callable[[], nn.Module], device: str) -> dict[str, float]:
+    """Seconds to choose all masks anew once, as a GPU does and as a CPU does."""
+    model = network().to(device)
+    pruner = HydraPruner(model, density=DENSITY)
+    pruner.set_phase("prune")
+    magnitudes = [(mask.scores.detach().abs().flatten(), int(mask.kept)) for mask in pruner.masks]
+    ways: dict[str, Callable[[], object]] = {
+        "update_masks": pruner.update_masks,
+        "by sorting": lambda: [masks._by_sorting(*each) for each in magnitudes],
+        "by threshold": lambda: [masks._by_threshold(*each) for each in magnitudes],
+    }
+    found = {}
+    for name, way in ways.items():
+        times = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begun)
+        found[name] = min(times)
+    return found
+
+
 def wrn_28_4() -> nn.Module:
     return wide_resnet(10, (3, 32, 32))
 
@@ -235,6 +408,18 @@ def measure(width: int, objective: str, repetitions: dict[str, int]) -> dict[str
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.argv[1] == "gpu":
+
+        def say(line: dict[str, Any]) -> None:
+            print(json.dumps(line), flush=True)
+
+        def resnet() -> nn.Module:
+            return resnet18(10, (3, 32, 32))
+
+        say({"device": torch.cuda.get_device_name(), "torch": torch.__version__})
+        say({"masks": mask_seconds(resnet, "cuda")})
+        say(gpu_race(resnet, batch=128, steps=12, warm_up=4, device="cuda", say=say))
+        sys.exit()
     if sys.argv[1] == "race":
         batch, steps = map(int, sys.argv[2:])
         print(json.dumps(race(wrn_28_4, batch=batch, steps=steps, device="cpu")))

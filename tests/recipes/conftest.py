@@ -113,7 +113,7 @@ def left_by(out: Path) -> dict[str, Any]:
         "log": [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()],
     }
     for path in sorted(out.glob("*.safetensors")):
-        tensors = {k: t for k, t in load_file(path).items() if k != "rng"}
+        tensors = {k: t for k, t in load_file(path).items() if not k.startswith("rng")}
         found[path.name] = {k: t.numpy().tobytes() for k, t in tensors.items()}
     epochs = [(line["stage"], line["epoch"]) for line in found["log"]]
     assert len(epochs) == len(set(epochs)), "an epoch is in the log twice"

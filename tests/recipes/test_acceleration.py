@@ -13,6 +13,7 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from robust_plugin import bounds as core_bounds
 from robust_plugin import checkpoint
 from robust_plugin.recipes import acceleration as acceleration_module
 from robust_plugin.recipes.cli import main
@@ -73,6 +74,24 @@ def test_float32_after_bfloat16_in_one_process(
     forwards.clear()
     run_tiny("hydra", tmp_path / "fp32")
     assert {dtype for each in forwards for dtype in each["dtypes"]} == {torch.float32}
+
+
+@pytest.mark.parametrize("bounds", ["ibp", "crown-ibp"])
+def test_bounds_stay_in_float32_beside_bfloat16(
+    tmp_path: Path, run_tiny: RunTiny, bounds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[dict[str, Any]] = []
+    refuse_above = core_bounds._refuse_above
+
+    def seen(margins: Tensor, true: Tensor) -> None:
+        judged.append({"dtype": margins.dtype, "rounded": bool((true == true.bfloat16()).all())})
+        refuse_above(margins, true)
+
+    monkeypatch.setattr(core_bounds, "_refuse_above", seen)
+    options = ["--precision=bf16", "--objective.name=certified", f"--objective.bounds={bounds}"]
+    run_tiny("hydra", tmp_path / "out", *options, "--threat.eps=1/2550")
+    assert judged and not any(each["rounded"] for each in judged)  # validated in float32
+    assert {each["dtype"] for each in judged} == {torch.float32}
 
 
 def test_the_network_is_left_as_it_was(tmp_path: Path, run_tiny: RunTiny) -> None:
