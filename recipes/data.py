@@ -159,8 +159,8 @@ def loader(
         workers: processes that load; 0 loads in this one. Images in memory need none.
         part: which rows of each batch are loaded (``rows_of``); its last point where it has none.
         parts: into how many parts a batch is split.
-        device: where images in memory are kept, augmented and put together; None for the CPU.
-            Batches of others come on the CPU.
+        device: where batches are wanted. Images in memory are kept, augmented and put together
+            there; batches of others come on the CPU, pinned for a GPU. None for the CPU.
     """
     batches = batches_of(dataset, batch_size=batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
     rows = [rows_of(len(batch), part, parts) or range(len(batch))[-1:] for batch in batches]
@@ -176,7 +176,7 @@ def loader(
         ],
         num_workers=workers,
         generator=generator_of(seed, epoch),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device is not None and device.type == "cuda",
     )
 
 

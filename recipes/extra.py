@@ -106,12 +106,12 @@ class MixedResident(Mixed):
 
     def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
         """Return points by their numbers, augmented, on a device."""
-        own, n = rows < len(self.real), len(self.real)
-        x, y = self.real.plain(rows.clamp(max=n - 1), device)
-        if not bool(own.all()):
-            x_extra, y_extra = self.extra.plain((rows - n).clamp(min=0), device)
-            own = own.to(device)
-            x, y = torch.where(own[:, None, None, None], x, x_extra), torch.where(own, y, y_extra)
+        n = len(self.real)
+        own = rows < n
+        parts = self.real.plain(rows[own], device), self.extra.plain(rows[~own] - n, device)
+        # Where each row of the batch is, once the real ones have come first.
+        order = torch.cat([own.nonzero(), (~own).nonzero()]).flatten().argsort().to(device)
+        x, y = (torch.cat(part)[order] for part in zip(*parts, strict=True))
         return augmented(x, self.real.augmentation), y
 
 
