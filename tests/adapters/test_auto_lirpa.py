@@ -75,6 +75,14 @@ def rectangle():
     return model, x, torch.tensor([0, 1, 3]), ThreatModel("Linf", eps=0.1)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_layer_is_a_network(method):
+    layer, threat = nn.Linear(6, 3), ThreatModel("Linf", eps=0.05)
+    x, y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
+    found = LiRPA(threat, method, iterations=2).margins(layer, x, y)
+    torch.testing.assert_close(found, ibp_margins(layer, x, y, threat))  # both are exact here
+
+
 def relaxed_by_hand(model, x, y, j, eps, same_slope):
     """Margin y - j of a network with one hidden layer, ReLU between two lines (CROWN, table 2)."""
     (w1, b1), (w2, b2) = ((layer.weight, layer.bias) for layer in (model[1], model[3]))
