@@ -73,7 +73,7 @@ def evaluate(
     held: list[tuple[Tensor, Tensor]] = []
     labels: list[int] = []
     clean: list[bool] = []
-    found = ["the model was in training mode; evaluation mode was used"] * model.training
+    found: list[str] = []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
     seen, before = Fingerprint(), str(Fingerprint(*model.parameters()))
