@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from torch import Tensor, nn
+
 from robust_plugin.blocks import BlockBudget, block_sizes
 from robust_plugin.budget import Budget, Unit, check_density
-from robust_plugin.channels import Terms
+from robust_plugin.channels import Terms, count_terms
+from robust_plugin.flops import multiply_adds
 from robust_plugin.groups import Group
 from robust_plugin.masks import Pattern
 from robust_plugin.patterns import PatternBudget
@@ -28,6 +31,53 @@ class Plan:
     budget: Budget
     densities: tuple[float, ...]
     counts: tuple[int, ...]
+
+
+def planner(
+    model: nn.Module,
+    groups: Sequence[Group],
+    *,
+    rates: Rates,
+    unit: Unit,
+    pattern: Pattern | None,
+    least_start: float,
+    round_to: int,
+    example_inputs: Tensor | tuple[Tensor, ...] | None,
+) -> Callable[[float | None], Plan]:
+    """Return density -> ``plan`` over groups of a model, whose costs are counted once.
+
+    Args:
+        model: without masks.
+        groups: what is pruned of it.
+        rates: see ``plan``, as the options below.
+        unit: what the budget counts.
+        pattern: of an n:m mask.
+        least_start: the least share to begin at.
+        round_to: of channels.
+        example_inputs: what one forward pass takes, for FLOPs and channels.
+
+    Raises:
+        ValueError: if the unit counts on a forward pass and there are no inputs for it.
+    """
+    macs = None
+    if unit in ("flops", "channels"):  # the plan says which units there are
+        if example_inputs is None:
+            raise ValueError(
+                f"budget={unit!r} counts on a forward pass; give example_inputs=x[:1]."
+            )
+        macs = multiply_adds(model, example_inputs)
+    coupled = any(group.coupled for group in groups)
+    return partial(
+        plan,
+        groups,
+        rates=rates,
+        unit=unit,
+        multiply_adds=macs,
+        terms=count_terms(model, groups, macs) if coupled else None,
+        pattern=pattern,
+        least_start=least_start,
+        round_to=round_to,
+    )
 
 
 def plan(
