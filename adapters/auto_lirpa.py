@@ -37,7 +37,7 @@ from robust_plugin.guard import Attack, check_logits, unwrapped
 from robust_plugin.soundness import check_bounds, refuse_apart
 from robust_plugin.threat import ThreatModel
 from robust_plugin.twin import Twin
-from robust_plugin.verification import Prover
+from robust_plugin.verdicts import Prover
 
 Method = Literal["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alpha-CROWN-fixed"]
 
