@@ -71,8 +71,8 @@ class Obfuscation:
         if self.n < _ENOUGH:
             missed = f" (on these do not hold: {names})" if names else ""
             return (
-                f"too few points for a verdict: {self.n} that are right clean, where it takes "
-                f"{_ENOUGH}{missed}"
+                f"too few points for a verdict on obfuscated gradients: {self.n} are right clean, "
+                f"and it takes {_ENOUGH}{missed}"
             )
         if not self.failed:
             ran = sum(check.passed is not None for check in self.checks)

@@ -72,8 +72,8 @@ def test_a_verdict_takes_fifty_points(n, digits):
     _, honest = failed(model, x[right], y[right])
     names, hidden = failed(Wrapped(model, lambda m, x: m(Round.apply(x))), x[right], y[right])
     if n < 50:
-        said = f"too few points for a verdict: {n} that are right clean, where it takes 50"
-        assert honest.verdict.startswith(said) and hidden.verdict.startswith(said)
+        said = f"for a verdict on obfuscated gradients: {n} are right clean, and it takes 50"
+        assert said in honest.verdict and said in hidden.verdict
         assert all(check.name in hidden.verdict for check in hidden.failed)
         assert str(hidden).endswith(hidden.verdict)
     else:
