@@ -35,6 +35,14 @@ class OnnxFile:
     difference: float
     batch_sizes: tuple[int, ...]
 
+    def __str__(self) -> str:
+        """Return one line."""
+        sizes = ", ".join(map(str, sorted(set(self.batch_sizes))))
+        return (
+            f"{self.path.name}: {self.size:,} bytes, outputs within {self.difference:.1e} of "
+            f"torch's (relative to the largest) at batch sizes {sizes}"
+        )
+
 
 def export_onnx(
     model: nn.Module,

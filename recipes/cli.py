@@ -48,7 +48,18 @@ and what they would write. On several GPUs:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # here, and not at exit, where nobody could catch it
+    except BrokenPipeError:
+        # Who read has seen enough (head). What is left in the buffer has to go somewhere at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as other commands end
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE, end="")
         return 0
@@ -72,8 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, ImportError, OSError) as error:
-        rank = int(os.environ.get("RANK", "0"))
+        rank = _rank()
         print(f"error{f' in process {rank}' if rank else ''}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -81,12 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _recipe(command: str, words: list[str]) -> None:
     kind, _ = RECIPES[command]
-    preset, words = _take(words, "--config", f"{command}/digits")
+    given, words = _take(words, "--config", "")
+    preset = given or f"{command}/digits"
     out, words = _take(words, "--out", f"runs/{command}")
     dry = "--dry-run" in words
     words = [word for word in words if word != "--dry-run"]
     begun = read_preset(preset, kind)
     config = _parse(kind, begun, words, f"robust-plugin {command}")
+    if not given:
+        _say_base(preset)
     if dry:
         print(dry_run(command, config, Path(out)))
         return
@@ -112,11 +128,14 @@ def _recipe(command: str, words: list[str]) -> None:
 def _compare(words: list[str]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("compare starts its own processes: give --jobs, and leave torchrun out.")
-    preset, words = _take(words, "--config", "compare/digits-demo")
+    given, words = _take(words, "--config", "")
+    preset = given or "compare/digits-demo"
     out, words = _take(words, "--out", "runs/compare")
     config = _parse(
         CompareConfig, read_preset(preset, CompareConfig), words, "robust-plugin compare"
     )
+    if not given:
+        _say_base(preset)
     print(compare(config, Path(out)))
     print(f"\nreport.html (report.json, report.txt and the plots beside it) is in {out}")
 
@@ -141,6 +160,20 @@ def _evaluate(words: list[str]) -> None:
             print(found)
         if first and out:
             print(f"\nall of it is in {out}")
+
+
+def _say_base(preset: str) -> None:
+    """Say whose settings stand where the command line gives none; they fit one data set."""
+    if _rank() == 0:
+        print(
+            f"no --config: settings that are not given are those of {preset}; "
+            "robust-plugin list shows other presets",
+            file=sys.stderr,
+        )
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def _split(word: str) -> tuple[str, str, str]:

@@ -32,6 +32,7 @@ from robust_plugin.recipes.identity import seed_of
 from robust_plugin.recipes.models import build_model
 from robust_plugin.recipes.page import page
 from robust_plugin.recipes.run import device_of, load_weights
+from robust_plugin.recipes.settings import check_folder
 from robust_plugin.report import Report
 from robust_plugin.threat import ThreatModel, parse_eps
 
@@ -185,6 +186,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     for radius in radii:
         parse_eps(radius)  # now, and not after hours
     of = config.data
+    check_folder(of)
     data = load_data(of.name, folder=of.folder, image_size=of.image_size, test=of.test)
     model = _network(config, data, config.weights)
     if config.small is not None:

@@ -13,8 +13,8 @@ from functools import partial
 
 from torch import nn
 
+from robust_plugin.normalization import Normalize
 from robust_plugin.recipes.networks import (
-    Normalize,
     Shape,
     cnn_large,
     cnn_small,

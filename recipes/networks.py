@@ -11,36 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.normalization import Normalize as Normalize  # noqa: PLC0414  (once here)
+
 Shape = tuple[int, int, int]
 Window = tuple[int, int, int]  # kernel, stride, padding
-
-
-class Normalize(nn.Module):
-    """(x - mean) / std by channel, as a layer; x is [N, C, H, W] in [0, 1].
-
-    Args:
-        mean: one number a channel, in pixel units.
-        std: one positive number a channel, in pixel units.
-
-    Raises:
-        ValueError: different lengths, or a std that is not positive.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if len(mean) != len(std) or not mean:
-            raise ValueError(f"mean={mean} and std={std}: one number a channel in each")
-        if min(std) <= 0:
-            raise ValueError(f"std={std}: every channel needs a positive one")
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised input, same shape."""
-        return (x - self.mean) / self.std
 
 
 class BasicBlock(nn.Module):

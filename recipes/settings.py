@@ -6,13 +6,14 @@ import math
 
 from robust_plugin.attacks import pgd
 from robust_plugin.budget import check_density
-from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.config import DataConfig, RecipeConfig
 from robust_plugin.smoothing import Smoothed
 
 
 def check_settings(config: RecipeConfig) -> None:
     """Raise a ValueError for a setting that would only fail hours later."""
     check_density(config.density)
+    check_folder(config.data)
     for name, value in (
         ("pretrain.epochs", config.pretrain.epochs),
         ("prune.epochs", config.prune.epochs),
@@ -40,6 +41,15 @@ def check_settings(config: RecipeConfig) -> None:
     Smoothed(config.objective.sigma, n=config.evaluation.votes)
     pgd(threat, steps=config.objective.steps)  # of the validation
     pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)
+
+
+def check_folder(data: DataConfig) -> None:
+    """Raise a ValueError for a folder that nobody would read, where digits are learned instead."""
+    if data.name == "digits" and data.folder is not None:
+        raise ValueError(
+            f"data.folder is {data.folder}, but data.name is 'digits', which reads none; give "
+            "--data.name too: folder, cifar10, cifar100 or svhn."
+        )
 
 
 def _check_structure(config: RecipeConfig) -> None:

@@ -20,6 +20,7 @@ from robust_plugin.groups import Group, Member
 from robust_plugin.guard import Attack, guarded
 from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.noise import gaussian, smoothadv
+from robust_plugin.normalization import Normalize
 from robust_plugin.objectives import (
     Free,
     Objective,
@@ -59,6 +60,7 @@ __all__ = [
     "MagnitudePruner",
     "Member",
     "MinimumNorm",
+    "Normalize",
     "Objective",
     "Pruner",
     "Ramp",

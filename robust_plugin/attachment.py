@@ -7,7 +7,7 @@ GroupMask hangs below ``layer.parametrizations`` of every layer it masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from robust_plugin.groups import Group
 from robust_plugin.masks import Pattern, StraightThrough, nm_mask, topk_mask
 
 
@@ -198,3 +199,11 @@ def attach(layer: nn.Module, parameter: str, carrier: MaskedWeight) -> None:
     """Mask one parameter of a layer; the Parameter object stays the user's own."""
     carrier.order = tuple(layer._parameters)
     parametrize.register_parametrization(layer, parameter, carrier)
+
+
+def attach_groups(groups: Sequence[Group], masks: Sequence[GroupMask]) -> None:
+    """Mask every member of every group by its group's mask."""
+    for group, mask in zip(groups, masks, strict=True):
+        for member in group.members:
+            carrier = MaskedWeight(mask, dim=member.dim, index=member.index)
+            attach(member.layer, member.parameter, carrier)

@@ -202,6 +202,18 @@ class HingeRates:
         self._previous = torch.tensor(state["previous"], dtype=torch.float64)
 
 
+def control_of(
+    control: Control | None, budget: Budget, masks: Sequence[GroupMask], gamma_step: float
+) -> RateControl:
+    """Return what holds learned rates to a budget; None where nobody learns them."""
+    if control is None:
+        return FixedRates()
+    logits, k_min = rate_logits(masks), masks[0].k_min
+    if control == "held":
+        return HeldRates(budget, logits, k_min)
+    return HingeRates(budget, logits, k_min, gamma_step=gamma_step)
+
+
 def limited(logits: Tensor, previous: Tensor, most: float) -> Tensor:
     """Scale a step so that no logit moves by more than ``most``; its direction stays.
 

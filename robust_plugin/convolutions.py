@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,27 @@ def unrolled(layer: nn.Conv2d, x: Tensor) -> Unrolled | None:
         out = layer(x)
     entries, used = x.numel() * out.numel(), layer.weight[0].numel() * out.numel()
     return Unrolled(layer, x, out) if entries <= min(_MORE * used, _ENTRIES) else None
+
+
+def with_matrices(network: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a copy that shares the weights, convolutions on small maps as matrices; their inputs.
+
+    For bounds: they are propagated from every neuron by itself, and a convolution has one small map
+    for each of them.
+
+    Args:
+        network: its layers may go on learning; ``Unrolled.follow`` takes their weights over.
+        x: an input, shape [1, ...].
+    """
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    short, found = copy.deepcopy(network, shared), {}
+    for name, maps in maps_seen(network, x).items():
+        matrix = unrolled(cast(nn.Conv2d, network.get_submodule(name)), maps)
+        if matrix is not None:
+            parent, _, key = name.rpartition(".")
+            setattr(short.get_submodule(parent), key, matrix)
+            found[name] = maps
+    return short, found
 
 
 class Unrolled(nn.Module):

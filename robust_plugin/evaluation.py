@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,33 @@ from robust_plugin.checkpoint import write_bytes
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, check_logits
 from robust_plugin.report import Report
-from robust_plugin.rows import AttackRow, Certifier, ProofRow, Row
+from robust_plugin.rows import AttackRow, Certifier, ProofRow, Row, rows_of
 from robust_plugin.sanity import findings, refuse_random
 from robust_plugin.threat import ThreatModel
 
-# Names that mean something else in a report, or in the file of adversarial images.
-_RESERVED = ("clean", "worst case", "certified", "inputs", "labels")
+
+@dataclass
+class _Seen:
+    """The points that were evaluated.
+
+    Attributes:
+        labels: of each point.
+        clean: whether it is right clean.
+        findings: what looks wrong with the model.
+        inputs: the fingerprint of all inputs.
+        held: batches (x, y), where they are kept.
+    """
+
+    labels: list[int] = field(default_factory=list)
+    clean: list[bool] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    inputs: Fingerprint = field(default_factory=Fingerprint)
+    held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def together(self) -> tuple[Tensor, Tensor]:
+        """Return all points that are held, as one batch."""
+        x, y = (torch.cat(each) for each in zip(*self.held, strict=True))
+        return x, y
 
 
 def evaluate(
@@ -69,65 +91,68 @@ def evaluate(
         raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
     if adversarial is not None and Path(adversarial).is_dir():
         raise ValueError(f"adversarial is {adversarial}, a folder; give the name of a file.")
-    rows = _rows(attacks, certifier, threat, dict(limits or {}), keep=adversarial is not None)
-    held: list[tuple[Tensor, Tensor]] = []
-    labels: list[int] = []
-    clean: list[bool] = []
-    found = ["the model was in training mode; evaluation mode was used"] * model.training
+    rows = rows_of(attacks, certifier, threat, dict(limits or {}), keep=adversarial is not None)
+    hold = adversarial is not None or any(row.at_once for row in rows.values())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    devices = [device] if device.type == "cuda" else []
-    seen, before = Fingerprint(), str(Fingerprint(*model.parameters()))
-    keep_points = adversarial is not None or any(row.at_once for row in rows.values())
-    with torch.random.fork_rng(devices=devices), attacked(model):
-        for batch in loader:
-            x, y = _points(batch)
-            for point in x:  # in one way whatever the batches
-                seen.add(point)
-            x, y = x.to(device), y.to(device)
-            with torch.no_grad():
-                logits = check_logits(model(x), y)
-                if not labels:
-                    refuse_random(model, x, logits)
-                    found += findings(model, x, y)
-            right = logits.argmax(1) == y
-            for row in rows.values():
-                if not row.at_once:
-                    row.take(model, x, y, right)
-            clean += right.tolist()
-            labels += y.tolist()
-            held += [(x, y)] if keep_points else []
-        if not labels:
-            raise ValueError("the loader is empty; nothing to evaluate.")
-        if held:
-            xs, ys = (torch.cat(each) for each in zip(*held, strict=True))
-            for row in rows.values():
-                if row.at_once:
-                    row.take(model, xs, ys, torch.tensor(clean, device=device))
+    before = str(Fingerprint(*model.parameters()))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), attacked(model):
+        seen = _pass(model, loader, rows, device, hold=hold)
     if str(Fingerprint(*model.parameters())) != before:
         raise ValueError("an attack has changed the model's parameters; its figures are of no use.")
-    report = _report(labels, clean, rows, found, str(seen))
+    report = _report(seen, rows)
     if adversarial is not None:
-        _write(Path(adversarial), xs, ys, rows)
+        _write(Path(adversarial), seen, rows)
     return report
 
 
-def _report(
-    labels: Sequence[int],
-    clean: Sequence[bool],
+def _pass(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
     rows: Mapping[str, Row],
-    found: Sequence[str],
-    inputs: str,
-) -> Report:
+    device: torch.device,
+    *,
+    hold: bool,
+) -> _Seen:
+    """Let every row take the points of a loader, batch by batch, or all at once at the end."""
+    seen = _Seen()
+    for batch in loader:
+        x, y = _points(batch)
+        for point in x:  # in one way whatever the batches
+            seen.inputs.add(point)
+        x, y = x.to(device), y.to(device)
+        with torch.no_grad():
+            logits = check_logits(model(x), y)
+            if not seen.labels:
+                refuse_random(model, x, logits)
+                seen.findings += findings(model, x, y)
+        right = logits.argmax(1) == y
+        for row in rows.values():
+            if not row.at_once:
+                row.take(model, x, y, right)
+        seen.clean += right.tolist()
+        seen.labels += y.tolist()
+        seen.held += [(x, y)] if hold else []
+    if not seen.labels:
+        raise ValueError("the loader is empty; nothing to evaluate.")
+    whole = [row for row in rows.values() if row.at_once]
+    if whole:
+        x, y = seen.together()
+        for row in whole:
+            row.take(model, x, y, torch.tensor(seen.clean, device=device))
+    return seen
+
+
+def _report(seen: _Seen, rows: Mapping[str, Row]) -> Report:
     attacks = {name: row for name, row in rows.items() if isinstance(row, AttackRow)}
     by_search = sorted(attacks.items(), key=lambda pair: not pair[1].searches)
     measured = by_search if any(row.searches for row in attacks.values()) else []
     proofs = rows.get("certified")
     report = Report(
-        tuple(labels),
-        {"clean": tuple(clean), **{name: tuple(row.flags) for name, row in attacks.items()}},
+        tuple(seen.labels),
+        {"clean": tuple(seen.clean), **{name: tuple(row.flags) for name, row in attacks.items()}},
         {name: row.threat for name, row in attacks.items()},
-        tuple(found),
-        inputs,
+        tuple(seen.findings),
+        str(seen.inputs),
         None if proofs is None else tuple(proofs.flags),
         None if proofs is None else proofs.threat,
         {name: tuple(row.distances) for name, row in measured},
@@ -137,7 +162,8 @@ def _report(
     return report
 
 
-def _write(path: Path, x: Tensor, y: Tensor, rows: Mapping[str, Row]) -> None:
+def _write(path: Path, seen: _Seen, rows: Mapping[str, Row]) -> None:
+    x, y = seen.together()
     images = {
         name: torch.cat(row.images) for name, row in rows.items() if isinstance(row, AttackRow)
     }
@@ -161,42 +187,3 @@ def _points(batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(y, Tensor):
         raise TypeError(f"labels are a {type(y).__name__}; legal: a tensor, one integer a point.")
     return x, y if y.is_floating_point() else y.long()
-
-
-def _rows(
-    attacks: Sequence[Attack],
-    certifier: Certifier | None,
-    threat: ThreatModel | None,
-    limits: dict[str, int],
-    *,
-    keep: bool,
-) -> dict[str, Row]:
-    """Return the attacks by name, and the certifier."""
-    if callable(attacks):
-        raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
-    rows: dict[str, Row] = {}
-    for attack in attacks:
-        if not callable(attack):
-            raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
-        own, name = getattr(attack, "threat", threat), _name(attack)
-        if own is None:
-            raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
-        if name in rows or name in _RESERVED:
-            raise ValueError(f"two rows would be called {name!r}; give one attack another name.")
-        rows[name] = AttackRow.of(attack, own, keep=keep)
-    if certifier is not None:
-        own = getattr(certifier, "threat", threat)
-        if own is None:
-            raise ValueError("the certifier says no threat model; give evaluate(..., threat=...).")
-        rows["certified"] = ProofRow(certifier, own, _name(certifier))
-    if unknown := set(limits) - set(rows):
-        raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
-    for name, room in limits.items():
-        if not isinstance(room, int) or room < 1:
-            raise ValueError(f"the limit of {name} is {room!r}; legal: at least 1 point, whole.")
-        rows[name].room = room
-    return rows
-
-
-def _name(of: Any) -> str:
-    return str(getattr(of, "name", getattr(of, "__name__", type(of).__name__)))

@@ -1,12 +1,52 @@
-"""What a Pruner checks of the optimizer it follows, and of the ranks it trains on."""
+"""How a Pruner follows an optimizer, and what it checks of it and of the ranks it trains on."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Following:
+    """A hook on the optimizer whose steps move the masks, and later one that checks it."""
+
+    def __init__(self) -> None:
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._followed: torch.optim.Optimizer | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether an optimizer is followed."""
+        return self._followed is not None
+
+    def start(self, optimizer: torch.optim.Optimizer, after_step: Callable[[], None]) -> None:
+        """Follow an optimizer, instead of the one before: call back after each step it makes."""
+
+        def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if not step_was_skipped(optimizer):
+                after_step()
+
+        self._remove()
+        self._followed = optimizer
+        self._hook = optimizer.register_step_post_hook(hook)
+
+    def end(self, before_step: Callable[[torch.optim.Optimizer], None]) -> None:
+        """Follow no longer; should the optimizer be used on, call back before each step.
+
+        It would train nothing but what both phases share, silently.
+        """
+        followed, self._followed = self._followed, None
+        self._remove()
+        if followed is not None:
+            self._hook = followed.register_step_pre_hook(lambda own, *_: before_step(own))
+
+    def _remove(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
 
 def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -38,7 +78,7 @@ def warn_of_decay(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> 
             warnings.warn(
                 f"the optimizer decays the rates by {decay}, which pulls every layer to half of "
                 "its weights; build it from what set_phase returned, which exempts them.",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
 
 from robust_plugin.blocks import BlockBudget, block_sizes
 from robust_plugin.budget import Budget, Unit, check_density
-from robust_plugin.channels import Terms
+from robust_plugin.channels import Terms, count_terms
+from robust_plugin.flops import multiply_adds
 from robust_plugin.groups import Group
 from robust_plugin.masks import Pattern
 from robust_plugin.patterns import PatternBudget
@@ -27,6 +31,53 @@ class Plan:
     budget: Budget
     densities: tuple[float, ...]
     counts: tuple[int, ...]
+
+
+def planner(
+    model: nn.Module,
+    groups: Sequence[Group],
+    *,
+    rates: Rates,
+    unit: Unit,
+    pattern: Pattern | None,
+    least_start: float,
+    round_to: int,
+    example_inputs: Tensor | tuple[Tensor, ...] | None,
+) -> Callable[[float | None], Plan]:
+    """Return density -> ``plan`` over groups of a model, whose costs are counted once.
+
+    Args:
+        model: without masks.
+        groups: what is pruned of it.
+        rates: see ``plan``, as the options below.
+        unit: what the budget counts.
+        pattern: of an n:m mask.
+        least_start: the least share to begin at.
+        round_to: of channels.
+        example_inputs: what one forward pass takes, for FLOPs and channels.
+
+    Raises:
+        ValueError: if the unit counts on a forward pass and there are no inputs for it.
+    """
+    macs = None
+    if unit in ("flops", "channels"):  # the plan says which units there are
+        if example_inputs is None:
+            raise ValueError(
+                f"budget={unit!r} counts on a forward pass; give example_inputs=x[:1]."
+            )
+        macs = multiply_adds(model, example_inputs)
+    coupled = any(group.coupled for group in groups)
+    return partial(
+        plan,
+        groups,
+        rates=rates,
+        unit=unit,
+        multiply_adds=macs,
+        terms=count_terms(model, groups, macs) if coupled else None,
+        pattern=pattern,
+        least_start=least_start,
+        round_to=round_to,
+    )
 
 
 def plan(
@@ -61,58 +112,91 @@ def plan(
         ValueError: naming the value and what is legal.
     """
     steps = block_sizes(groups, round_to)
-    weights = [group.magnitudes for group in groups]
-    for group, weight in zip(groups, weights, strict=True):
+    names, weights = [group.name for group in groups], [group.magnitudes for group in groups]
+    for name, weight in zip(names, weights, strict=True):
         if not bool(weight.isfinite().all()):
-            raise ValueError(f"the weights of {group.name} are not finite, so nothing ranks them.")
-    n, m = pattern or (None, 1)
-    implied = n is not None or isinstance(rates, Mapping)
-    if implied and density is not None:
+            raise ValueError(f"the weights of {name} are not finite, so nothing ranks them.")
+    _refuse_twice(density, rates, pattern)
+    dense, costs = _dense_budget(groups, multiply_adds, terms, steps)
+    rated = partial(initial_rates, rates, names, weights, costs)
+    if _implied(rates, pattern):
+        return _given(dense, rated, unit, pattern)
+    target = check_density(density)
+    budget = dense.at(target, unit)
+    if isinstance(budget, BlockBudget):
+        budget.check()
+    start = max(least_start, target)
+    densities, first = rated(start), dense.at(start, unit)
+    if dense.coupled and unit != "channels":
+        # A share of the cost is no share of the channels: half of them leave about a quarter.
+        scaled = first.scaled(densities)
+        densities = [count / size for count, size in zip(scaled, first.sizes, strict=True)]
+    if pattern is not None:
+        budget = PatternBudget.of_every(pattern.m, budget)
+        first = PatternBudget.of_every(pattern.m, first)
+    # At uniform rates the counts they ask for are what defines these budgets.
+    by_count = unit == "channels" or (unit == "params" and not dense.coupled)
+    exact = rates == "uniform" and by_count and pattern is None and max(steps) == 1
+    counts = first.asked(densities) if exact else first.round(densities)
+    return Plan(budget, tuple(densities), tuple(counts))
+
+
+def _implied(rates: Rates, pattern: Pattern | None) -> bool:
+    """Whether the density follows from the rest."""
+    return isinstance(rates, Mapping) or (pattern is not None and pattern.n is not None)
+
+
+def _refuse_twice(density: float | None, rates: Rates, pattern: Pattern | None) -> None:
+    """Raise a ValueError if two of them say what is kept."""
+    if density is not None and _implied(rates, pattern):
         raise ValueError(
             f"density is {density!r}, but a pattern or a dict of rates implies it; omit it."
         )
-    if n is not None and rates != "uniform":
+    if pattern is not None and pattern.n is not None and rates != "uniform":
         raise ValueError(
-            f"rates is {rates!r}; a {pattern} pattern fixes the rates, n:{m} does not."
+            f"rates is {rates!r}; a {pattern} pattern fixes the rates, n:{pattern.m} does not."
         )
-    names = [group.name for group in groups]
-    sizes = [group.size for group in groups]
-    costs = [group.cost(multiply_adds) for group in groups] if terms is None else terms.costs
-    dense = Budget(tuple(sizes), tuple(costs), 1.0, 0)
-    if terms is not None:
-        dense = replace(dense, products=terms.products, fixed=terms.fixed, whole=True)
+
+
+def _dense_budget(
+    groups: Sequence[Group],
+    multiply_adds: Mapping[tuple[str, str], int] | None,
+    terms: Terms | None,
+    steps: tuple[int, ...],
+) -> tuple[Budget, list[int]]:
+    """Return the budget of everything, and what one entry of each group costs there."""
+    sizes = tuple(group.size for group in groups)
+    if terms is None:
+        costs = [group.cost(multiply_adds) for group in groups]
+        dense = Budget(sizes, tuple(costs), 1.0, 0)
+    else:
+        dense = Budget(sizes, terms.costs, 1.0, 0, terms.products, terms.fixed, whole=True)
         costs = [round(price) for price in dense.prices(sizes)]
-    if max(steps) > 1:
-        dense = BlockBudget(**vars(dense), steps=steps)
-    if n is not None:
-        density = n / m
-    elif isinstance(rates, Mapping):
-        given = initial_rates(rates, names, weights, costs, 1.0)
-        density = dense.cost(dense.asked(given)) / dense.full
-    target = check_density(density)
-    budget = dense.at(target, unit)
-    if isinstance(budget, BlockBudget) and not implied:
-        budget.check()
-    start = max(least_start, target)
-    densities = initial_rates(rates, names, weights, costs, start)
-    first = dense.at(start, unit)
-    if dense.coupled and unit != "channels" and not implied:
-        # A share of the cost is no share of the channels: half of them leave about a quarter.
-        scaled = first.scaled(densities)
-        densities = [count / size for count, size in zip(scaled, sizes, strict=True)]
-    each = first.asked(densities)
-    if n is not None:  # n/m is not always the float that gives back n of every m
-        each = [size // m * n for size in sizes]
-    if implied:
-        first = budget = budget.rescaled(budget.cost(each))
-    if pattern is not None and n is None:
-        budget = PatternBudget.of_every(m, budget)
-        each = PatternBudget.of_every(m, first).round(densities)
-    elif not implied and (
-        rates != "uniform"
-        or unit == "flops"
-        or (unit == "params" and dense.coupled)
-        or max(steps) > 1
-    ):
-        each = first.round(densities)
-    return Plan(budget, tuple(densities), tuple(each))
+    return (BlockBudget(**vars(dense), steps=steps) if max(steps) > 1 else dense), costs
+
+
+def _given(
+    dense: Budget, rated: Callable[[float], list[float]], unit: Unit, pattern: Pattern | None
+) -> Plan:
+    """Return the plan where rates are given, whose cost is the budget.
+
+    Args:
+        dense: the budget of everything.
+        rated: a share -> each group's density.
+        unit: what the budget counts.
+        pattern: fixed, or beside a dict of rates n:m.
+    """
+    if pattern is not None and pattern.n is not None:
+        density = pattern.n / pattern.m
+        densities = rated(density)
+        # n/m is not always the float that gives back n of every m.
+        counts = [size // pattern.m * pattern.n for size in dense.sizes]
+    else:
+        densities = rated(1.0)
+        counts = dense.asked(densities)
+        density = dense.cost(counts) / dense.full
+    budget = dense.at(density, unit).rescaled(dense.cost(counts))
+    if pattern is not None and pattern.n is None:
+        budget = PatternBudget.of_every(pattern.m, budget)
+        counts = budget.round(densities)
+    return Plan(budget, tuple(densities), tuple(counts))

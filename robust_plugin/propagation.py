@@ -42,7 +42,8 @@ class Propagation:
     """The sets of values at all nodes of a network, over the inputs of a threat model.
 
     Args:
-        model: bare; traced by torch.fx at each call, so that it may change between calls.
+        model: bare, a single layer too; traced by torch.fx at each call, so that it may change
+            between calls.
         x: shape [B, ...], within [low, high].
         threat: Linf or L2; eps and bounds.
 
@@ -52,6 +53,8 @@ class Propagation:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, threat: ThreatModel) -> None:
+        if fx.Tracer().is_leaf_module(model, ""):
+            model = nn.Sequential(model)  # or the trace would go on inside the layer
         self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.values: dict[fx.Node, Any] = {}

@@ -10,40 +10,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from robust_plugin import attachment, dense
-from robust_plugin.attachment import GroupMask, MaskedWeight, masked_weights
+from robust_plugin import dense
+from robust_plugin.attachment import GroupMask, attach_groups, masked_weights
 from robust_plugin.budget import Unit, rate_logit
-from robust_plugin.channels import count_terms
-from robust_plugin.control import (
-    Control,
-    FixedRates,
-    HeldRates,
-    HingeRates,
-    RateControl,
-    Schedule,
-    rate_logits,
-)
+from robust_plugin.control import Control, FixedRates, Schedule, control_of, rate_logits
 from robust_plugin.control import densities as rate_densities
-from robust_plugin.flops import multiply_adds
-from robust_plugin.following import check_holds, check_ranks, step_was_skipped, warn_of_decay
+from robust_plugin.following import Following, check_holds, check_ranks, warn_of_decay
 from robust_plugin.groups import Group, check_groups, divisible
 from robust_plugin.masks import parse_pattern
 from robust_plugin.patterns import check_learns_rates
 from robust_plugin.phases import Learnable, Phase, check_order, nothing_learned, train_only
-from robust_plugin.plan import plan
-from robust_plugin.prunable import (
-    refuse_wrapped,
-    warn_of_uncovered,
-    weight_groups,
-)
+from robust_plugin.plan import Plan, planner
+from robust_plugin.prunable import refuse_wrapped, warn_of_uncovered, weight_groups
 from robust_plugin.rates import Rates
 from robust_plugin.scores import Scores, initial_scores
+from robust_plugin.state import refuse_other, settings_of
 
 # HARP, section 4: uniform rates start at 10 %, also where the target is below, and no layer's rate
 # falls under k_min = .1 k. Other rules give the rates of the target itself to start from: at 10 %
@@ -107,16 +93,12 @@ class Pruner:
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
         refuse_wrapped(model)
-        if next(masked_weights(model), None) is not None:
-            raise ValueError("the model has a pruner already; finalize it before attaching one.")
-        if not set(learn) <= set(get_args(Learnable)) or isinstance(learn, str):
-            raise ValueError(f"learn is {learn!r}; legal: any of {get_args(Learnable)}.")
-        if control not in get_args(Control):
-            raise ValueError(f"control is {control!r}; legal: {', '.join(get_args(Control))}.")
+        _check_choices(model, learn, control)
         self.model = model
         self.learn = frozenset(learn)
         self.pattern = parse_pattern(pattern) if pattern is not None else None
-        if self.pattern is not None and "rates" in self.learn:
+        learns_rates = "rates" in self.learn
+        if self.pattern is not None and learns_rates:
             check_learns_rates(self.pattern, control)
         if groups is None:
             found = weight_groups(model, exclude)
@@ -125,52 +107,53 @@ class Pruner:
         else:
             found = check_groups(model, groups, exclude)
         self.groups, self.left_dense = divisible(found, self.pattern)
-        macs = _multiply_adds(model, example_inputs, budget)
-        channels = any(group.coupled for group in self.groups)
-        self._plan = partial(
-            plan,
+        self.round_to = round_to
+        self._plan = planner(
+            model,
             self.groups,
             rates=rates,
             unit=budget,
-            multiply_adds=macs,
-            terms=count_terms(model, self.groups, macs) if channels else None,
             pattern=self.pattern,
-            least_start=_START_DENSITY if "rates" in self.learn and rates == "uniform" else 0.0,
+            least_start=_START_DENSITY if learns_rates and rates == "uniform" else 0.0,
             round_to=round_to,
+            example_inputs=example_inputs,
         )
-        self.round_to = round_to
         first = self._plan(density)
         self.budget = first.budget
-        k_min = _K_MIN_SHARE * self.budget.density if "rates" in self.learn else 0.0
-        if k_min and self.pattern is not None:
-            k_min = 1 / self.pattern.m
         self.schedule = Schedule()
         self.phase: Phase = "attached"
-        self._control = (control, gamma_step) if "rates" in self.learn else (None, None)
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._followed: torch.optim.Optimizer | None = None
         self.frozen = frozenset(p for p in model.parameters() if not p.requires_grad)
         # All masks are built before the first is attached: an error leaves the model alone.
-        self.masks = tuple(
+        self.masks = self._new_masks(first, scores)
+        kind = control if learns_rates else None
+        self.control = control_of(kind, self.budget, self.masks, gamma_step)
+        self._following = Following()
+        self._settings = settings_of(
+            self.groups,
+            self.budget,
+            learn=self.learn,
+            pattern=self.pattern,
+            control=kind,
+            gamma_step=gamma_step if learns_rates else None,
+            round_to=round_to,
+        )
+        attach_groups(self.groups, self.masks)
+
+    def _new_masks(self, first: Plan, scores: Scores) -> tuple[GroupMask, ...]:
+        learns_rates = "rates" in self.learn
+        k_min = _K_MIN_SHARE * self.budget.density if learns_rates else 0.0
+        if k_min and self.pattern is not None:
+            k_min = 1 / self.pattern.m
+        return tuple(
             GroupMask(
                 initial_scores(scores, group.name, group.magnitudes),
                 count,
                 k_min=k_min,
-                rate=rate_logit(k, k_min) if "rates" in self.learn else None,
+                rate=rate_logit(k, k_min) if learns_rates else None,
                 pattern=self.pattern,
             )
             for group, k, count in zip(self.groups, first.densities, first.counts, strict=True)
         )
-        self.control: RateControl = FixedRates()
-        if "rates" in self.learn and control == "held":
-            self.control = HeldRates(self.budget, rate_logits(self.masks), k_min)
-        elif "rates" in self.learn:
-            logits = rate_logits(self.masks)
-            self.control = HingeRates(self.budget, logits, k_min, gamma_step=gamma_step)
-        for group, mask in zip(self.groups, self.masks, strict=True):
-            for member in group.members:
-                carrier = MaskedWeight(mask, dim=member.dim, index=member.index)
-                attachment.attach(member.layer, member.parameter, carrier)
 
     @property
     def kept(self) -> int:
@@ -216,19 +199,13 @@ class Pruner:
         self.phase = phase
         groups = train_only(self.model, self.masks, phase, self.learn, self.frozen)
         for mask in self.masks:
-            mask.unfollowed = phase == "prune" and self._hook is None
+            mask.unfollowed = phase == "prune" and not self._following.active
         self.update_masks()
         return groups
 
     def _settle(self) -> None:
         """End the learning: from here on every count is fixed, their sum exactly the budget."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        if self._followed is not None:
-            # Kept in use, it would train nothing but what both phases share, silently.
-            self._hook = self._followed.register_step_pre_hook(self._before_finetune_step)
-            self._followed = None
+        self._following.end(self._before_finetune_step)
         if "rates" not in self.learn or self.phase != "prune":
             return
         share = self.budget.share(rate_logits(self.masks), self.masks[0].k_min)
@@ -278,21 +255,16 @@ class Pruner:
                 "on a schedule: give both, at least 1."
             )
         self.schedule = Schedule(self.schedule.step, *lengths)
-        if self._hook is not None:
-            self._hook.remove()
         warn_of_decay(optimizer, [mask.rate for mask in self.masks if mask.rate is not None])
-        self._followed = optimizer
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._following.start(optimizer, self._after_step)
         for mask in self.masks:
             mask.unfollowed = False
 
-    def _before_finetune_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _before_finetune_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.phase == "finetune":
             check_holds(optimizer, self.model)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if step_was_skipped(optimizer):
-            return
+    def _after_step(self) -> None:
         self.schedule.step += 1
         if self.schedule.step == 1:
             check_ranks(self.model)
@@ -358,28 +330,12 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """Return what continues the pruning besides the model's own state_dict; plain JSON."""
         return {
-            "settings": self._settings(),
+            "settings": dict(self._settings),
             "density": self.budget.density,
             "phase": self.phase,
             "schedule": vars(self.schedule).copy(),
             "control": self.control.state(),
         }
-
-    def _settings(self) -> dict[str, Any]:
-        settings = {
-            "learn": sorted(self.learn),
-            "groups": [group.name for group in self.groups],
-            "sizes": list(self.budget.sizes),
-            "costs": list(self.budget.costs),
-            "pattern": list(self.pattern) if self.pattern else None,
-            "control": self._control[0],
-            "gamma_step": self._control[1],
-            "round_to": self.round_to,
-        }
-        if self.budget.coupled:
-            settings["products"] = [list(product) for product in self.budget.products]
-            settings["fixed"] = self.budget.fixed
-        return settings
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; load the model's own state first.
@@ -400,22 +356,13 @@ class Pruner:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise a ValueError unless ``state`` is of a pruner like this one."""
-        saved, ours = {"round_to": 1, **state["settings"]}, self._settings()  # 1 before it was new
-        if self.learn:
-            saved["density"], ours["density"] = state["density"], self.budget.density
-        differ = [key for key in ours if saved.get(key) != ours[key]]
-        if differ:
-            raise ValueError(
-                "the state is of another pruner: "
-                + "; ".join(f"{key} was {saved.get(key)}, here {ours[key]}" for key in differ)
-            )
+        refuse_other(state, self._settings, self.budget.density)
 
 
-def _multiply_adds(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None, unit: Unit
-) -> dict[tuple[str, str], int] | None:
-    if unit not in ("flops", "channels"):
-        return None  # the plan says which units there are
-    if example_inputs is None:
-        raise ValueError(f"budget={unit!r} counts on a forward pass; give example_inputs=x[:1].")
-    return multiply_adds(model, example_inputs)
+def _check_choices(model: nn.Module, learn: Collection[Learnable], control: Control) -> None:
+    if next(masked_weights(model), None) is not None:
+        raise ValueError("the model has a pruner already; finalize it before attaching one.")
+    if not set(learn) <= set(get_args(Learnable)) or isinstance(learn, str):
+        raise ValueError(f"learn is {learn!r}; legal: any of {get_args(Learnable)}.")
+    if control not in get_args(Control):
+        raise ValueError(f"control is {control!r}; legal: {', '.join(get_args(Control))}.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from robust_plugin.threat import ThreatModel
 
 # A certifier returns which points it has proved: a bool tensor of shape [B].
 Certifier = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+# Names that mean something else in a report, or in the file of adversarial images.
+_RESERVED = ("clean", "worst case", "certified", "inputs", "labels")
 
 # Points in one forward pass where an attack returned all of them at once.
 _FORWARD = 250
@@ -122,3 +126,55 @@ class ProofRow:
 
 
 Row = AttackRow | ProofRow
+
+
+def rows_of(
+    attacks: Sequence[Attack],
+    certifier: Certifier | None,
+    threat: ThreatModel | None,
+    limits: dict[str, int],
+    *,
+    keep: bool,
+) -> dict[str, Row]:
+    """Return the rows of an evaluation by name: the attacks, and ``"certified"``.
+
+    Args:
+        attacks: any callables ``attack(model, x, y)``.
+        certifier: or none.
+        threat: of those that bring none of their own.
+        limits: how many points a row gets, by its name.
+        keep: whether adversarial inputs are kept.
+
+    Raises:
+        TypeError: for attacks that are no list of callables.
+        ValueError: for one without a threat model, two of one name, or limits of rows that are not
+            there or below one point.
+    """
+    if callable(attacks):
+        raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
+    rows: dict[str, Row] = {}
+    for attack in attacks:
+        if not callable(attack):
+            raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
+        own, name = getattr(attack, "threat", threat), _name(attack)
+        if own is None:
+            raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
+        if name in rows or name in _RESERVED:
+            raise ValueError(f"two rows would be called {name!r}; give one attack another name.")
+        rows[name] = AttackRow.of(attack, own, keep=keep)
+    if certifier is not None:
+        own = getattr(certifier, "threat", threat)
+        if own is None:
+            raise ValueError("the certifier says no threat model; give evaluate(..., threat=...).")
+        rows["certified"] = ProofRow(certifier, own, _name(certifier))
+    if unknown := set(limits) - set(rows):
+        raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
+    for name, room in limits.items():
+        if not isinstance(room, int) or room < 1:
+            raise ValueError(f"the limit of {name} is {room!r}; legal: at least 1 point, whole.")
+        rows[name].room = room
+    return rows
+
+
+def _name(of: Any) -> str:
+    return str(getattr(of, "name", getattr(of, "__name__", type(of).__name__)))

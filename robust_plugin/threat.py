@@ -133,7 +133,7 @@ class ThreatModel:
         if not (self.low - _TOLERANCE <= low and high <= self.high + _TOLERANCE):
             raise ValueError(
                 f"inputs span [{low:g}, {high:g}], outside the threat model's "
-                f"[{self.low:g}, {self.high:g}]; normalise inside the model, or give "
+                f"[{self.low:g}, {self.high:g}]; normalise inside the model (Normalize), or give "
                 "ThreatModel(low=..., high=...)."
             )
 

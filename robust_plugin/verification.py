@@ -7,39 +7,22 @@ trained by IBP), so that the verdict is the union and names who gave it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.bounds import proved
 from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import Attack, attacked, check_logits, forked, guarded, unwrapped
+from robust_plugin.guard import Attack, attacked, forked, unwrapped
 from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
-from robust_plugin.precision import exact
 from robust_plugin.statistics import wilson_interval
 from robust_plugin.threat import ThreatModel
-
-Verdict = Literal["verified", "falsified", "misclassified", "unknown"]
-_VERDICTS: tuple[Verdict, ...] = ("verified", "falsified", "misclassified", "unknown")
-_VERIFIED, _FALSIFIED, _MISCLASSIFIED, _UNKNOWN = range(4)
-
-
-@runtime_checkable
-class Prover(Protocol):
-    """A certifier that tells its margins: ``IBP``, or ``LiRPA`` of the adapter."""
-
-    @property
-    def threat(self) -> ThreatModel:
-        """Norm, eps and bounds of the proofs."""
-
-    def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return lower bounds of f_y - f_j; shape [B, classes]."""
+from robust_plugin.verdicts import VERDICTS, Batch, Prover, Verdict
 
 
 @dataclass(frozen=True)
@@ -77,7 +60,7 @@ class Verification:
         """Return a table: points by verdict and stage, the share of verified with its interval."""
         lines = [f"threat model: {self.threat}"]
         pairs = list(zip(self.verdicts, self.stages, strict=True))
-        for verdict in _VERDICTS:
+        for verdict in VERDICTS:
             for stage in dict.fromkeys(s for v, s in pairs if v == verdict):
                 shown = verdict if stage is None else f"{verdict} by {stage}"
                 lines.append(f"{shown:<28}{pairs.count((verdict, stage)):6d}")
@@ -127,106 +110,47 @@ def verify(
         raise ValueError(f"batch_size is {batch_size!r}; legal: at least 1, whole.")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds is {seconds}; legal: above 0, or None for no limit.")
-    model = unwrapped(model)
-    names, opened = list(stages), None
+    model, opened = unwrapped(model), None
     if journal is not None:
         opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
         with attacked(model), torch.no_grad():
             opened.check_answers(model(x[:batch_size]))
-    found, fast = [], None
+    # For attacks; the network itself judges their points. Not needed where the journal has all.
+    fast = cache(lambda: fast_copy(model, x[:batch_size]))
+
+    def decided(first: int) -> dict[str, Tensor]:
+        rows = slice(first, first + batch_size)
+        batch = Batch(model, fast(), x[rows], y[rows], threat, first)
+        with forked(seed, x.device):
+            for number, (name, stage) in enumerate(stages.items()):
+                batch.run(number, name, stage, seconds)
+        return batch.result()
+
+    found = []
     for first in range(0, len(x), batch_size):
-        rows, unit = slice(first, first + batch_size), f"points-{first:06d}"
+        unit = f"points-{first:06d}"
         done = opened.get(unit) if opened is not None else None
         if done is None:
-            if fast is None:  # for attacks; the network itself judges their points
-                fast = fast_copy(model, x[:batch_size])
-            batch = _Batch(model, fast, x[rows], y[rows], threat, first)
-            with forked(seed, x.device):
-                for number, stage in enumerate(stages.values()):
-                    batch.run(number, names[number], stage, seconds)
-            done = batch.result()
+            done = decided(first)
             if opened is not None:
                 opened.put(unit, done)
         found.append(done)
         if progress is not None:
             progress(min(first + batch_size, len(x)), len(x))
+    return _together(found, list(stages), threat)
+
+
+def _together(
+    found: Sequence[Mapping[str, Tensor]], names: Sequence[str], threat: ThreatModel
+) -> Verification:
     whole = {key: torch.cat([each[key] for each in found]) for key in found[0]}
     return Verification(
-        tuple(_VERDICTS[code] for code in whole["verdict"].tolist()),
+        tuple(VERDICTS[code] for code in whole["verdict"].tolist()),
         tuple(names[number] if number >= 0 else None for number in whole["stage"].tolist()),
         whole["margin"],
         whole["x_adv"],
         threat,
     )
-
-
-class _Batch:
-    """The points that go through the stages together."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        fast: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: ThreatModel,
-        first: int,
-    ) -> None:
-        self.model, self.fast, self.x, self.y = model, fast, x, y
-        self.threat, self.first = threat, first
-        with attacked(model), torch.no_grad(), exact(x):
-            right = check_logits(model(x), y).argmax(1) == y
-        self.verdict = torch.where(right, _UNKNOWN, _MISCLASSIFIED)
-        self.stage = torch.full_like(self.verdict, -1)
-        self.margin = torch.full_like(self.verdict, -torch.inf, dtype=torch.float32)
-        self.spent = torch.zeros_like(self.margin)
-        self.x_adv = x.clone()
-
-    def run(self, number: int, name: str, stage: Prover | Attack, seconds: float | None) -> None:
-        """Let one stage decide what it can."""
-        begun = time.monotonic()
-        due = self.verdict == _UNKNOWN
-        if seconds is not None:
-            due &= self.spent < seconds
-        if isinstance(stage, Prover):
-            rows = due.nonzero().flatten()
-            if len(rows):
-                self._prove(number, stage, rows)
-        else:
-            rows = (due | (self.verdict == _VERIFIED)).nonzero().flatten()
-            if len(rows):
-                self._attack(number, name, stage, rows)
-        self.spent[rows] += (time.monotonic() - begun) / max(1, len(rows))
-
-    def _prove(self, number: int, stage: Prover, rows: Tensor) -> None:
-        margins = stage.margins(self.model, self.x[rows], self.y[rows])
-        others = margins.scatter(1, self.y[rows][:, None], torch.inf).amin(1).float()
-        # NaN is no bound.
-        self.margin[rows] = torch.fmax(self.margin[rows], others.nan_to_num(nan=-torch.inf))
-        sure = rows[proved(margins, self.y[rows])]
-        self.verdict[sure], self.stage[sure] = _VERIFIED, number
-
-    def _attack(self, number: int, name: str, stage: Attack, rows: Tensor) -> None:
-        x_adv = guarded(stage, self.threat)(self.fast, self.x[rows], self.y[rows])
-        with attacked(self.model), torch.no_grad(), exact(x_adv):
-            fooled = self.model(x_adv).argmax(1) != self.y[rows]
-        wrong = rows[fooled & (self.verdict[rows] == _VERIFIED)]
-        if len(wrong):
-            raise ValueError(
-                f"{name} found a counterexample to point {self.first + int(wrong[0])}, which is "
-                f"verified with margin {float(self.margin[wrong[0]]):.3g}: the proof is wrong."
-            )
-        self.x_adv[rows[fooled]] = x_adv[fooled]
-        self.verdict[rows[fooled]], self.stage[rows[fooled]] = _FALSIFIED, number
-
-    def result(self) -> dict[str, Tensor]:
-        """Return what is known of each point."""
-        return {
-            "verdict": self.verdict.cpu(),
-            "stage": self.stage.cpu(),
-            "margin": self.margin.cpu(),
-            "x_adv": self.x_adv.cpu(),
-        }
 
 
 def threat_of(stages: Mapping[str, Prover | Attack]) -> ThreatModel:

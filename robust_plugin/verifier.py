@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from robust_plugin.guard import Attack
 from robust_plugin.threat import ThreatModel
-from robust_plugin.verification import Prover, threat_of, verify
+from robust_plugin.verdicts import Prover
+from robust_plugin.verification import threat_of, verify
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,11 @@ def violations(root: Path) -> list[str]:
                     fine = standard or layer == "core" or first in ("torch", "safetensors") or lazy
                 elif folder == "adapters":
                     own = LIBRARIES.get(path.stem, set())
-                    # A file may have companions that bear its name: auto_lirpa_shims.
+                    # A file may have companions that bear its name: auto_lirpa_shims. It knows
+                    # them, and they know one another, but not it.
+                    named = [name for name in LIBRARIES if path.stem.startswith(f"{name}_")]
                     companion = layer == "adapters" and "".join(rest[1:2]).startswith(
-                        f"{path.stem}_"
+                        f"{named[0] if named else path.stem}_"
                     )
                     fine = standard or first in {"torch", "numpy"} | own or layer == "core"
                     fine = fine or companion
@@ -110,6 +112,7 @@ GOOD = {
     "adapters/torchattacks.py": "import torchattacks\nfrom robust_plugin import pgd\n",
     "adapters/autoattack.py": "def f():\n    import pyautoattack\n",
     "adapters/auto_lirpa.py": "from robust_plugin.adapters.auto_lirpa_shims import f\n",
+    "adapters/auto_lirpa_module.py": "from robust_plugin.adapters.auto_lirpa_shims import f\n",
     "recipes/hydra.py": "import tqdm\nfrom robust_plugin.adapters import autoattack\n"
     "from robust_plugin.recipes.training import train\nimport torchvision\n",
 }
@@ -132,6 +135,8 @@ PLANTED = [
     ("adapters/foolbox.py", "from robust_plugin.adapters import torchattacks\n"),
     ("adapters/foolbox.py", "from robust_plugin.adapters.torchattacks import X\n"),
     ("adapters/foolbox.py", "from robust_plugin.adapters.auto_lirpa_shims import f\n"),
+    ("adapters/auto_lirpa_module.py", "from robust_plugin.adapters.auto_lirpa import f\n"),
+    ("adapters/auto_lirpa_module.py", "import auto_LiRPA\n"),
     ("adapters/foolbox.py", "from .torchattacks import X\n"),
     ("adapters/foolbox.py", "from robust_plugin.recipes import data\n"),
     ("adapters/foolbox.py", "import tqdm\n"),

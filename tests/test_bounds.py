@@ -36,6 +36,22 @@ def test_a_linear_network_has_its_closed_form():
             assert found[i, j].item() == pytest.approx(total.item(), abs=1e-12)
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_single_layer_is_a_network(norm, masked):
+    layer, threat = nn.Linear(12, 4), ThreatModel(norm, eps=0.1)
+    x, y = torch.rand(5, 12), torch.tensor([0, 1, 2, 3, 0])
+    if masked:
+        HydraPruner(layer, 0.5)
+    found = ibp_margins(layer, x, y, threat)
+    torch.testing.assert_close(found, ibp_margins(nn.Sequential(layer), x, y, threat))
+    assert torch.equal(IBP(threat)(layer, x, y), proved(found, y))
+    found.sum().backward()
+    assert any(p.grad is not None for p in layer.parameters())
+    with pytest.raises(ValueError, match="is Softmax.*, of which there are no interval bounds"):
+        ibp_margins(nn.Softmax(1), x, y, threat)
+
+
 def test_an_l2_ball_far_from_the_box_is_the_dual_norm():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).double()
     x, y = 0.4 + 0.2 * torch.rand(5, 3, 2, 2).double(), torch.tensor([0, 1, 2, 3, 0])

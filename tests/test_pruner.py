@@ -248,8 +248,9 @@ def test_early_end_of_a_held_phase_warns_and_still_meets_the_budget(cnn, batch, 
     optimizer.step()
     with pytest.warns(
         UserWarning, match="budget .*0.01, at step 1 of 100; the rest is cut at once"
-    ):
+    ) as said:
         pruner.set_phase("finetune")
+    assert said[0].filename == __file__
     assert pruner.kept == pruner.budget.total
     full = attach("held", cnn(), 0.01)
     optimizer = torch.optim.SGD(full.set_phase("prune"), lr=0.1)
@@ -620,9 +621,10 @@ def test_what_learned_nothing_is_not_finalized(cnn):
 def test_decaying_rates_warns(cnn):
     pruner = HarpPruner(cnn(), 0.2)
     groups = pruner.set_phase("prune")
-    with pytest.warns(UserWarning, match="decays the rates by 0.01"):
+    with pytest.warns(UserWarning, match="decays the rates by 0.01") as said:
         optimizer = torch.optim.SGD(pruner.model.parameters(), lr=0.1, weight_decay=0.01)
         pruner.follow(optimizer, epochs=1, steps_per_epoch=1)
+    assert said[0].filename == __file__  # the line of the user's loop
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.01)
@@ -635,8 +637,9 @@ def test_a_model_that_masks_hardly_cover_warns():
             super().__init__()
             self.lstm, self.head = torch.nn.LSTM(8, 8), torch.nn.Linear(8, 2)
 
-    with pytest.warns(UserWarning, match=r"masks cover 2\.7% .* lstm\.weight_[ih]h_l0"):
+    with pytest.warns(UserWarning, match=r"masks cover 2\.7% .* lstm\.weight_[ih]h_l0") as said:
         MagnitudePruner(Recurrent(), 0.5)
+    assert said[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         MagnitudePruner(Recurrent(), 0.5, exclude=["lstm"])

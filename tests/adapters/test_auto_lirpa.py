@@ -23,7 +23,7 @@ from robust_plugin import (
     mixtrain,
     verify,
 )
-from robust_plugin.adapters import auto_lirpa
+from robust_plugin.adapters import auto_lirpa, auto_lirpa_module
 from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
 
 METHODS = ["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alpha-CROWN-fixed"]
@@ -73,6 +73,14 @@ def rectangle():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
     x = 0.4 + 0.2 * torch.rand(3, 1, 4, 4).double()
     return model, x, torch.tensor([0, 1, 3]), ThreatModel("Linf", eps=0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_layer_is_a_network(method):
+    layer, threat = nn.Linear(6, 3), ThreatModel("Linf", eps=0.05)
+    x, y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
+    found = LiRPA(threat, method, iterations=2).margins(layer, x, y)
+    torch.testing.assert_close(found, ibp_margins(layer, x, y, threat))  # both are exact here
 
 
 def relaxed_by_hand(model, x, y, j, eps, same_slope):
@@ -246,7 +254,7 @@ def test_alpha_crown_is_strictly_better_than_crown(cnn, batch, method, monkeypat
     at_bounds = torch.zeros(1, requires_grad=True)
     torch.clamp(at_bounds, min=0.0, max=1.0).backward()
     if float(at_bounds.grad) == 0:
-        monkeypatch.setattr(auto_lirpa, "learning_at_the_ends", nullcontext)
+        monkeypatch.setattr(auto_lirpa_module, "learning_at_the_ends", nullcontext)
         frozen = LiRPA(threat, method).margins(model, x, y)
         assert torch.allclose(frozen, crown, atol=1e-5)
 
@@ -316,7 +324,7 @@ class Masked:
 def test_a_mask_in_the_trace_would_be_caught(cnn, batch, monkeypatch):
     model, _ = learned(cnn, density=0.5)
     assert torch.equal(Masked(model).network(batch[0].double()), model.eval()(batch[0].double()))
-    monkeypatch.setattr(auto_lirpa, "Twin", Masked)
+    monkeypatch.setattr(auto_lirpa_module, "Twin", Masked)
     with pytest.raises(ValueError, match="auto-LiRPA"):
         LiRPA(ThreatModel("Linf", eps=0.05), "IBP").margins(model, batch[0].double(), batch[1])
 
@@ -341,7 +349,7 @@ def test_stale_statistics_would_be_caught(cnn, batch, threat, monkeypatch):
         return float(found.detach().abs().max())
 
     assert apart() < 1e-4 and apart() < 1e-4
-    monkeypatch.setattr(auto_lirpa._Module, "_load_buffers", lambda self: None)
+    monkeypatch.setattr(auto_lirpa_module.TwinBounds, "_load_buffers", lambda self: None)
     assert apart() > 1e-2
 
 

@@ -4,6 +4,7 @@ import builtins
 import copy
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from torch import nn
 
 from robust_plugin import HydraPruner, MagnitudePruner, finalize
 from robust_plugin.adapters import onnx as adapter
-from robust_plugin.adapters.onnx import export_onnx
+from robust_plugin.adapters.onnx import OnnxFile, export_onnx
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
 from robust_plugin.compressed import load_compressed, save_compressed
 from robust_plugin.export import sparse
@@ -86,6 +87,14 @@ def test_the_forms_of_a_pruned_network(form, examples, cnn, train, tmp_path):
         x = torch.rand(batch, 1, 8, 8)
         torch.testing.assert_close(run(path, x), model(x).detach(), rtol=1e-5, atol=1e-5)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_what_was_written_prints_as_a_line():
+    written = OnnxFile(Path("runs/net.onnx"), 12345, 1.234e-7, (2, 1, 4))
+    assert str(written) == (
+        "net.onnx: 12,345 bytes, outputs within 1.2e-07 of torch's (relative to the largest) at "
+        "batch sizes 1, 2, 4"
+    )
 
 
 def test_zeros_and_sizes_are_in_the_file(cnn, train, tmp_path):

@@ -58,6 +58,8 @@ TINY = {
 def tiny_words(command: str, out: Path, *more: str) -> list[str]:
     """The command line of a run in under a second; a later option replaces an earlier one."""
     options = [f"--{'base.' * (command == 'compare')}{key}={value}" for key, value in TINY.items()]
+    preset = "compare/digits-demo" if command == "compare" else f"{command}/digits"
+    options.insert(0, f"--config={preset}")
     given = {word.partition("=")[0] for word in more}
     kept = [option for option in options if option.partition("=")[0] not in given]
     return [command, f"--out={out}", *kept, *more]

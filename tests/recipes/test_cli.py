@@ -70,6 +70,37 @@ def test_options_are_taken_in_both_forms_and_the_last_wins() -> None:
     assert take(["--out="], "--out", "x") == ("", [])
 
 
+@pytest.mark.parametrize("arguments", ["list", "hydra --help", "--help"])
+def test_a_reader_that_leaves_ends_a_command_silently(arguments: str) -> None:
+    script = Path(sys.executable).parent / "robust-plugin"
+    read, write = os.pipe()
+    os.close(read)  # as head does, here before the first line, so that the test never depends on it
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [str(script), *arguments.split()],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+    assert done.stderr == "" and done.returncode == 141
+
+
+@pytest.mark.usefixtures("at_workplace")
+def test_without_a_config_a_recipe_says_whose_settings_stand(
+    tmp_path: Path, words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*words("hydra", tmp_path / "out"), "--dry-run"]
+    bare = [word for word in given if not word.startswith("--config")]
+    assert main(given) == 0
+    assert "no --config" not in capsys.readouterr().err
+    assert main(bare) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "--config" in line]
+    assert len(said) == 1 and "that are not given are those of hydra/digits" in said[0]
+    assert main(["hydra", "--data.folder=images", f"--out={tmp_path / 'out'}"]) == 2
+    assert "data.folder is images, but data.name is 'digits'" in capsys.readouterr().err
+
+
 def test_a_users_own_network_from_the_current_folder_by_the_real_command(
     workplace: Path, tmp_path: Path, words: Words
 ) -> None:
@@ -125,6 +156,7 @@ BAD = [
     ("--data.name=mnist", "unknown data set 'mnist'; legal are digits, folder"),
     ("--data.folder=absent", r"no folder absent; expected in it: train/<class>/"),
     ("--data.folder=None", r"give --data.folder; expected in it: train/<class>/"),
+    ("--data.name=digits", r"data.folder is images, but data.name is 'digits', .* --data.name too"),
     ("--data.validation=1.5", r"validation=1.5; legal is a share"),
     ("--data.augmentation=rotate", "augmentation='rotate' of 'folder'; legal: none, crop"),
     ("--data.batch-size=0", "data.batch_size is 0; legal: at least 1"),

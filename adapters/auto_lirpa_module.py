@@ -1,0 +1,172 @@
+"""The module that auto-LiRPA makes of a network, kept in step with the network and checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (of the same library)
+    default_dtype,
+    learning_at_the_ends,
+    readable_trace,
+)
+from robust_plugin.bounds import ibp_margins
+from robust_plugin.convolutions import Unrolled, with_matrices
+from robust_plugin.guard import check_logits
+from robust_plugin.soundness import check_bounds, refuse_apart
+from robust_plugin.threat import ThreatModel
+from robust_plugin.twin import Twin
+
+
+class TwinBounds:
+    """The library's module over the plain twin of one network.
+
+    Args:
+        model: with or without a pruner attached; it is left as it is.
+        x: inputs of the shape that bounds are asked for, at least one.
+        method: see ``LiRPA``.
+        iterations: of alpha-CROWN.
+        library: auto_LiRPA.
+
+    Attributes:
+        form: what it was built for (``form_of``).
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, method: str, iterations: int, library: Any
+    ) -> None:
+        self.method, self.form, self.library = method, form_of(model, x), library
+        self.twin = Twin(model)
+        self.network, self.matrices = self.twin.network, dict[str, Tensor]()
+        if method.startswith("alpha"):  # many passes, and no gradient to the weights
+            self.network, self.matrices = with_matrices(self.twin.network, x[:1])
+        slopes = "same-slope" if method == "same-slope" else "adaptive"
+        options = {
+            "conv_mode": "matrix",
+            # One key for release 0.3, one for 0.7; either ignores the other's.
+            "relu": slopes,
+            "activation_bound_option": slopes,
+            "sparse_features_alpha": False,
+            "sparse_spec_alpha": False,
+            "optimize_bound_args": {"iteration": iterations, "lr_alpha": 0.5},
+        }
+        with _failures(method), readable_trace():
+            dummy = torch.zeros_like(x[:1])
+            self.module = library.BoundedModule(self.network, dummy, options, device=x.device)
+        self.module.eval()
+        self.classes = int(self.module.final_shape[1])  # which alpha-CROWN writes over
+
+    def margins(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, method: str = ""
+    ) -> Tensor:
+        """Return lower bounds of f_y - f_j; shape [B, classes]."""
+        method = method or self.method
+        check_logits(x.new_zeros(len(y), self.classes), y)
+
+        def compute() -> Tensor:
+            self._load_buffers()
+            # The library sets its weights' requires_grad by the nodes' training flag.
+            for node in self.module._modules.values():
+                node.training = torch.is_grad_enabled() and hasattr(node, "param")
+            return self._margins(x.detach(), y, threat, method)
+
+        graph = torch.is_grad_enabled() and not method.startswith("alpha")
+        with _failures(method), torch.set_grad_enabled(graph), default_dtype(x.dtype):
+            return self.twin.following(model, compute)
+
+    def check(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+        """Raise a ValueError unless the library's bounds of a few points are right."""
+        with torch.no_grad():
+            interval = ibp_margins(model, x, y, threat)
+            found = self.margins(model, x, y, threat, "IBP")
+        refuse_apart(found, interval, "auto-LiRPA's IBP")
+
+        def bounds(_: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+            # alpha-CROWN starts as CROWN, and has no slope to learn where nothing moves.
+            learns = self.method.startswith("alpha") and threat.eps == 0
+            return self.margins(model, x, y, threat, "CROWN" if learns else self.method)
+
+        name = f"auto-LiRPA's {self.method}"
+        # Slopes reach their limits within a few steps, whose length is .5.
+        options = self.module.bound_opts["optimize_bound_args"]
+        with mock.patch.dict(options, iteration=min(5, options["iteration"])):
+            check_bounds(bounds, self.twin.network, x, y, threat=threat, name=name)
+
+    def _load_buffers(self) -> None:
+        for name, maps in self.matrices.items():
+            matrix, layer = (n.get_submodule(name) for n in (self.network, self.twin.network))
+            cast(Unrolled, matrix).follow(cast(nn.Conv2d, layer), maps)
+        own = dict(self.network.named_buffers())
+        for node in self.module._modules.values():
+            # It has clones of the buffers, and an earlier graph may need those that it has.
+            if isinstance(getattr(node, "buffer", None), Tensor) and node.ori_name in own:
+                node.buffer = own[node.ori_name].clone()
+
+    def _margins(self, x: Tensor, y: Tensor, threat: ThreatModel, method: str) -> Tensor:
+        # One row e_y - e_j for each j but y.
+        others = torch.arange(self.classes, device=y.device).expand(len(y), -1)
+        others = others[others != y[:, None]].view(len(y), -1)
+        eye = torch.eye(self.classes, device=x.device, dtype=x.dtype)
+        lower = (x - threat.eps).clamp(threat.low, threat.high)
+        upper = (x + threat.eps).clamp(threat.low, threat.high)
+        ball = self.library.PerturbationLpNorm(norm=np.inf, eps=threat.eps, x_L=lower, x_U=upper)
+        # Made last: any operation on it, a slice even, would drop the ball.
+        inputs = self.library.BoundedTensor(x, ball)
+        found = self._lower(inputs, eye[y][:, None] - eye[others], method)
+        return torch.zeros_like(eye[y]).scatter(1, others, found.to(x.dtype))
+
+    def _lower(self, inputs: Any, rows: Tensor, method: str) -> Tensor:
+        def bounds(method: str, **given: Any) -> Tensor:
+            lower: Tensor = self.module.compute_bounds(
+                x=(inputs,), C=rows, method=method, bound_upper=False, **given
+            )[0]
+            return lower
+
+        if method in ("IBP", "CROWN-IBP"):
+            return bounds(method)
+        if not method.startswith("alpha"):
+            return bounds("CROWN")
+        crown, given = bounds("CROWN"), {}
+        if method == "alpha-CROWN-fixed":
+            layers = [n.inputs[0] for n in self.module.optimizable_activations if n.perturbed]
+            key = _intermediate_key(self.module)
+            given = {key: {layer.name: [layer.lower, layer.upper] for layer in layers}}
+        try:
+            with torch.enable_grad(), learning_at_the_ends():
+                return torch.maximum(crown, bounds("CROWN-Optimized", **given).detach())
+        except RuntimeError as error:
+            if "does not require grad" in str(error):  # no ReLU is unstable: nothing to optimise
+                return crown
+            raise
+
+
+def form_of(model: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    """What a module is built for: layers, inputs' shape, dtype and device."""
+    return str(model), x.shape[1:], x.dtype, x.device
+
+
+@contextmanager
+def _failures(method: str) -> Iterator[None]:
+    """The library's errors, of any kind, as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and "auto-LiRPA" in str(error):
+            raise
+        raise ValueError(
+            f"auto-LiRPA cannot bound this network by {method} ({type(error).__name__}: {error}); "
+            "take another method, or IBP of the core."
+        ) from error
+
+
+def _intermediate_key(module: Any) -> str:
+    """What the release calls given bounds of inner layers."""
+    names = inspect.signature(module.compute_bounds).parameters
+    return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"
