@@ -42,11 +42,19 @@ class View(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[self.indices[index]]
+        number = self.indices[index]
+        files = getattr(self.images, "samples", None)  # of torchvision's ImageFolder
+        name = files[number][0] if files else f"image {number}"
+        try:
+            image, label = self.images[number]
+        except FileNotFoundError:
+            raise
+        except (OSError, SyntaxError) as error:  # PIL's, and they do not name the file
+            raise ValueError(f"{name} cannot be read: {error}") from error
         x = self.transform(image)
         if tuple(x.shape) != self.shape:  # named here, before a batch fails on it
             raise ValueError(
-                f"image {self.indices[index]} has the shape {tuple(x.shape)}, the first one "
+                f"{name} has the shape {tuple(x.shape)}, the first one "
                 f"{self.shape}: set image_size to bring all images to one size"
             )
         return augmented(x[None], self.augmentation)[0], int(label)

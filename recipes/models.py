@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robust_plugin.normalization import Normalize
 from robust_plugin.recipes.networks import (
@@ -111,3 +112,29 @@ def _imported(name: str, classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise TypeError(f"model {name!r} returned a {type(network).__name__}, not an nn.Module")
     return network
+
+
+def check_takes(model: nn.Module, name: str, example: Tensor) -> None:
+    """Raise unless a network takes an input and gives one row of logits for it.
+
+    Args:
+        model: left in the mode it is in.
+        name: of it.
+        example: one input, [1, C, H, W].
+
+    Raises:
+        ValueError: naming the shape and what the network said to it.
+    """
+    training, shape = model.training, tuple(example.shape)
+    try:
+        with torch.no_grad():
+            found = model.eval()(example)
+    except Exception as error:  # a network fails in as many ways as there are layers
+        raise ValueError(
+            f"model {name!r} does not take inputs of shape {shape}: {error}"
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"model {name!r} gives {what} for inputs of shape {shape}; legal: [1, n].")

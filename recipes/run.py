@@ -38,7 +38,7 @@ from robust_plugin.recipes.config import DataConfig, RecipeConfig, StageConfig, 
 from robust_plugin.recipes.data import Data, load_data, loader
 from robust_plugin.recipes.extra import with_extra
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
-from robust_plugin.recipes.models import build_model
+from robust_plugin.recipes.models import build_model, check_takes
 from robust_plugin.recipes.objective import ObjectiveConfig
 from robust_plugin.recipes.processes import is_first, wait_for_all
 from robust_plugin.recipes.progress import Progress
@@ -110,7 +110,10 @@ class Run:
         model = build_model(self.config.model, classes=self.data.classes, shape=self.data.shape)
         if self.config.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        return model.to(self.device)
+        model = model.to(self.device)
+        if ":" in self.config.model:  # the others are ours
+            check_takes(model, self.config.model, self.example)
+        return model
 
     def timed(self, stage: str, what: str) -> AbstractContextManager[None]:
         """Inside, a part of a stage runs that a dry run takes the time of."""

@@ -237,5 +237,7 @@ def pgd(
         raise ValueError("pgd moves in Linf and L2; for L1 take AutoAttack, whose APGD knows it.")
     if loss == "kl" and start == "clean":
         raise ValueError("loss 'kl' has no gradient at the clean point; take another start.")
-    size = 2.5 * threat.eps / steps if step_size is None else parse_eps(step_size)
+    size = 2.5 * threat.eps / steps
+    if step_size is not None:
+        size = parse_eps(step_size, name="step_size")
     return PGD(threat, steps, size, loss, start, restarts, keep)

@@ -20,6 +20,7 @@ class Normalize(nn.Module):
         std: one positive number a channel, in pixel units.
 
     Raises:
+        TypeError: a single number.
         ValueError: different lengths, or a std that is not positive.
 
     >>> from robust_plugin import IBP, ThreatModel
@@ -35,6 +36,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        if isinstance(mean, float | int) or isinstance(std, float | int):
+            raise TypeError(f"mean={mean} and std={std}: one number a channel, as (0.5, 0.5, 0.5)")
         if len(mean) != len(std) or not mean:
             raise ValueError(f"mean={mean} and std={std}: one number a channel in each")
         if min(std) <= 0:

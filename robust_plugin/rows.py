@@ -64,7 +64,8 @@ class AttackRow:
         )
 
     def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
-        """Attack those of the next points that are right clean."""
+        """Attack those of the next points that are right clean; all have to be legal inputs."""
+        self.threat.check_inputs(x)
         n = int(min(self.room, len(y)))
         self.room -= n
         x, y, kept = x[:n], y[:n], right[:n].clone()

@@ -17,8 +17,12 @@ Norm = Literal["Linf", "L2", "L1"]
 _TOLERANCE = 1e-5
 
 
-def parse_eps(eps: float | str) -> float:
+def parse_eps(eps: float | str, *, name: str = "eps") -> float:
     """Read a radius: a number, or a fraction such as ``"8/255"`` or ``"2.5/255"``.
+
+    Args:
+        eps: in input units.
+        name: what an error calls it.
 
     Raises:
         ValueError: if ``eps`` is not a finite number >= 0.
@@ -35,7 +39,7 @@ def parse_eps(eps: float | str) -> float:
     except (ValueError, ZeroDivisionError, OverflowError, TypeError):
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f'eps is {eps!r}; give a number >= 0 or a fraction such as "8/255".')
+        raise ValueError(f'{name} is {eps!r}; give a number >= 0 or a fraction such as "8/255".')
     return value
 
 

@@ -425,7 +425,7 @@ def test_guard_runs_on_the_network_inside_a_wrapper(cnn, batch, threat):
         ({"restarts": 0}, "restarts is 0; legal: at least 1"),
         ({"loss": "kl", "start": "clean"}, "no gradient at the clean point"),
         ({"step_size": "2/0"}, "'2/0'"),
-        ({"step_size": -1}, "-1"),
+        ({"step_size": -1}, "step_size is -1"),
     ],
 )
 def test_bad_options(threat, options, says):

@@ -284,6 +284,12 @@ def test_bad_input(cnn, batch, threat):
         ([(x, y + 10)], {}, ValueError, "legal: integers 0 to 9"),
         ([(x, y - 3)], {}, ValueError, "labels are torch.int64 from -3"),
         ([(x * 2, right)], {"attacks": [attack]}, ValueError, "outside the threat model's"),
+        (
+            [(x * 2, (model(x * 2).argmax(1) + 1) % 10)],
+            {"attacks": [attack]},
+            ValueError,
+            "outside the threat model's",
+        ),
         ([(x, right)], {"attacks": [plain]}, ValueError, "says no threat model; give evaluate"),
         ([(x, y)], {"attacks": [attack, attack]}, ValueError, "two rows would be called 'PGD-1'"),
         (

@@ -57,6 +57,8 @@ def test_bad_statistics_are_refused():
         Normalize((0.5, 0.5, 0.5), (0.5,))
     with pytest.raises(ValueError, match="positive"):
         Normalize((0.5,), (0.0,))
+    with pytest.raises(TypeError, match="one number a channel, as"):
+        Normalize(0.5, 0.2)
 
 
 def test_recipes_have_it_too():

@@ -143,8 +143,19 @@ def test_image_size_brings_odd_images_to_one_shape(tmp_path: Path, either: None)
     Image.new("RGB", (20, 14)).save(tmp_path / "test" / "dog" / "0.png")
     with pytest.raises(ValueError, match=r"\(3, 14, 20\).*\(3, 12, 12\).*image_size"):
         points(load_data("folder", folder=tmp_path).test)
+    with pytest.raises(ValueError, match=r"dog.0\.png has the shape"):
+        points(load_data("folder", folder=tmp_path).test)
     data = load_data("folder", folder=tmp_path, image_size=10)
     assert {data.test[i][0].shape for i in range(16)} == {(3, 10, 10)} == {data.shape}
+
+
+@pytest.mark.parametrize("damage", ["cut off", "no image"])
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, either: None, damage: str) -> None:
+    write_images(tmp_path)
+    file = tmp_path / "train" / "dog" / "3.png"
+    file.write_bytes(file.read_bytes()[:60] if damage == "cut off" else b"nothing of an image")
+    with pytest.raises(ValueError, match=r"dog.3\.png cannot be read"):
+        points(load_data("folder", folder=tmp_path).train)
 
 
 def test_only_training_points_are_augmented_and_only_by_the_global_generator(

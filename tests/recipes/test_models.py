@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin.recipes.models import NAMES, build_model
+from robust_plugin.recipes.models import NAMES, build_model, check_takes
 from robust_plugin.recipes.networks import Normalize, resnet18, wide_resnet
 
 CIFAR = (3, 32, 32)
@@ -204,3 +204,19 @@ def test_torchvision_by_its_path() -> None:
 def test_a_users_mistake_is_named(name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build_model(name, classes=8, shape=(4, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.Flatten(), nn.Linear(9, 2)], r"does not take inputs of shape \(1, 3, 4, 4\): mat1"),
+        ([nn.Conv2d(3, 2, 1)], r"gives \(1, 2, 4, 4\) for inputs of shape \(1, 3, 4, 4\)"),
+    ],
+)
+def test_a_network_that_does_not_take_the_data_is_named(
+    layers: list[nn.Module], message: str
+) -> None:
+    model = nn.Sequential(*layers)
+    with pytest.raises(ValueError, match=f"model 'mine:net' {message}"):
+        check_takes(model, "mine:net", torch.zeros(1, 3, 4, 4))
+    assert model.training
