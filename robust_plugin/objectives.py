@@ -144,7 +144,7 @@ class Free:
 
     def __init__(self, threat: ThreatModel, *, step_size: float | str | None = None) -> None:
         self.threat = threat
-        self.step_size = threat.eps if step_size is None else parse_eps(step_size)
+        self.step_size = threat.eps if step_size is None else parse_eps(step_size, name="step_size")
         self._delta: Tensor | None = None
         self._leaf: Tensor | None = None
 
