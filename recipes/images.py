@@ -47,7 +47,7 @@ class View(Dataset[tuple[Tensor, int]]):
         name = files[number][0] if files else f"image {number}"
         try:
             image, label = self.images[number]
-        except FileNotFoundError:
+        except FileNotFoundError:  # which names the file itself
             raise
         except (OSError, SyntaxError) as error:  # PIL's, and they do not name the file
             raise ValueError(f"{name} cannot be read: {error}") from error
