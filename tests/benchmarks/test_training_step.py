@@ -89,23 +89,30 @@ def test_a_training_step_with_learned_masks() -> None:
     assert min(ratios.values()) >= SORTED_AT_LEAST, lines
 
 
-# The official procedure sorts all scores at each of 24 forward passes, in float32, contiguous.
-OFFICIAL_AT_LEAST = 3.0
+# The official procedure sorts all scores at each of 24 forward passes, in float32, contiguous. On
+# all cores (torch's default) a sort still takes one; with one thread it is half of that step.
+OFFICIAL_AT_LEAST, ONE_THREAD_AT_LEAST = 3.0, 2.0
 
 
 @pytest.mark.bench
 def test_hydra_trades_on_wrn_28_4() -> None:
-    """Scores sorted at each of 24 forward passes against 13 and one top-k; one thread."""
-    found = printed("race", "32", "3")
-    cpu = {name: [step[1] for step in steps] for name, steps in found.items()}
-    ratio = min(cpu["sorted"][1:]) / min(cpu["ours"][1:])  # the first step allocates
-    print(
-        "\none training step of HYDRA-TRADES, WRN-28-4, batch 32, one thread, seconds of CPU time: "
-        f"ours {min(cpu['ours'][1:]):.1f}, straightforward {min(cpu['sorted'][1:]):.1f}, "
-        f"ratio {ratio:.2f}"
-    )
-    assert agree(found, tolerance=0.05)
-    assert ratio >= OFFICIAL_AT_LEAST
+    """Scores sorted at each of 24 forward passes against 13 and one top-k."""
+    print("\none training step of HYDRA-TRADES, WRN-28-4, batch 32, seconds")
+    print(f"{'threads':<10}{'ours':>8}{'straightforward':>17}{'ratio':>8}{'ratios of pairs':>20}")
+    ratios = []
+    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        found = printed("race", "32", "4", str(threads))
+        assert agree(found, tolerance=0.05)
+        # The first step allocates.
+        ours, theirs = ([step[2] for step in found[name][1:]] for name in ("ours", "sorted"))
+        pairs = [b / a for a, b in zip(ours, theirs, strict=True)]
+        ratios.append(min(theirs) / min(ours))
+        print(
+            f"{threads:<10}{min(ours):8.2f}{min(theirs):17.2f}{ratios[-1]:8.2f}"
+            f"{f'{min(pairs):.2f} to {max(pairs):.2f}':>20}"
+        )
+    assert ratios[0] >= ONE_THREAD_AT_LEAST
+    assert ratios[-1] >= OFFICIAL_AT_LEAST
 
 
 # The aim is 5. A GPU waits for the host at this size: the ratio is that of the operations issued.

@@ -421,7 +421,8 @@ if __name__ == "__main__":
         say(gpu_race(resnet, batch=128, steps=12, warm_up=4, device="cuda", say=say))
         sys.exit()
     if sys.argv[1] == "race":
-        batch, steps = map(int, sys.argv[2:])
+        batch, steps, threads = map(int, sys.argv[2:])
+        torch.set_num_threads(threads)
         print(json.dumps(race(wrn_28_4, batch=batch, steps=steps, device="cpu")))
         sys.exit()
     width, objective, *counts = sys.argv[1:]
