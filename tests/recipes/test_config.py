@@ -90,21 +90,36 @@ PROOFS = ("verify", "smooth")
 COMPARED = [each for each in PRESETS if each.startswith("compare/")]
 
 
+def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> None:
+    config = read_preset(preset, CompareConfig)
+    short = {**SHORT, **changed, "data.folder": str(workplace / "images")}
+    # Two points are proved where the preset has points proved.
+    of = config.base.evaluation
+    short |= {f"evaluation.{how}": str(min(2, getattr(of, how))) for how in PROOFS}
+    words = launch(preset)[1:] + [f"--out={out}"]
+    words += [f"--base.{key}={value}" for key, value in short.items()]
+    assert main([*words, "--jobs=1", "--seeds=0", "--densities=0.1", "--lrs=0.01"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert [cell["row"] for cell in report["cells"]] == ["dense", *config.rows]
+
+
 # Those of recipes run in test_presets.py, those of evaluate in test_evaluate.py.
 @pytest.mark.parametrize("preset", COMPARED)
 def test_two_steps_of_a_comparison_by_its_own_command(
     preset: str, tmp_path: Path, workplace: Path
 ) -> None:
-    config = read_preset(preset, CompareConfig)
-    short = {**SHORT, "data.folder": str(workplace / "images")}
-    # Two points are proved where the preset has points proved.
-    of = config.base.evaluation
-    short |= {f"evaluation.{how}": str(min(2, getattr(of, how))) for how in PROOFS}
-    words = launch(preset)[1:] + [f"--out={tmp_path / 'out'}"]
-    words += [f"--base.{key}={value}" for key, value in short.items()]
-    assert main([*words, "--jobs=1", "--seeds=0", "--densities=0.1", "--lrs=0.01"]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [cell["row"] for cell in report["cells"]] == ["dense", *config.rows]
+    wide = read_preset(preset, CompareConfig).base.model == "resnet18"  # a minute or two
+    run_two_steps(
+        preset, workplace, tmp_path / "out", **({"model": "resnet18-w16"} if wide else {})
+    )
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("preset", [each for each in COMPARED if "resnet18" in each])
+def test_two_steps_of_a_comparison_on_its_own_network(
+    preset: str, tmp_path: Path, workplace: Path
+) -> None:
+    run_two_steps(preset, workplace, tmp_path / "out")
 
 
 # --- strictness
