@@ -32,7 +32,7 @@ from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
 from robust_plugin.square import square
 from robust_plugin.standing import AllFooled, Standing
-from robust_plugin.threat import ThreatModel
+from robust_plugin.threat import ThreatModel, check_threat
 
 Version = Literal["standard", "plus", "rand", "screen"]
 
@@ -77,8 +77,7 @@ class AutoAttack:
     progress: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, ThreatModel):
-            raise TypeError(f"threat is {self.threat!r}; give a ThreatModel.")
+        check_threat(self.threat)
         if self.version not in get_args(Version):
             raise ValueError(f"version is {self.version!r}; legal: {', '.join(_COMPONENTS)}.")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:

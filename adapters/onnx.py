@@ -64,17 +64,23 @@ def export_onnx(
 
     Raises:
         ImportError: saying what to install.
-        TypeError: if the output is no tensor.
+        TypeError: if the model is no nn.Module, or inputs or output are no tensors.
         ValueError: if a pruner is attached, there is no such folder, the network cannot be
             exported or run, or its outputs differ.
     """
     onnxruntime = _libraries()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"path is {path}, a folder; give the name of a file.")
     if next(masked_weights(model), None) is not None:
         raise ValueError("a pruner is attached to the network; call pruner.finalize() first.")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} to.")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if not all(isinstance(each, Tensor) for each in inputs):
+        raise TypeError(f"example_inputs is a {type(example_inputs).__name__}; give tensors.")
     shapes = [tuple(each.shape) for each in inputs]
     if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
         raise ValueError(

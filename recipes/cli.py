@@ -76,6 +76,8 @@ def _main(words: list[str]) -> int:
             for folder in rest or [""]:
                 print(f"{folder}\n{before_after(finished_run(Path(folder)))}\n")
         elif command == "list":
+            if rest:
+                raise ValueError(f"list takes no words, and got {' '.join(rest)!r}.")
             print(listing())
         else:
             print(f"unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
@@ -154,6 +156,8 @@ def _evaluate(words: list[str]) -> None:
         default = read_preset(preset, EvaluateConfig, default)
     words = [_SHORT.get(name, name) + equals + value for name, equals, value in map(_split, words)]
     config = _parse(EvaluateConfig, default, words, "robust-plugin evaluate [RUN FOLDER]")
+    if config.weights == EvaluateConfig().weights and not config.weights.exists():
+        raise ValueError("evaluate what? Give a run folder, or --model and --weights of a network.")
     with processes() as first:
         found = evaluate_network(config, Path(out) if out and first else None)
         if first:

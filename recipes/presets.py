@@ -137,7 +137,7 @@ def _content(path: Path) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if content is None:
-        return {}
+        raise ValueError(f"{path} is empty; it would change no setting.")
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: {content!r} is no mapping of settings.")
     return content

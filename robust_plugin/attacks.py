@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from robust_plugin.draws import normal_like, uniform_like
 from robust_plugin.guard import check_logits, guarded
-from robust_plugin.threat import ThreatModel, parse_eps, per_point
+from robust_plugin.threat import ThreatModel, check_threat, parse_eps, per_point
 
 AttackLoss = Literal["ce", "kl", "margin", "dlr"]
 Start = Literal["uniform", "gaussian", "clean"]
@@ -228,8 +228,7 @@ def pgd(
     ):
         if value not in legal:
             raise ValueError(f"{name} is {value!r}; legal: {', '.join(legal)}.")
-    if not isinstance(threat, ThreatModel):
-        raise TypeError(f"threat is {threat!r}; give a ThreatModel.")
+    check_threat(threat)
     for name, count in (("steps", steps), ("restarts", restarts)):
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} is {count!r}; legal: at least 1, whole.")

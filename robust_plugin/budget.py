@@ -7,7 +7,7 @@ two groups has n_i n_j filters' entries: the sum gains products c_ij n_i n_j and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -27,9 +27,10 @@ _MAX_LOGIT = 12.0
 
 def check_density(density: float | None) -> float:
     """Return the density, or raise a ValueError unless 0 < density <= 1."""
-    if isinstance(density, int | float) and 0 < density <= 1:
+    if isinstance(density, int | float) and not isinstance(density, bool) and 0 < density <= 1:
         return float(density)
-    raise ValueError(f"density is {density!r}; legal: 0 < density <= 1, the share kept.")
+    hint = " Densities by name go to rates=." if isinstance(density, Mapping) else ""
+    raise ValueError(f"density is {density!r}; legal: 0 < density <= 1, the share kept.{hint}")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from robust_plugin.draws import few_of, happens
 from robust_plugin.guard import unwrapped
 from robust_plugin.propagation import Propagation
 from robust_plugin.ramp import Ramp
-from robust_plugin.threat import ThreatModel
+from robust_plugin.threat import ThreatModel, check_threat
 
 
 @dataclass
@@ -97,8 +97,12 @@ def certified(
         nrs: weight of ``nrs_loss``; .01 in its paper.
 
     Raises:
+        TypeError: for a threat that is no threat model, or bounds that cannot be called.
         ValueError: for weights outside [0, 1], or a negative ``nrs``.
     """
+    check_threat(threat)
+    if not callable(bounds):
+        raise TypeError(f"bounds is {bounds!r}; give a function, such as ibp_margins.")
     for name, ends in (("kappa", kappa), ("beta", beta)):
         if len(ends) != 2 or not all(0 <= end <= 1 for end in ends):
             raise ValueError(f"{name} is {ends}; legal: two numbers (start, end) in [0, 1].")

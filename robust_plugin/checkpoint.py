@@ -94,9 +94,15 @@ class Checkpoint:
         saved = {name: tuple(t.shape) for name, t in states.items()}
         for name in sorted(ours.keys() | saved.keys()):
             if ours.get(name) != saved.get(name):
+                hint = (
+                    " Masks are in one of them alone: attach the pruner that the file was written "
+                    "with, or none."
+                    if "parametrizations" in name
+                    else ""
+                )
                 raise ValueError(
                     f"{self.path} is of another model: {name} is {saved.get(name, 'absent')} in "
-                    f"the file and {ours.get(name, 'absent')} here."
+                    f"the file and {ours.get(name, 'absent')} here.{hint}"
                 )
 
     def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

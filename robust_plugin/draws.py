@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -48,6 +49,12 @@ def drawing(share: Share) -> Iterator[None]:
 def normal_like(x: Tensor, *, samples: int | None = None) -> Tensor:
     """Return N(0, 1) of the shape of ``x`` [B, ...], or [samples, B, ...]."""
     return _drawn(x, lambda whole, generator: whole.normal_(generator=generator), samples)
+
+
+def check_sigma(sigma: float) -> None:
+    """Raise a ValueError unless a standard deviation is a number above 0."""
+    if not (isinstance(sigma, Real) and sigma > 0):
+        raise ValueError(f"sigma is {sigma!r}; legal: a number above 0, in input units.")
 
 
 def uniform_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -89,9 +89,13 @@ def evaluate(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"loader is a {type(loader).__name__}; give batches (x, y).")
+    if adversarial is not None and not isinstance(adversarial, str | Path):
+        raise TypeError(f"adversarial is {adversarial!r}; give the name of a file.")
     if adversarial is not None and Path(adversarial).is_dir():
         raise ValueError(f"adversarial is {adversarial}, a folder; give the name of a file.")
-    rows = rows_of(attacks, certifier, threat, dict(limits or {}), keep=adversarial is not None)
+    rows = rows_of(attacks, certifier, threat, limits or {}, keep=adversarial is not None)
     hold = adversarial is not None or any(row.at_once for row in rows.values())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     before = str(Fingerprint(*model.parameters()))

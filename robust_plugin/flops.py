@@ -61,8 +61,14 @@ def multiply_adds(
 
     Returns:
         dict: (layer name, parameter name) -> multiply-adds a weight.
+
+    Raises:
+        TypeError: if the inputs are no tensors.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if not (inputs and all(isinstance(each, Tensor) for each in inputs)):
+        shown = ", ".join(type(each).__name__ for each in inputs) or "empty"
+        raise TypeError(f"example_inputs is {shown}; give what one forward pass takes, as x[:1].")
     batch = inputs[0].shape[0]
     found: dict[tuple[str, str], int] = {}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attachment import held_weights
-from robust_plugin.threat import ThreatModel
+from robust_plugin.threat import ThreatModel, check_threat
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -38,8 +38,11 @@ def attacked(model: nn.Module) -> Iterator[None]:
     when the attack raises.
 
     Raises:
+        TypeError: if ``model`` is no nn.Module.
         ValueError: if a parameter was written to.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
     flags = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     versions = {name: _version(p) for name, p in model.named_parameters()}
@@ -87,11 +90,13 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
     The attack sees the network inside a DDP or DataParallel wrapper.
 
     Raises:
-        TypeError: when called, if the model or the attack returns no tensor.
+        TypeError: for a threat that is no threat model; when called, if the model or the attack
+            returns no tensor.
         ValueError: when called, for inputs outside [low, high], labels out of range, NaN logits, a
             result of wrong shape, not finite, or outside the box or the ball, or a changed
             parameter.
     """
+    check_threat(threat)
 
     def guarded_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         threat.check_inputs(x)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.draws import normal_like
+from robust_plugin.draws import check_sigma, normal_like
 from robust_plugin.guard import guarded
 from robust_plugin.objectives import Objective
 from robust_plugin.ramp import Ramp
@@ -28,7 +28,7 @@ def gaussian(*, sigma: float = 0.25) -> Objective:
     Raises:
         ValueError: unless sigma > 0.
     """
-    _check_sigma(sigma)
+    check_sigma(sigma)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(x + sigma * normal_like(x)), y)
@@ -113,12 +113,7 @@ def smoothadv(
     """
     if threat.norm != "L2":
         raise ValueError(f"the threat model's norm is {threat.norm}; smoothadv moves in L2.")
-    _check_sigma(sigma)
+    check_sigma(sigma)
     if min(samples, steps) < 1:
         raise ValueError(f"samples is {samples} and steps {steps}; legal: at least 1.")
     return SmoothAdv(threat, sigma, samples, steps, ramp or Ramp(0.0, 0.0))
-
-
-def _check_sigma(sigma: float) -> None:
-    if not sigma > 0:
-        raise ValueError(f"sigma is {sigma}; legal: above 0.")

@@ -19,7 +19,7 @@ from robust_plugin.guard import Attack, UnitBox, attacked, check_logits, forked,
 from robust_plugin.sanity import refuse_random
 from robust_plugin.square import square
 from robust_plugin.standing import AllFooled, Standing
-from robust_plugin.threat import ThreatModel
+from robust_plugin.threat import ThreatModel, check_threat
 
 # What attacks of equal strength may differ by: a share of the points, or so many of them.
 _NOISE, _FEW = 0.03, 2
@@ -112,9 +112,10 @@ def obfuscation(
         seed: of the attacks; the global generator is left as it was.
 
     Raises:
+        TypeError: for a threat that is no threat model.
         ValueError: for a norm that PGD does not know, eps = 0, or if no point is right clean.
     """
-    if threat.eps == 0:
+    if check_threat(threat).eps == 0:
         raise ValueError("eps is 0; there is nothing to check without a radius.")
     with forked(seed, x.device), attacked(model):
         with torch.no_grad():

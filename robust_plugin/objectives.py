@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin.attacks import kl_divergence, pgd
-from robust_plugin.draws import normal_like
+from robust_plugin.draws import check_sigma, normal_like
 from robust_plugin.guard import Attack, unwrapped
 from robust_plugin.threat import ThreatModel, parse_eps, per_point
 
@@ -39,7 +39,12 @@ def adversarial(attack: Attack) -> Objective:
 
     Args:
         attack: e.g. ``pgd(threat, steps=10)``; one that is not ours, wrapped in ``guarded``.
+
+    Raises:
+        TypeError: if it cannot be called.
     """
+    if not callable(attack):
+        raise TypeError(f"attack is {attack!r}; give a callable, such as pgd(threat).")
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(attack(unwrapped(model), x, y)), y)
@@ -66,12 +71,16 @@ def trades(
         steps: of the attack.
         step_size: in input units; default 2.5 eps / steps.
 
+    Raises:
+        ValueError: for a negative beta, or what ``pgd`` refuses.
+
     >>> model = nn.Linear(4, 3)
     >>> objective = trades(ThreatModel("Linf", eps="8/255"), beta=6, steps=2)
     >>> loss = objective(model, torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1]))
     >>> loss.shape, loss.requires_grad
     (torch.Size([]), True)
     """
+    _check_beta(beta)
     attack = pgd(threat, steps=steps, step_size=step_size, loss="kl", start="gaussian")
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -100,7 +109,11 @@ def mart(
         beta: weight of the misclassification-aware term; 5 in HARP.
         steps: of the attack.
         step_size: in input units; default 2.5 eps / steps.
+
+    Raises:
+        ValueError: for a negative beta, or what ``pgd`` refuses.
     """
+    _check_beta(beta)
     attack = pgd(threat, steps=steps, step_size=step_size, start="gaussian")
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -121,13 +134,23 @@ def stability(*, sigma: float = 0.25, beta: float = 6.0) -> Objective:
     Args:
         sigma: standard deviation of the noise, in input units; the noisy input is not clipped.
         beta: weight of stability.
+
+    Raises:
+        ValueError: for a negative beta, or unless sigma > 0.
     """
+    _check_beta(beta)
+    check_sigma(sigma)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         clean, noisy = model(x), model(x + sigma * normal_like(x))
         return F.cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
 
     return objective
+
+
+def _check_beta(beta: float) -> None:
+    if not beta >= 0:
+        raise ValueError(f"beta is {beta}; legal: at least 0.")
 
 
 class Free:

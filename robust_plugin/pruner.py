@@ -155,6 +155,13 @@ class Pruner:
             for group, k, count in zip(self.groups, first.densities, first.counts, strict=True)
         )
 
+    def __repr__(self) -> str:
+        """Return a line: phase, groups, and what is kept."""
+        return (
+            f"{type(self).__name__}(phase={self.phase!r}, {len(self.groups)} groups, keeps "
+            f"{self.kept:,} of {self.budget.full:,}, budget {self.budget.density:.4g})"
+        )
+
     @property
     def kept(self) -> int:
         """What the masks keep now, in the budget's unit."""
@@ -239,8 +246,8 @@ class Pruner:
 
         Raises:
             TypeError: if it is no optimizer.
-            ValueError: outside the prune phase, without the phase's parameters, or without the
-                length of a schedule that rates need.
+            ValueError: outside the prune phase, without the phase's parameters, for a length that
+                is no whole number, or without the lengths that the schedule of rates needs.
         """
         if self.phase != "prune":
             raise ValueError(
@@ -249,6 +256,11 @@ class Pruner:
             )
         check_holds(optimizer, self.model)
         lengths = (epochs or 0, steps_per_epoch or 0)
+        if not all(isinstance(length, int) for length in lengths):
+            raise ValueError(
+                f"epochs is {epochs!r} and steps_per_epoch is {steps_per_epoch!r}; legal: whole "
+                "numbers."
+            )
         if "rates" in self.learn and min(lengths) < 1:
             raise ValueError(
                 f"epochs is {epochs} and steps_per_epoch is {steps_per_epoch}; learned rates move "

@@ -7,7 +7,8 @@ budget, and returns one density a group with sum_l cost_l k_l n_l = density * su
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from numbers import Real
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -102,23 +103,23 @@ def initial_rates(
     Raises:
         ValueError: for an unknown rule, names that do not match, or a density outside (0, 1].
     """
-    if isinstance(rates, str):
-        if rates not in get_args(RateName):
-            raise ValueError(
-                f"rates is {rates!r}; legal: {', '.join(get_args(RateName))}, a function, or a "
-                "dict of densities by layer."
-            )
+    if isinstance(rates, str) and rates in _FUNCTIONS:
         found = _FUNCTIONS[rates](weights, costs, density)
     elif isinstance(rates, Mapping):
         if set(rates) != set(names):
             missing, extra = sorted(set(names) - set(rates)), sorted(set(rates) - set(names))
             raise ValueError(f"rates lack {missing} and hold unknown {extra}; legal: {list(names)}")
         found = [rates[name] for name in names]
-    else:
+    elif callable(rates):
         found = rates(weights, costs, density)
+    else:
+        raise ValueError(
+            f"rates is {rates!r}; legal: {', '.join(_FUNCTIONS)}, a function, or a dict of "
+            "densities by layer."
+        )
     for name, value in zip(names, found, strict=True):
-        if not 0 < value <= 1:
-            raise ValueError(f"the rate of {name} is {value}; legal: 0 < rate <= 1.")
+        if not (isinstance(value, Real) and 0 < value <= 1):
+            raise ValueError(f"the rate of {name} is {value!r}; legal: 0 < rate <= 1.")
     return found
 
 

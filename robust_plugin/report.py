@@ -247,6 +247,10 @@ class Report:
             )
         if self.certified is not None:
             rows["certified"] = "certified"
+        if ";" in (self.threat or ""):  # several: each row says whose it is
+            for row in (*self.threats, "certified"):
+                if row in rows:
+                    rows[row] += f", {self._threat_of(row)}"
         width = max(len(shown) for shown in rows.values())
         lines = [f"threat model: {self.threat}"] if self.threat else []
         lines += [f"certified by {self.certifier}"] if self.certifier else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +133,7 @@ def rows_of(
     attacks: Sequence[Attack],
     certifier: Certifier | None,
     threat: ThreatModel | None,
-    limits: dict[str, int],
+    limits: Mapping[str, int],
     *,
     keep: bool,
 ) -> dict[str, Row]:
@@ -147,12 +147,17 @@ def rows_of(
         keep: whether adversarial inputs are kept.
 
     Raises:
-        TypeError: for attacks that are no list of callables.
+        TypeError: for attacks that are no list of callables, a certifier that is none, or limits
+            that are no mapping.
         ValueError: for one without a threat model, two of one name, or limits of rows that are not
             there or below one point.
     """
-    if callable(attacks):
+    if callable(attacks) or not isinstance(attacks, Iterable):
         raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
+    if not (certifier is None or callable(certifier)):
+        raise TypeError(f"certifier is {certifier!r}; give a callable, such as IBP(threat).")
+    if not isinstance(limits, Mapping):
+        raise TypeError(f"limits is {limits!r}; give a dict of points by the row's name.")
     rows: dict[str, Row] = {}
     for attack in attacks:
         if not callable(attack):

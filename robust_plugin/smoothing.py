@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.draws import check_sigma
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import attacked, check_logits, unwrapped
 from robust_plugin.journal import Journal
@@ -106,8 +107,7 @@ class Smoothed:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma is {self.sigma}; legal: above 0.")
+        check_sigma(self.sigma)
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha is {self.alpha}; legal: between 0 and 1.")
         if min(self.n0, self.n, self.batch_size) < 1:

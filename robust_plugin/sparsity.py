@@ -90,6 +90,7 @@ def sparsity(
         example_inputs: what one forward pass takes; then multiply-adds are counted too.
 
     Raises:
+        TypeError: if it is no nn.Module.
         ValueError: if the model has no prunable weight.
 
     >>> from robust_plugin import MagnitudePruner
@@ -99,6 +100,8 @@ def sparsity(
     >>> found.kept, found.size, [layer.kept for layer in found.layers]
     (10, 40, [8, 2])
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
     macs: dict[tuple[str, str], int] = {}
     if example_inputs is not None:
         macs = multiply_adds(model, example_inputs)

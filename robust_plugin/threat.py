@@ -126,7 +126,14 @@ class ThreatModel:
         return (x + delta).clamp(self.low, self.high)
 
     def check_inputs(self, x: Tensor) -> None:
-        """Raise a ValueError unless ``x`` is finite floats within [low, high]."""
+        """Raise unless ``x`` is finite floats within [low, high].
+
+        Raises:
+            TypeError: if it is no tensor.
+            ValueError: otherwise, saying what it is.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs are a {type(x).__name__}; give a tensor.")
         if not x.is_floating_point():
             raise ValueError(
                 f"inputs have dtype {x.dtype}; give floats in [{self.low:g}, {self.high:g}]."
@@ -161,6 +168,15 @@ class ThreatModel:
                 f"the attack moved a point by {farthest:g} in {self.norm}, beyond "
                 f"eps = {self.eps:g}; give the attack the same eps, norm and bounds."
             )
+
+
+def check_threat(threat: object) -> ThreatModel:
+    """Return the threat model, or raise a TypeError if it is something else."""
+    if not isinstance(threat, ThreatModel):
+        raise TypeError(
+            f'threat is {threat!r}; give a ThreatModel, as ThreatModel("Linf", "8/255").'
+        )
+    return threat
 
 
 def per_point(values: Tensor, like: Tensor) -> Tensor:

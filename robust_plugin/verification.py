@@ -101,6 +101,7 @@ def verify(
         progress: called with the points done, and all of them.
 
     Raises:
+        TypeError: for stages that are no mapping.
         ValueError: for stages of several threat models or none, and if an attack finds a
             counterexample to a point that was verified.
     """
@@ -157,8 +158,11 @@ def threat_of(stages: Mapping[str, Prover | Attack]) -> ThreatModel:
     """Return the threat model that all stages speak of.
 
     Raises:
+        TypeError: if the stages are no mapping.
         ValueError: if there is none, or several.
     """
+    if not isinstance(stages, Mapping):
+        raise TypeError(f"stages is {stages!r}; give a dict of certifiers and attacks by name.")
     threats = {name: stage.threat for name, stage in stages.items() if hasattr(stage, "threat")}
     if len(set(threats.values())) != 1:
         raise ValueError(

@@ -273,6 +273,26 @@ def test_table_by_hand():
     assert report.per_class("a") == {0: 1 / 3, 1: 1.0}
 
 
+def test_of_several_threat_models_each_row_names_its_own():
+    report = Report(
+        (0, 1),
+        {"clean": (True, True), "a": (True, False), "b": (False, True)},
+        {"a": ThreatModel("L2", 1.0), "b": ThreatModel("Linf", 8 / 255)},
+        certified=(True, False),
+        certified_threat=ThreatModel("L2", 0.5),
+    )
+    lines = str(report).splitlines()
+    assert lines[0] == "threat model: L2 eps=0.5; L2 eps=1; Linf eps=8/255"
+    starts = [
+        "clean  ",
+        "a, L2 eps=1  ",
+        "b, Linf eps=8/255  ",
+        "worst case",
+        "certified, L2 eps=0.5",
+    ]
+    assert all(line.startswith(start) for line, start in zip(lines[1:], starts, strict=True))
+
+
 def test_bad_input(cnn, batch, threat):
     x, y = batch
     model = cnn()

@@ -205,7 +205,7 @@ def test_accuracy_acr_and_table():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sigma": 0.0}, "sigma is 0.0; legal: above 0"),
+        ({"sigma": 0.0}, "sigma is 0.0; legal: a number above 0"),
         ({"sigma": 0.1, "alpha": 1.0}, "alpha is 1.0"),
         ({"sigma": 0.1, "n": 0}, "n 0 and"),
     ],

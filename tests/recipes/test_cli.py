@@ -61,6 +61,22 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert all(command in printed.err for command in ("magnitude", "hydra", "harp", "compare"))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "extra"], "list takes no words, and got 'extra'."),
+        (["evaluate"], "evaluate what? Give a run folder, or --model and --weights of a network."),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_refused(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {message}\n" and printed.out == ""
+
+
 def test_options_are_taken_in_both_forms_and_the_last_wins() -> None:
     take = cli._take
     words = ["--out", "a", "--density", "0.1", "--out=b", "--seed=1", "--out", "c", "--out=d"]

@@ -176,8 +176,12 @@ def test_what_a_preset_leaves_out_is_the_dataclass_default(tmp_path: Path) -> No
     assert config == dataclasses.replace(
         HarpConfig(), density=0.2, prune=dataclasses.replace(HarpConfig().prune, lr=0.3)
     )
+
+
+def test_an_empty_preset_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert read_preset(tmp_path / "empty.yaml", HydraConfig) == HydraConfig()
+    with pytest.raises(ValueError, match=r"empty.yaml is empty; it would change no setting"):
+        read_preset(tmp_path / "empty.yaml", HydraConfig)
 
 
 def test_a_preset_that_is_not_there_points_to_the_list() -> None:

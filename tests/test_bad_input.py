@@ -1,0 +1,143 @@
+"""Wrong words in the public calls: each raises one sentence that names the value and what to do."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from robust_plugin import (
+    HarpPruner,
+    HydraPruner,
+    MagnitudePruner,
+    Smoothed,
+    ThreatModel,
+    adversarial,
+    certified,
+    checkpoint,
+    evaluate,
+    mart,
+    pgd,
+    stability,
+    trades,
+    verify,
+)
+from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin.adapters.onnx import export_onnx
+from robust_plugin.guard import guarded
+from robust_plugin.obfuscation import obfuscation
+from robust_plugin.sparsity import sparsity as table
+
+THREAT = ThreatModel("Linf", eps=0.1)
+X, Y = torch.rand(4, 8), torch.tensor([0, 1, 0, 1])
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def harp_that_follows(**lengths: Any) -> None:
+    pruner = HarpPruner(net(), density=0.5)
+    optimizer = torch.optim.SGD(pruner.set_phase("prune"), lr=0.1)
+    pruner.follow(optimizer, **lengths)
+
+
+PRUNING: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: HydraPruner(net(), True), ValueError, "density is True; legal: 0 < density <= 1"),
+    (
+        lambda: MagnitudePruner(net(), {"0.weight": 0.5}),
+        ValueError,
+        "Densities by name go to rates=",
+    ),
+    (
+        lambda: HydraPruner(net(), 0.5, rates=0.1),
+        ValueError,
+        "rates is 0.1; legal: uniform, erk, lamp, global, a function, or a dict",
+    ),
+    (lambda: HydraPruner(net(), 0.5, rates=None), ValueError, "rates is None; legal"),
+    (
+        lambda: HydraPruner(net(), rates={"0.weight": "0.5", "2.weight": 0.5}),
+        ValueError,
+        "the rate of 0.weight is '0.5'; legal: 0 < rate <= 1",
+    ),
+    (
+        lambda: HydraPruner(net(), 0.5, budget="flops", example_inputs="x"),
+        TypeError,
+        "example_inputs is str; give what one forward pass takes",
+    ),
+    (lambda: table(3), TypeError, "model is a int; give an nn.Module"),
+    (
+        lambda: harp_that_follows(epochs=1.5, steps_per_epoch=2),
+        ValueError,
+        "epochs is 1.5 and steps_per_epoch is 2; legal: whole",
+    ),
+]
+TRAINING: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: trades(THREAT, beta=-1), ValueError, "beta is -1; legal: at least 0"),
+    (lambda: mart(THREAT, beta=float("nan")), ValueError, "beta is nan; legal"),
+    (lambda: stability(sigma=0), ValueError, "sigma is 0; legal: a number above 0"),
+    (lambda: adversarial(THREAT), TypeError, "give a callable, such as pgd(threat)"),
+    (lambda: trades("8/255"), TypeError, "threat is '8/255'; give a ThreatModel"),
+    (lambda: certified(pgd(THREAT)), TypeError, "give a ThreatModel"),
+    (lambda: certified(THREAT, bounds="IBP"), TypeError, "bounds is 'IBP'; give a function"),
+]
+EVALUATION: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: pgd(THREAT)(None, X, Y), TypeError, "model is a NoneType; give an nn.Module"),
+    (lambda: pgd(THREAT)(net(), [(X, Y)], Y), TypeError, "inputs are a list; give a tensor"),
+    (lambda: guarded(pgd(THREAT), "Linf"), TypeError, "threat is 'Linf'; give a ThreatModel"),
+    (lambda: AutoAttack("8/255"), TypeError, "threat is '8/255'; give a ThreatModel"),
+    (lambda: evaluate(net(), None), TypeError, "loader is a NoneType; give batches"),
+    (lambda: evaluate(net(), [(X, Y)], attacks=3), TypeError, "attacks is 3; give a list"),
+    (lambda: evaluate(net(), [(X, Y)], limits=3), TypeError, "limits is 3; give a dict"),
+    (
+        lambda: evaluate(net(), [(X, Y)], certifier="IBP"),
+        TypeError,
+        "certifier is 'IBP'; give a callable, such as IBP(threat)",
+    ),
+    (
+        lambda: evaluate(net(), [(X, Y)], adversarial=3),
+        TypeError,
+        "adversarial is 3; give the name of a file",
+    ),
+    (lambda: obfuscation(net(), X, Y, "8/255"), TypeError, "give a ThreatModel"),
+    (lambda: verify(net(), X, Y, []), TypeError, "stages is []; give a dict"),
+    (lambda: Smoothed(sigma="1/4"), ValueError, "sigma is '1/4'; legal: a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), [*PRUNING, *TRAINING, *EVALUATION])
+def test_a_wrong_word_is_named(
+    call: Callable[[], Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        call()
+
+
+def test_a_wrong_word_in_an_export_is_named_and_nothing_written(tmp_path: Path) -> None:
+    for words, message in (
+        ((None, tmp_path / "a.onnx", X), "model is a NoneType; give an nn.Module"),
+        ((net(), tmp_path, X), f"path is {tmp_path}, a folder; give the name of a file"),
+        ((net(), tmp_path / "a.onnx", "x"), "example_inputs is a str; give tensors"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+            export_onnx(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_with_masks_tells_a_plain_network_what_it_lacks(tmp_path: Path) -> None:
+    masked, plain = net(), net()
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    pruner = HydraPruner(masked, density=0.5)
+    checkpoint.save(tmp_path / "masked.safetensors", model=masked, pruner=pruner)
+    saved = checkpoint.load(tmp_path / "masked.safetensors")
+    with pytest.raises(ValueError, match="attach the pruner that the file was written with"):
+        saved.restore(model=plain)
+    assert all(tensor.equal(before[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_a_pruner_says_what_it_is() -> None:
+    pruner = HydraPruner(net(), density=0.5)
+    assert repr(pruner) == ("HydraPruner(phase='attached', 2 groups, keeps 20 of 40, budget 0.5)")
