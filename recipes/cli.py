@@ -14,6 +14,7 @@ from robust_plugin.recipes.allocator import keep_freed_memory
 from robust_plugin.recipes.channels import before_after
 from robust_plugin.recipes.compare import CompareConfig, compare
 from robust_plugin.recipes.config import read_preset
+from robust_plugin.recipes.dry_comparison import dry_comparison
 from robust_plugin.recipes.dry_run import dry_run
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
 from robust_plugin.recipes.execute import RECIPES, execute, finished_run
@@ -39,8 +40,8 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [--dry-run] [settings]
 
 Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
 --threat.eps 8/255. "robust-plugin COMMAND --help" lists them. The same command continues an
-interrupted run. With --dry-run magnitude, hydra and harp say what they would do, how long it takes
-and what they would write. On several GPUs:
+interrupted run. With --dry-run magnitude, hydra, harp and compare say what they would do, how long
+it takes and what they would write. On several GPUs:
 
   torchrun --nproc-per-node 8 -m robust_plugin.recipes.cli hydra --config hydra/cifar10-wrn28-4
 """
@@ -99,8 +100,7 @@ def _recipe(command: str, words: list[str]) -> None:
     given, words = _take(words, "--config", "")
     preset = given or f"{command}/digits"
     out, words = _take(words, "--out", f"runs/{command}")
-    dry = "--dry-run" in words
-    words = [word for word in words if word != "--dry-run"]
+    dry, words = _dry(words)
     begun = read_preset(preset, kind)
     config = _parse(kind, begun, words, f"robust-plugin {command}")
     if not given:
@@ -133,11 +133,15 @@ def _compare(words: list[str]) -> None:
     given, words = _take(words, "--config", "")
     preset = given or "compare/digits-demo"
     out, words = _take(words, "--out", "runs/compare")
+    dry, words = _dry(words)
     config = _parse(
         CompareConfig, read_preset(preset, CompareConfig), words, "robust-plugin compare"
     )
     if not given:
         _say_base(preset)
+    if dry:
+        print(dry_comparison(config, Path(out)))
+        return
     print(compare(config, Path(out)))
     print(f"\nreport.html (report.json, report.txt and the plots beside it) is in {out}")
 
@@ -199,6 +203,11 @@ def _take(words: Sequence[str], option: str, default: str) -> tuple[str, list[st
         else:
             left.append(word)
     return value, left
+
+
+def _dry(words: Sequence[str]) -> tuple[bool, list[str]]:
+    """Take ``--dry-run`` out of the command line."""
+    return "--dry-run" in words, [word for word in words if word != "--dry-run"]
 
 
 def _parse(kind: type[T], default: T, words: list[str], prog: str) -> T:

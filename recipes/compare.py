@@ -80,15 +80,8 @@ def compare(config: CompareConfig, folder: Path) -> str:
     Raises:
         ValueError: for a row with an unknown recipe or setting, before anything is trained.
     """
-    _check(config)
-    dense = {seed: _dense(config, seed, folder) for seed in config.seeds}
+    dense, jobs = jobs_of(config, folder)
     cells = [(row, density) for density in config.densities for row in config.rows]
-    jobs = {
-        (row, density, seed, lr): _job(config, row, density, seed, lr, folder)
-        for row, density in cells
-        for seed in config.seeds
-        for lr in config.lrs
-    }
     in_parallel(_train_dense, list(dense.values()), jobs=config.jobs, what="dense networks")
     each = [
         [jobs[row, density, seed, lr] for lr in config.lrs]
@@ -116,6 +109,27 @@ def compare(config: CompareConfig, folder: Path) -> str:
         found = [reports[job.folder] for job in picked]
         table.append(Cell(row, density, picked[0].lr, found, score))
     return _write(config, folder, table, {cell: picked for cell, (_, picked) in chosen.items()})
+
+
+Jobs = dict[tuple[str, float, int, float], Job]
+
+
+def jobs_of(config: CompareConfig, folder: Path) -> tuple[dict[int, Job], Jobs]:
+    """Return all trainings: the dense networks by seed; the others by row, density, seed and rate.
+
+    Raises:
+        ValueError: for a row with an unknown recipe or setting, or an empty or doubled axis.
+    """
+    _check(config)
+    dense = {seed: _dense(config, seed, folder) for seed in config.seeds}
+    jobs = {
+        (row, density, seed, lr): _job(config, row, density, seed, lr, folder)
+        for density in config.densities
+        for row in config.rows
+        for seed in config.seeds
+        for lr in config.lrs
+    }
+    return dense, jobs
 
 
 def _write(

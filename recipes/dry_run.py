@@ -23,7 +23,7 @@ from robust_plugin.attacks import pgd
 from robust_plugin.evaluation import evaluate
 from robust_plugin.recipes.batches import batches_of
 from robust_plugin.recipes.channels import kept_channels
-from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.recipes.config import RecipeConfig, StageConfig
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.execute import train_recipe
 from robust_plugin.recipes.progress import Progress, clock
@@ -87,6 +87,42 @@ class Rehearsal(Run):
         yield
         self.validation[stage] = time.perf_counter() - before
 
+    def validation_seconds(self, stage: str) -> float:
+        """Return how long all validation points take, from those that were looked at."""
+        n = len(self.data.validation)  # type: ignore[arg-type]
+        looked_at = min(self.config.evaluation.batch_size, self.config.data.batch_size, n)
+        return self.validation[stage] * n / looked_at
+
+    def stage_seconds(self, name: str, stage: StageConfig) -> float:
+        """Return how long a whole stage takes, its validations included."""
+        length = length_of(self, stage)
+        validation = length.epochs * self.validation_seconds(name)
+        return length.steps * self.watch.seconds(name) + validation
+
+    def test_seconds(self, model: nn.Module) -> float:
+        """Return how long the report's own attack takes on all test points, at most."""
+        of, tested = self.config.evaluation, len(self.data.test)  # type: ignore[arg-type]
+        return _attack_seconds(self, model) * tested * of.steps * of.restarts
+
+
+@contextmanager
+def rehearsal(recipe: str, config: RecipeConfig) -> Iterator[tuple[Rehearsal, nn.Module]]:
+    """Run a few steps of every stage, in a folder that is gone afterwards.
+
+    Args:
+        recipe: magnitude, hydra, harp or dense.
+        config: its settings.
+
+    Raises:
+        ValueError: whatever the recipe itself would raise, or under torchrun.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--dry-run measures one process; leave torchrun out.")
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of rates that a few steps bring nowhere
+        run = Rehearsal(Path(place) / "run", config)
+        yield run, train_recipe(recipe, run)
+
 
 def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
     """Return the plan of a recipe: stages, time, memory, what is kept, and the files.
@@ -99,26 +135,21 @@ def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
     Raises:
         ValueError: whatever the recipe itself would raise, or under torchrun.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("--dry-run measures one process; leave torchrun out.")
-    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of rates that a few steps bring nowhere
-        run = Rehearsal(Path(place) / "run", config)
-        model = train_recipe(recipe, run)
-        per_step = _attack_seconds(run, model)
+    with rehearsal(recipe, config) as (run, model):
+        tested = run.test_seconds(model)
         kept = _kept(run, model)
         run.save_model(model, run.folder / "model.safetensors")
         sizes = {path.name: path.stat().st_size for path in run.folder.iterdir()}
     return "\n\n".join(
         [
-            _stages(recipe, run, per_step),
+            _stages(recipe, run, tested),
             kept,
             f"files in {out}:\n{_files(config, sizes)}",
         ]
     )
 
 
-def _stages(recipe: str, run: Rehearsal, per_step: float) -> str:
+def _stages(recipe: str, run: Rehearsal, tested: float) -> str:
     config = run.config
     lines = [
         f"{recipe}: {config.model} on {run.data.name}, {config.objective.name}, {run.threat}, "
@@ -126,34 +157,30 @@ def _stages(recipe: str, run: Rehearsal, per_step: float) -> str:
         f"{'stage':<14}{'epochs':>8}{'steps':>10}{'s a step':>10}{'memory':>10}"
         f"{'validation':>12}{'in all':>14}",
     ]
-    whole = 0.0
-    n = len(run.data.validation)  # type: ignore[arg-type]
+    whole = tested
     for name, stage in stages_of(recipe, config).items():
-        length, step = length_of(run, stage), run.watch.seconds(name)
-        validation = run.validation[name] * n / min(n, _validated(config))
-        total = length.steps * step + length.epochs * validation
+        length, total = length_of(run, stage), run.stage_seconds(name, stage)
         whole += total
         lines.append(
-            f"{name:<14}{length.epochs:>8,}{length.steps:>10,}{step:>10.3f}"
+            f"{name:<14}{length.epochs:>8,}{length.steps:>10,}{run.watch.seconds(name):>10.3f}"
             f"{f'{run.watch.peaks[name] / 1e9:.1f} GB':>10}"
-            f"{clock(validation):>12}{clock(total):>14}"
+            f"{clock(run.validation_seconds(name)):>12}{clock(total):>14}"
         )
-    of, tested = config.evaluation, len(run.data.test)  # type: ignore[arg-type]
-    attack = per_step * tested * of.steps * of.restarts
-    whole += attack
+    of, points = config.evaluation, len(run.data.test)  # type: ignore[arg-type]
     name = f"PGD-{of.steps}" + f"x{of.restarts}" * (of.restarts > 1)
-    lines.append(f"{f'{name} on {tested:,} test points, at most':<64}{clock(attack):>14}")
+    lines.append(f"{f'{name} on {points:,} test points, at most':<64}{clock(tested):>14}")
     lines.append(f"{'sum':<64}{clock(whole):>14}")
     kind = "of the GPU" if run.device.type == "cuda" else "of this process"
     lines.append(f"memory: {kind}, at its peak so far")
+    return "\n".join(lines) + not_measured(config)
+
+
+def not_measured(config: RecipeConfig) -> str:
+    """Return a line, after a line break, of what an estimate leaves out; or nothing."""
+    of = config.evaluation
     more = {"AutoAttack": of.autoattack, "proofs": of.verify, "smoothing": of.smooth}
     besides = [f"{what} of {count:,} points" for what, count in more.items() if count]
-    return "\n".join(lines) + (f"\nnot measured: {', '.join(besides)}" if besides else "")
-
-
-def _validated(config: RecipeConfig) -> int:
-    """How many validation points a dry run looks at."""
-    return min(config.evaluation.batch_size, config.data.batch_size)
+    return f"\nnot measured: {', '.join(besides)}" if besides else ""
 
 
 def _attack_seconds(run: Run, model: nn.Module) -> float:
