@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tqdm import tqdm
+
 from robust_plugin.recipes.compare import CompareConfig, Job, jobs_of
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.dry_run import Rehearsal, not_measured, rehearsal
@@ -65,7 +67,7 @@ def dry_comparison(config: CompareConfig, out: Path) -> str:
             device = run.device
             table = [_row(run, first, run.test_seconds(model), networks=seeds, rates=1)]
             run.save_model(model, network)
-        for row in config.rows:
+        for row in tqdm(config.rows, desc="a few steps of each row", disable=None):
             job = jobs[row, config.densities[0], config.seeds[0], config.lrs[0]]
             begun = replace(job, config=replace(job.config, checkpoint=network))
             with rehearsal(job.recipe, begun.config) as (run, model):
