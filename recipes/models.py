@@ -114,13 +114,14 @@ def _imported(name: str, classes: int) -> nn.Module:
     return network
 
 
-def check_takes(model: nn.Module, name: str, example: Tensor) -> None:
+def check_takes(model: nn.Module, name: str, example: Tensor, classes: int) -> None:
     """Raise unless a network takes an input and gives one row of logits for it.
 
     Args:
         model: left in the mode it is in.
         name: of it.
         example: one input, [1, C, H, W].
+        classes: of the data; more logits are legal (a label that never comes), fewer are not.
 
     Raises:
         ValueError: naming the shape and what the network said to it.
@@ -138,3 +139,7 @@ def check_takes(model: nn.Module, name: str, example: Tensor) -> None:
     if not isinstance(found, Tensor) or found.dim() != 2:
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"model {name!r} gives {what} for inputs of shape {shape}; legal: [1, n].")
+    if found.shape[1] < classes:
+        raise ValueError(
+            f"model {name!r} gives {found.shape[1]} logits, and the data has {classes} classes."
+        )

@@ -112,7 +112,7 @@ class Run:
             model = model.to(memory_format=torch.channels_last)
         model = model.to(self.device)
         if ":" in self.config.model:  # the others are ours
-            check_takes(model, self.config.model, self.example)
+            check_takes(model, self.config.model, self.example, self.data.classes)
         return model
 
     def timed(self, stage: str, what: str) -> AbstractContextManager[None]:

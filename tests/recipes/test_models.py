@@ -211,6 +211,7 @@ def test_a_users_mistake_is_named(name: str, error: type[Exception], message: st
     [
         ([nn.Flatten(), nn.Linear(9, 2)], r"does not take inputs of shape \(1, 3, 4, 4\): mat1"),
         ([nn.Conv2d(3, 2, 1)], r"gives \(1, 2, 4, 4\) for inputs of shape \(1, 3, 4, 4\)"),
+        ([nn.Flatten(), nn.Linear(48, 2)], "gives 2 logits, and the data has 3 classes"),
     ],
 )
 def test_a_network_that_does_not_take_the_data_is_named(
@@ -218,5 +219,5 @@ def test_a_network_that_does_not_take_the_data_is_named(
 ) -> None:
     model = nn.Sequential(*layers)
     with pytest.raises(ValueError, match=f"model 'mine:net' {message}"):
-        check_takes(model, "mine:net", torch.zeros(1, 3, 4, 4))
+        check_takes(model, "mine:net", torch.zeros(1, 3, 4, 4), 3)
     assert model.training
