@@ -74,7 +74,9 @@ def _main(words: list[str]) -> int:
         elif command == "evaluate":
             _evaluate(rest)
         elif command == "channels":
-            for folder in rest or [""]:
+            if not rest:
+                raise ValueError("channels of what? Give the folders of finished runs.")
+            for folder in rest:
                 print(f"{folder}\n{before_after(finished_run(Path(folder)))}\n")
         elif command == "list":
             if rest:

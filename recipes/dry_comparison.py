@@ -84,15 +84,20 @@ def _row(run: Rehearsal, job: Job, test: float, *, networks: int, rates: int) ->
 
 
 def _shown(config: CompareConfig, table: list[_Row], device: str, out: Path) -> str:
-    axes = {"rows": config.rows, "densities": config.densities, "seeds": config.seeds}
-    counts = [f"{len(axis)} {name}" for name, axis in {**axes, "rates": config.lrs}.items()]
+    axes = {
+        ("row", "rows"): config.rows,
+        ("density", "densities"): config.densities,
+        ("seed", "seeds"): config.seeds,
+        ("learning rate", "learning rates"): config.lrs,
+    }
+    counts = [f"{len(axis)} {names[len(axis) != 1]}" for names, axis in axes.items()]
     trained = sum(row.networks * row.rates for row in table[1:])
     width = 2 + max(len(row.name) for row in table)
     whole = sum(row.whole for row in table)
     base: RecipeConfig = config.base
     lines = [
-        f"compare: {' x '.join(counts)}: {trained:,} trainings, from {table[0].networks} dense "
-        f"networks; {base.model}, measured on {device}",
+        f"compare: {' x '.join(counts)}: {trained:,} trainings after those of the dense; "
+        f"{base.model}, measured on {device}",
         f"{'row':<{width}}{'networks':>10}{'prune':>11}{'train':>11}{'test':>11}{'in all':>14}",
         *(row.line(width) for row in table),
         f"{'sum':<{width + 43}}{clock(whole):>14}",

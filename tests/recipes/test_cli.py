@@ -65,6 +65,7 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     ("words", "message"),
     [
         (["list", "extra"], "list takes no words, and got 'extra'."),
+        (["channels"], "channels of what? Give the folders of finished runs."),
         (["evaluate"], "evaluate what? Give a run folder, or --model and --weights of a network."),
     ],
 )

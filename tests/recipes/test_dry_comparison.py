@@ -56,7 +56,7 @@ def test_every_training_is_counted_with_its_time(
     assert planned(tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
-        "compare: 4 rows x 2 densities x 3 seeds x 2 rates: 48 trainings, from 3 dense networks"
+        "compare: 4 rows x 2 densities x 3 seeds x 2 learning rates: 48 trainings after those of"
     )
     assert [line.split()[-5:] for line in lines[2:7]] == [
         ["3", "0:00:00", "0:16:40", "0:00:01", "0:50:03"],  # 3 (1000 + 1)
