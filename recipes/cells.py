@@ -20,6 +20,7 @@ class Cell:
         lr: the fine-tuning learning rate that validation chose; None for the dense network.
         reports: one a seed, on the same test points.
         validation: mean robust accuracy on the validation points at that rate, in [0, 1].
+        diverged: learning rates at which the training of a seed or more ended in NaN.
     """
 
     row: str
@@ -27,6 +28,7 @@ class Cell:
     lr: float | None
     reports: Sequence[Report]
     validation: float | None
+    diverged: tuple[float, ...] = ()
 
     def values(self, row: str) -> list[float]:
         """Return the accuracy of each seed, in [0, 1]."""
@@ -61,6 +63,7 @@ class Cell:
             "density": self.density,
             "lr": self.lr,
             "validation": self.validation,
+            "diverged": list(self.diverged),
             "accuracy": {row: self.values(row) for row in self.rows},
         }
 

@@ -7,6 +7,7 @@ validation points; the test points are looked at once, at the end.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from robust_plugin.recipes.report import (
 )
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.settings import check_settings
+from robust_plugin.recipes.training import Diverged
 from robust_plugin.recipes.workers import in_parallel
 from robust_plugin.report import Report
 
@@ -94,20 +96,27 @@ def compare(config: CompareConfig, folder: Path) -> str:
         for pair in pairs
     )
     chosen: dict[tuple[str, float], tuple[float, list[Job]]] = {}
+    diverged: dict[tuple[str, float], tuple[float, ...]] = {}
     for row, density in cells:
         by_lr = {lr: [jobs[row, density, seed, lr] for seed in config.seeds] for lr in config.lrs}
         scores = {
             lr: sum(validated[job.folder] for job in of_seeds) / len(of_seeds)
             for lr, of_seeds in by_lr.items()
         }
+        diverged[row, density] = tuple(lr for lr in config.lrs if scores[lr] == -math.inf)
         best = max(scores, key=lambda lr: scores[lr])
+        if best in diverged[row, density]:
+            raise ValueError(
+                f"{row} has diverged at every learning rate, {density:g} kept; lrs is "
+                f"{list(config.lrs)}: give lower ones."
+            )
         chosen[row, density] = (scores[best], by_lr[best])
     final = [*dense.values(), *(job for _, picked in chosen.values() for job in picked)]
     reports = dict(in_parallel(_measure, final, jobs=config.jobs, what="test points"))
     table = [Cell("dense", 1.0, None, [reports[job.folder] for job in dense.values()], None)]
     for (row, density), (score, picked) in chosen.items():
         found = [reports[job.folder] for job in picked]
-        table.append(Cell(row, density, picked[0].lr, found, score))
+        table.append(Cell(row, density, picked[0].lr, found, score, diverged[row, density]))
     return _write(config, folder, table, {cell: picked for cell, (_, picked) in chosen.items()})
 
 
@@ -251,12 +260,19 @@ def _train_dense(job: Job) -> None:
 
 
 def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
-    """Train one cell at every learning rate; the prune phase is the same, and run once."""
+    """Train one cell at every learning rate; the prune phase is the same, and run once.
+
+    Of each the robust accuracy on validation, below all others where the training diverged.
+    """
     found = []
     for job in jobs:
         if job is not jobs[0]:
             _share_prune_phase(jobs[0].folder, job.folder)
-        train_recipe(job.recipe, Run(job.folder, job.config))
+        try:
+            train_recipe(job.recipe, Run(job.folder, job.config))
+        except Diverged:
+            found.append((job.folder, -math.inf))
+            continue
         last = next(
             job.folder / f"{stage}.safetensors"
             for stage in ("finetune", "prune")  # fine-tuning may have no epochs
@@ -277,7 +293,7 @@ def _share_prune_phase(source: Path, target: Path) -> None:
             shutil.copy(stage, partial)
             os.replace(partial, target / stage.name)
     log = target / "log.jsonl"
-    if not log.is_file():
+    if not log.is_file() and (source / "log.jsonl").is_file():
         lines = (source / "log.jsonl").read_text().splitlines(keepends=True)
         write_text(log, "".join(line for line in lines if json.loads(line)["stage"] == "prune"))
 

@@ -90,6 +90,8 @@ def comparison_page(
 
 def _row(cell: Cell) -> list[str]:
     lr = "" if cell.lr is None else f"{cell.lr:g}"
+    if cell.diverged:
+        lr += f" ({', '.join(f'{each:g}' for each in cell.diverged)} diverged)"
     validation = "" if cell.validation is None else f"{100 * cell.validation:.1f}"
     shown = [cell.shown(measure) for measure in cell.rows]
     return [cell.row, f"{100 * cell.density:g} %", lr, validation, *shown]

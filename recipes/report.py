@@ -29,6 +29,14 @@ def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
         lr = "" if cell.lr is None else f"{cell.lr:g}"
         shown = " | ".join(cell.shown(row) for row in rows)
         lines.append(f"| {100 * cell.density:g} % | {cell.row} | {lr} | {shown} |")
+    lost = [cell for cell in cells if cell.diverged]
+    if lost:
+        lines += ["", "Learning rates at which a training diverged, and which were not chosen:"]
+        lines += [
+            f"- {cell.row}, {100 * cell.density:g} % kept: "
+            + ", ".join(f"{lr:g}" for lr in cell.diverged)
+            for cell in lost
+        ]
     for density in pruned_densities(cells):
         lines += _gain(cells, density, rows)
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from torch import nn
 
 from robust_plugin.cascade import rank_and_world
 from robust_plugin.following import check_ranks
+from robust_plugin.guard import NotFinite
 from robust_plugin.objectives import replay
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.batches import batches_of
@@ -24,6 +25,10 @@ from robust_plugin.recipes.steps import Steps
 from robust_plugin.recipes.validation import validated
 
 _PLACE = ("stage", "epoch")  # where a record of the log belongs; the rest is measured
+
+
+class Diverged(ValueError):
+    """A stage whose loss or outputs became NaN or infinite."""
 
 
 def pretrained(run: Run) -> nn.Module:
@@ -61,7 +66,8 @@ def train(
         phase: what of the pruner is trained.
 
     Raises:
-        ValueError: if the folder holds this stage with other settings, or the loss is not finite.
+        Diverged: if the loss or the network's outputs are not finite.
+        ValueError: if the folder holds this stage with other settings.
     """
     run.enter(name, stage, pruner)
     saved = run.saved(name)
@@ -83,10 +89,16 @@ def train(
         run.progress.stage(name, steps=length.steps, done=done, folder=run.folder),
     ):
         for epoch in range(len(records), epochs):
-            loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length)
-            check_ranks(model)
-            with run.timed(name, "validation"):
-                accuracies = validated(run, model)
+            try:
+                loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length)
+                check_ranks(model)
+                with run.timed(name, "validation"):
+                    accuracies = validated(run, model)
+            except NotFinite as error:
+                raise Diverged(
+                    f"{name} has diverged in epoch {epoch}: {error} Lower its learning rate "
+                    f"({stage.lr})."
+                ) from error
             record: dict[str, Any] = {"stage": name, "epoch": epoch, "loss": loss, **accuracies}
             record["density"] = 1.0 if pruner is None else pruner.kept / pruner.budget.full
             best = all(record["robust"] >= earlier["robust"] for earlier in records)
@@ -154,7 +166,7 @@ def _epoch(
         loss = step_on(x, y, len(batch))
         total += loss
         if not math.isfinite(total):
-            raise ValueError(
+            raise Diverged(
                 f"the loss of {name} is {loss} at epoch {epoch}, step {step}; lower its "
                 f"learning rate ({stage.lr})."
             )

@@ -157,12 +157,17 @@ def forked(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+class NotFinite(ValueError):
+    """A network returned NaN or infinity, as one does whose training has diverged."""
+
+
 def check_logits(logits: object, y: Tensor) -> Tensor:
     """Return the logits if they are finite and of shape [B, classes], with labels to match.
 
     Raises:
         TypeError: if the model returned something else than a tensor.
-        ValueError: for another shape, NaN or inf, or labels outside 0..classes-1.
+        NotFinite: for NaN or infinity.
+        ValueError: for another shape, or labels outside 0..classes-1.
     """
     if not isinstance(logits, Tensor):
         raise TypeError(
@@ -175,7 +180,7 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
             "[batch, classes]."
         )
     if not bool(logits.isfinite().all()):
-        raise ValueError("the model returned logits that are not finite.")
+        raise NotFinite("the model returned logits that are not finite.")
     if y.dim() != 1:
         raise ValueError(f"labels have shape {tuple(y.shape)}; legal: one integer a point.")
     if y.is_floating_point() or not bool(((y >= 0) & (y < logits.shape[1])).all()):

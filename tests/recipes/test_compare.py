@@ -419,6 +419,27 @@ def test_jobs_end_with_their_parent_and_two_give_what_one_gives(
         assert all(ours[key].equal(theirs[key]) for key in theirs)
 
 
+def test_a_rate_that_diverges_is_named_and_not_chosen(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    use(planted())
+    config = comparison(rows={"LWM": ROWS["LWM uniform"], "HYDRA": ROWS["HYDRA"]}, lrs=[1e9, 0.05])
+    text = compare(config, tmp_path)
+    alone = compare(replace(config, lrs=(0.05,)), tmp_path / "alone")
+    for row in ("LWM", "HYDRA"):
+        assert cells(tmp_path)[row, 0.3]["diverged"] == [1e9]
+        assert f"- {row}, 30 % kept: 1e+09" in text.splitlines()
+        both = (cells(folder)[row, 0.3] for folder in (tmp_path, tmp_path / "alone"))
+        assert [{**cell, "diverged": []} for cell in both] == [
+            cells(tmp_path / "alone")[row, 0.3]
+        ] * 2
+    assert "diverged" not in alone
+    assert "0.05 (1e+09 diverged)" in (tmp_path / "report.html").read_text()
+    assert compare(config, tmp_path) == text
+    with pytest.raises(ValueError, match="LWM has diverged at every learning rate, 0.3 kept"):
+        compare(replace(config, lrs=(1e9, 1e10)), tmp_path)
+
+
 def test_a_row_without_fine_tuning_is_its_mask_alone(
     tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
 ) -> None:

@@ -230,6 +230,7 @@ def test_a_cell_is_plain_json() -> None:
         "density": 0.05,
         "lr": 0.1,
         "validation": 0.4,
+        "diverged": [],
         "accuracy": {"clean": [0.9], "PGD": [0.45]},
     }
 
