@@ -78,7 +78,8 @@ def test_without_progress_a_loss_is_that_of_the_end(cnn, batch, threat):
     wanted = cross_entropy_of(ibp_margins(model, x, y, threat), y)
     assert certified(threat)(model, x, y).item() == pytest.approx(wanted, rel=1e-5)
     # beta ends at 0: other bounds are not even computed.
-    assert certified(threat, bounds=None)(model, x, y).item() == pytest.approx(wanted, rel=1e-5)
+    other = certified(threat, bounds=lambda *_: pytest.fail("computed at beta 0"))
+    assert other(model, x, y).item() == pytest.approx(wanted, rel=1e-5)
     begun = certified(threat)
     begun.progress(0, 10)
     assert begun(model, x, y).item() == pytest.approx(F.cross_entropy(model(x), y).item())
@@ -288,7 +289,7 @@ def test_every_objective_through_pretrain_prune_and_finetune(cnn, name, kind):
         (lambda: certified(THREAT).progress(11, 10), "progress to epoch 11 of 10"),
         (lambda: mixtrain(THREAT, bounds=ibp_margins, points=0), "points is 0"),
         (lambda: mixtrain(THREAT, bounds=ibp_margins, probability=2), "probability 2"),
-        (lambda: gaussian(sigma=0), "sigma is 0; legal: above 0"),
+        (lambda: gaussian(sigma=0), "sigma is 0; legal: a number above 0"),
         (lambda: smoothadv(THREAT), "norm is Linf; smoothadv moves in L2"),
         (lambda: smoothadv(L2, sigma=-1), "sigma is -1"),
         (lambda: smoothadv(L2, samples=0), "samples is 0"),
