@@ -12,12 +12,13 @@ import tyro
 
 from robust_plugin.recipes.allocator import keep_freed_memory
 from robust_plugin.recipes.channels import before_after
-from robust_plugin.recipes.compare import CompareConfig, compare
+from robust_plugin.recipes.compare import compare
 from robust_plugin.recipes.config import read_preset
 from robust_plugin.recipes.dry_comparison import dry_comparison
 from robust_plugin.recipes.dry_run import dry_run
 from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
 from robust_plugin.recipes.execute import RECIPES, execute, finished_run
+from robust_plugin.recipes.jobs import CompareConfig
 from robust_plugin.recipes.listing import listing
 from robust_plugin.recipes.processes import processes
 from robust_plugin.recipes.published import beside_published

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from robust_plugin.recipes.compare import CompareConfig, Job, jobs_of
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.dry_run import Rehearsal, not_measured, rehearsal
+from robust_plugin.recipes.jobs import CompareConfig, Job, jobs_of
 from robust_plugin.recipes.progress import clock
 from robust_plugin.recipes.stages import stages_of
 

@@ -20,9 +20,10 @@ from torch.utils.data import Dataset
 from robust_plugin.recipes import run as run_module
 from robust_plugin.recipes import training as training_module
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.compare import CompareConfig, compare
+from robust_plugin.recipes.compare import compare
 from robust_plugin.recipes.config import build
 from robust_plugin.recipes.data import Data
+from robust_plugin.recipes.jobs import CompareConfig
 from robust_plugin.recipes.training import _epoch
 
 BASE: dict[str, Any] = {

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.compare import CompareConfig
 from robust_plugin.recipes.config import (
     RecipeConfig,
     ThreatConfig,
@@ -21,6 +20,7 @@ from robust_plugin.recipes.evaluate import EvaluateConfig
 from robust_plugin.recipes.execute import RECIPES
 from robust_plugin.recipes.harp import HarpConfig
 from robust_plugin.recipes.hydra import HydraConfig
+from robust_plugin.recipes.jobs import CompareConfig
 from robust_plugin.recipes.objective import ObjectiveConfig, ObjectiveName
 from robust_plugin.recipes.presets import CONFIGS, preset_names
 

@@ -1,0 +1,122 @@
+"""A comparison laid out: its settings, and the trainings that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from robust_plugin.recipes.config import RecipeConfig, as_plain, build
+from robust_plugin.recipes.execute import RECIPES
+from robust_plugin.recipes.settings import check_settings
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Rows by densities by seeds.
+
+    Attributes:
+        base: the settings all rows share; a checkpoint there is the dense network of all seeds.
+        rows: by name, the recipe (magnitude, hydra, harp) and the settings that differ.
+        densities: shares kept.
+        seeds: each with a dense network of its own.
+        lrs: fine-tuning learning rates to choose from, by mean robust accuracy on validation.
+        jobs: processes side by side; each computes on ``base.threads`` threads.
+    """
+
+    base: RecipeConfig = field(default_factory=RecipeConfig)
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    densities: tuple[float, ...] = (0.05, 0.01)
+    seeds: tuple[int, ...] = (0,)
+    lrs: tuple[float, ...] = (0.1,)
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a row at a density, a seed and a learning rate."""
+
+    row: str
+    recipe: str
+    config: RecipeConfig
+    folder: Path
+
+    @property
+    def lr(self) -> float:
+        """The fine-tuning learning rate."""
+        return self.config.finetune.lr
+
+
+Jobs = dict[tuple[str, float, int, float], Job]
+
+
+def jobs_of(config: CompareConfig, folder: Path) -> tuple[dict[int, Job], Jobs]:
+    """Return all trainings: the dense networks by seed; the others by row, density, seed and rate.
+
+    Raises:
+        ValueError: for a row with an unknown recipe or setting, or an empty or doubled axis.
+    """
+    _check(config)
+    dense = {seed: _dense(config, seed, folder) for seed in config.seeds}
+    jobs = {
+        (row, density, seed, lr): _job(config, row, density, seed, lr, folder)
+        for density in config.densities
+        for row in config.rows
+        for seed in config.seeds
+        for lr in config.lrs
+    }
+    return dense, jobs
+
+
+def _check(config: CompareConfig) -> None:
+    for name in ("rows", "densities", "seeds", "lrs"):
+        given = list(getattr(config, name))
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"{name} is {given}; legal: at least one, and none twice.")
+    if config.jobs < 1:
+        raise ValueError(f"jobs is {config.jobs}; legal: at least 1.")
+    taken = {"dense": "the dense network"}
+    for row in config.rows:
+        name = _folder_name(row)
+        if name in taken or Path(name).name != name:
+            raise ValueError(
+                f"row {row!r} needs a folder {name!r} of its own"
+                + (f", which is that of {taken[name]!r}." if name in taken else ".")
+            )
+        taken[name] = row
+
+
+def _folder_name(row: str) -> str:
+    return row.replace(" ", "-")
+
+
+def _dense(config: CompareConfig, seed: int, folder: Path) -> Job:
+    here = folder / f"seed{seed}" / "dense"
+    return Job("dense", "dense", replace(config.base, seed=seed), here)
+
+
+def _job(
+    config: CompareConfig, row: str, density: float, seed: int, lr: float, folder: Path
+) -> Job:
+    settings = dict(config.rows[row])
+    recipe = settings.pop("recipe", None)
+    legal = [name for name in RECIPES if name != "dense"]  # there is one anyway
+    if recipe not in legal:
+        raise ValueError(f"row {row!r} has recipe {recipe!r}; legal: {', '.join(legal)}.")
+    merged = _merged(as_plain(config.base), settings)
+    merged = _merged(merged, {"density": density, "seed": seed, "finetune": {"lr": lr}})
+    merged["checkpoint"] = str(folder / f"seed{seed}" / "dense" / "pretrained.safetensors")
+    kind, _ = RECIPES[recipe]
+    built = build(kind, merged, where=f"row {row!r}")
+    check_settings(built)
+    here = folder / f"seed{seed}" / _folder_name(row) / f"{density:g}" / f"lr{lr:g}"
+    return Job(row, recipe, built, here)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = _merged(both[key], value) if nested else value
+    return both
