@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.dry_run import Rehearsal, not_measured, rehearsal
 from robust_plugin.recipes.jobs import CompareConfig, Job, jobs_of
 from robust_plugin.recipes.progress import clock
@@ -94,10 +93,9 @@ def _shown(config: CompareConfig, table: list[_Row], device: str, out: Path) -> 
     trained = sum(row.networks * row.rates for row in table[1:])
     width = 2 + max(len(row.name) for row in table)
     whole = sum(row.whole for row in table)
-    base: RecipeConfig = config.base
     lines = [
         f"compare: {' x '.join(counts)}: {trained:,} trainings after those of the dense; "
-        f"{base.model}, measured on {device}",
+        f"{config.base.model}, measured on {device}",
         f"{'row':<{width}}{'networks':>10}{'prune':>11}{'train':>11}{'test':>11}{'in all':>14}",
         *(row.line(width) for row in table),
         f"{'sum':<{width + 43}}{clock(whole):>14}",
@@ -105,4 +103,4 @@ def _shown(config: CompareConfig, table: list[_Row], device: str, out: Path) -> 
     if config.jobs > 1:
         shared = f"{config.jobs} side by side, if they do not slow one another"
         lines.append(f"{shared:<{width + 43}}{clock(whole / config.jobs):>14}")
-    return "\n".join(lines) + not_measured(base) + f"\nreport.html and the rest go to {out}"
+    return "\n".join(lines) + not_measured(config.base) + f"\nreport.html and the rest go to {out}"
