@@ -26,7 +26,7 @@ from robust_plugin.attacks import pgd
 from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
 from robust_plugin.guard import Attack, unwrapped
 from robust_plugin.precision import exact
-from robust_plugin.threat import ThreatModel
+from robust_plugin.threat import ThreatModel, check_threat
 from robust_plugin.verdicts import Prover
 
 Method = Literal["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alpha-CROWN-fixed"]
@@ -51,6 +51,7 @@ class LiRPA:
         batch_size: points proved at a time; CROWN's memory grows with it.
 
     Raises:
+        TypeError: for a threat that is no threat model.
         ValueError: for an unknown method, a norm other than Linf, or counts below 1.
         ImportError: when called without the library.
     """
@@ -66,7 +67,7 @@ class LiRPA:
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise ValueError(f"method is {self.method!r}; legal: {', '.join(get_args(Method))}.")
-        if self.threat.norm != "Linf":
+        if check_threat(self.threat).norm != "Linf":
             raise ValueError(_NORM.format(self.threat.norm))
         if min(self.iterations, self.batch_size) < 1:
             raise ValueError(
@@ -89,6 +90,7 @@ class LiRPA:
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return lower bounds of f_y - f_j of shape [B, classes] (see ``checked_margins``)."""
+        self.threat.check_inputs(x)  # an empty batch, too
         size = self.batch_size
         found = [
             checked_margins(self.bounds, model, x[i : i + size], y[i : i + size], self.threat)
@@ -130,8 +132,10 @@ class LiRPA:
                 built = TwinBounds(model, few[1], self.method, self.iterations, _library())
                 built.check(*few, self.threat)
             self._built[model] = built
+        # All methods give the same of a single point, the margins themselves.
+        method = "IBP" if threat.eps == 0 else self.method
         with torch.autocast(x.device.type, enabled=False):  # as in ibp_margins
-            return built.margins(model, x, y, threat)
+            return built.margins(model, x, y, threat, method)
 
 
 def proof_stages(threat: ThreatModel) -> dict[str, Prover | Attack]:

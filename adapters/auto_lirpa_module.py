@@ -64,10 +64,9 @@ class TwinBounds:
         self.classes = int(self.module.final_shape[1])  # which alpha-CROWN writes over
 
     def margins(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, method: str = ""
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, method: str
     ) -> Tensor:
         """Return lower bounds of f_y - f_j; shape [B, classes]."""
-        method = method or self.method
         check_logits(x.new_zeros(len(y), self.classes), y)
 
         def compute() -> Tensor:

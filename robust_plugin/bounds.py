@@ -7,15 +7,15 @@ are live, the gradient reaches weights, scores and rates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from robust_plugin.guard import attacked, check_logits, unwrapped
 from robust_plugin.precision import exact
-from robust_plugin.propagation import Propagation
-from robust_plugin.threat import ThreatModel
+from robust_plugin.propagation import Propagation, refuse_unseen
+from robust_plugin.threat import ThreatModel, check_threat
 
 # bounds(model, x, y, threat): lower bounds of f_y - f_j, shape [B, classes], zero at j = y.
 Bounds = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
@@ -23,6 +23,10 @@ Bounds = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 # Bounds are sums in the inputs' precision: margins this small beside the point's largest may be
 # rounding, and prove nothing.
 _ROUNDING = 1e-5
+
+# Two computations of one margin in float32, relative to 1 + the point's largest: deep networks
+# magnify rounding.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class IBP:
     Attributes:
         threat: Linf, or L2 by the norms of the first linear layer's rows; eps and bounds.
 
+    Raises:
+        TypeError: for a threat that is no threat model.
+
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> _ = nn.init.eye_(model[0].weight)
     >>> x, y = torch.tensor([[0.8, 0.2], [0.5, 0.4]]), torch.tensor([0, 0])
@@ -40,6 +47,9 @@ class IBP:
     """
 
     threat: ThreatModel
+
+    def __post_init__(self) -> None:
+        check_threat(self.threat)
 
     @property
     def name(self) -> str:
@@ -105,24 +115,40 @@ def checked_margins(
     """Return margins in evaluation mode, without a graph or TF32; the model is left as it was.
 
     Raises:
-        ValueError: for inputs outside the bounds, labels out of range, logits that are not finite,
-            whatever ``bounds`` refuses, or a bound above what the network itself computes.
+        ValueError: for inputs outside the bounds, labels out of range, logits that are not finite
+            or of half precision, hooks, whatever ``bounds`` refuses, and bounds that are of another
+            network: at eps = 0 they are not its margins, or they lie above them.
     """
     model = unwrapped(model)
+    refuse_unseen(model)
     with attacked(model), torch.no_grad(), exact(x):
         threat.check_inputs(x)
-        logits = check_logits(model(x), y)
-        margins = bounds(model, x, y.long(), threat)
-    _refuse_above(margins, logits.gather(1, y[:, None].long()) - logits)
+        logits, y = check_logits(model(x), y), y.long()
+        if logits.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"the network computes in {logits.dtype}, whose rounding is larger than margins; "
+                "legal: float32 and float64, such as model.float() on x.float()."
+            )
+        margins = bounds(model, x, y, threat)
+        itself = bounds(model, x, y, replace(threat, eps=0.0))
+    _refuse_others(margins, itself, logits.gather(1, y[:, None]) - logits)
     return margins
 
 
-def _refuse_above(margins: Tensor, true: Tensor) -> None:
-    excess = (margins - true) / (1 + true.abs().amax(1, keepdim=True))
-    if bool((excess > 1e-3).any()):
+def _refuse_others(margins: Tensor, itself: Tensor, true: Tensor) -> None:
+    """Raise unless bounds at eps = 0 are the network's margins, and none lies above them."""
+    size = 1 + true.abs().amax(1, keepdim=True)
+    apart, excess = (((itself - true) / size).abs()).max(), (margins - true) / size
+    if not apart <= _SAME:  # NaN is not the same
+        raise ValueError(
+            f"at eps = 0 the bounds lie {float(apart):.2g} (relative) away from the network's own "
+            "margins, so they are of another network: its code or an attribute has changed since, "
+            "or it computes what bounds do not see. Make a new certifier; see which layer it is."
+        )
+    if bool((excess > _SAME).any()):
         raise ValueError(
             f"a bound lies {float((margins - true).max()):.3g} above the margin of the network "
-            "itself: it is of another network, or a layer's hook changes what the layer computes."
+            "itself; these bounds are wrong."
         )
 
 

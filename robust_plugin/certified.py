@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from robust_plugin.bounds import Bounds, ibp_margins
 from robust_plugin.draws import few_of, happens
 from robust_plugin.guard import unwrapped
+from robust_plugin.objectives import cross_entropy
 from robust_plugin.propagation import Propagation
 from robust_plugin.ramp import Ramp
 from robust_plugin.threat import ThreatModel, check_threat
@@ -51,7 +52,7 @@ class Certified:
         """Return the loss; the clean forward pass runs in the model's own mode."""
         # First, so that the bounds see BatchNorm statistics of this batch too; and always, because
         # DDP and BatchNorm need a forward pass of the wrapper.
-        clean = F.cross_entropy(model(x), y)
+        clean, y = cross_entropy(model(x), y), y.long()
         network, threat = unwrapped(model), replace(self.threat, eps=self.risen * self.threat.eps)
         kappa = self._between(self.kappa)
         loss: Tensor = kappa * clean
@@ -101,8 +102,7 @@ def certified(
         ValueError: for weights outside [0, 1], or a negative ``nrs``.
     """
     check_threat(threat)
-    if not callable(bounds):
-        raise TypeError(f"bounds is {bounds!r}; give a function, such as ibp_margins.")
+    _check_bounds(bounds)
     for name, ends in (("kappa", kappa), ("beta", beta)):
         if len(ends) != 2 or not all(0 <= end <= 1 for end in ends):
             raise ValueError(f"{name} is {ends}; legal: two numbers (start, end) in [0, 1].")
@@ -145,7 +145,7 @@ class MixTrain:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss; which points are bounded is drawn for the whole batch."""
-        loss = F.cross_entropy(model(x), y)
+        loss, y = cross_entropy(model(x), y), y.long()
         if happens(self.probability):
             few, count = few_of(len(x), self.points)
             if len(few):  # of the points that are computed here
@@ -179,13 +179,21 @@ def mixtrain(
         ramp: of eps; default linear over the first 60 % of the epochs.
 
     Raises:
+        TypeError: for a threat that is no threat model, or bounds that cannot be called.
         ValueError: for less than one point, or a probability outside [0, 1].
     """
+    check_threat(threat)
+    _check_bounds(bounds)
     if points < 1 or not 0 <= probability <= 1:
         raise ValueError(
             f"points is {points} and probability {probability}; legal: at least 1, and 0 to 1."
         )
     return MixTrain(threat, bounds, points, probability, ramp or Ramp())
+
+
+def _check_bounds(bounds: object) -> None:
+    if not callable(bounds):
+        raise TypeError(f"bounds is {bounds!r}; give a function, such as ibp_margins.")
 
 
 def nrs_loss(model: nn.Module, x: Tensor, threat: ThreatModel) -> Tensor:

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robust_plugin.draws import check_sigma, normal_like
-from robust_plugin.guard import guarded
-from robust_plugin.objectives import Objective
+from robust_plugin.guard import check_logits, guarded
+from robust_plugin.objectives import Objective, cross_entropy
 from robust_plugin.ramp import Ramp
-from robust_plugin.threat import ThreatModel, per_point
+from robust_plugin.threat import ThreatModel, check_threat, per_point
 
 
 def gaussian(*, sigma: float = 0.25) -> Objective:
@@ -31,7 +30,7 @@ def gaussian(*, sigma: float = 0.25) -> Objective:
     check_sigma(sigma)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(x + sigma * normal_like(x)), y)
+        return cross_entropy(model(x + sigma * normal_like(x)), y)
 
     return objective
 
@@ -68,16 +67,16 @@ class SmoothAdv:
             return self._ascend(network, x, y, noise)
 
         x_adv = guarded(attack, self.threat)(model, x, y)
-        logits: Tensor = model((x_adv + noise).flatten(0, 1))
-        return F.cross_entropy(logits, y.repeat(self.samples))
+        return cross_entropy(model((x_adv + noise).flatten(0, 1)), y.repeat(self.samples))
 
     def _ascend(self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
         eps, x_adv = self.risen * self.threat.eps, x.clone()
         for _ in range(self.steps):
             x_adv.requires_grad_()
-            log_p = model((x_adv + noise).flatten(0, 1)).log_softmax(1)
+            noisy, labels = (x_adv + noise).flatten(0, 1), y.repeat(self.samples)
+            log_p = check_logits(model(noisy), labels).log_softmax(1)
             # log of the mean over samples of softmax(f)_y, up to a constant.
-            right = log_p.gather(1, y.repeat(self.samples)[:, None]).view(self.samples, len(x))
+            right = log_p.gather(1, labels[:, None].long()).view(self.samples, len(x))
             (grad,) = torch.autograd.grad(-right.logsumexp(0).sum(), x_adv)
             length = grad.flatten(1).norm(dim=1).clamp(min=1e-12)
             moved = x_adv.detach() + 2 * eps / self.steps * grad / per_point(length, grad)
@@ -109,9 +108,10 @@ def smoothadv(
         ramp: of eps; default none, all of it at once (the paper: the first 10 epochs of 150).
 
     Raises:
+        TypeError: for a threat that is no threat model.
         ValueError: for another norm, sigma <= 0, or counts below 1.
     """
-    if threat.norm != "L2":
+    if check_threat(threat).norm != "L2":
         raise ValueError(f"the threat model's norm is {threat.norm}; smoothadv moves in L2.")
     check_sigma(sigma)
     if min(samples, steps) < 1:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from robust_plugin.attacks import kl_divergence, pgd
 from robust_plugin.draws import check_sigma, normal_like
-from robust_plugin.guard import Attack, unwrapped
+from robust_plugin.guard import Attack, check_logits, unwrapped
 from robust_plugin.threat import ThreatModel, parse_eps, per_point
 
 Batch = TypeVar("Batch")
@@ -29,8 +29,18 @@ class Objective(Protocol):
         """Return a scalar with a graph; inputs [B, ...], labels [B]."""
 
 
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return CE(logits, y), mean over the points.
+
+    Raises:
+        TypeError, ValueError: for what ``check_logits`` refuses; of labels, torch would leave out
+            points of -100.
+    """
+    return F.cross_entropy(check_logits(logits, y), y.long())
+
+
 def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """CE(f(x), y): no adversary."""
+    """CE(f(x), y): no adversary; y may hold probabilities, as after mixup."""
     return F.cross_entropy(model(x), y)
 
 
@@ -143,7 +153,7 @@ def stability(*, sigma: float = 0.25, beta: float = 6.0) -> Objective:
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         clean, noisy = model(x), model(x + sigma * normal_like(x))
-        return F.cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
+        return cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
 
     return objective
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 
 from robust_plugin.intervals import Ball, Bounded, Interval
 from robust_plugin.rules import (
@@ -130,6 +131,32 @@ class Propagation:
             return True
         alias = node.target if layer is None else kind_of(layer)
         return alias in ALIASES and self._read_again(node.args[0])
+
+
+def refuse_unseen(model: nn.Module) -> None:
+    """Raise if a network computes what neither a trace nor a copy of its layers has.
+
+    That is hooks, and a forward that hangs on a module itself and not on its class. The hooks of
+    ``torch.nn.utils.prune`` are no harm: all they do is make the weight that the layer then has.
+
+    Raises:
+        ValueError: naming the module and the hook.
+    """
+    for name, module in model.named_modules():
+        shown = f"layer {name!r}" if name else "the model"
+        before = module._forward_pre_hooks.values()
+        made = [hook for hook in before if not isinstance(hook, prune.BasePruningMethod)]
+        for hook in (*made, *module._forward_hooks.values()):
+            raise ValueError(
+                f"{shown} has a forward hook, {getattr(hook, '__qualname__', hook)}, which bounds "
+                "do not see; remove it, or write what it does into the network's forward."
+            )
+        if "forward" in vars(module):
+            raise ValueError(
+                f"{shown} has a forward of its own beside its class's, which bounds do not see; "
+                "delete it (accelerate: unwrap_model(model, keep_fp32_wrapper=False)), or make it "
+                "a class's."
+            )
 
 
 def _traced(model: nn.Module) -> list[fx.Node]:

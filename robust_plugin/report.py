@@ -134,20 +134,20 @@ class Report:
         return None if found is None else str(found)
 
     def refuse_contradiction(self) -> None:
-        """Raise if a point is certified and was fooled in the same threat model.
+        """Raise if a point is certified and an attack within the certified ball fooled it.
 
         Raises:
             ValueError: naming the point and the attack; the certificate is wrong, or the network
                 was not the same.
         """
         for row, threat in self.threats.items():
-            if threat != self.certified_threat:
+            if self.certified_threat is None or not self.certified_threat.covers(threat):
                 continue
             for point, pair in enumerate(zip(self.certified or (), self.flags[row], strict=False)):
                 if pair == (True, False):
                     raise ValueError(
-                        f"point {point} is certified in {threat} and {row} fools it there; the "
-                        "certificate is wrong. Do not trust this certifier."
+                        f"point {point} is certified in {self.certified_threat} and {row} fools it "
+                        f"in {threat}; the certificate is wrong. Do not trust this certifier."
                     )
 
     def to_json(self) -> str:

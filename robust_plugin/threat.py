@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust_plugin.projection import project_on_l1_ball
 
-Norm = Literal["Linf", "L2", "L1"]
+Norm = Literal["Linf", "L2", "L1"]  # a ball of each lies in that of the one before
 
 # Float32 rounding of x + delta moves a point by up to half a unit in the last place of x.
 _TOLERANCE = 1e-5
@@ -101,6 +101,18 @@ class ThreatModel:
         # .2 is 51/255, and nobody means that.
         whole = self.norm == "Linf" and abs(levels - round(levels)) < 1e-9 and 1 <= levels <= 32
         return f"{round(levels)}/255" if whole else f"{self.eps:.6g}"
+
+    def covers(self, other: ThreatModel) -> bool:
+        """Return whether all that ``other`` allows is allowed here.
+
+        In other norms too, by ||d||_inf <= ||d||_2 <= ||d||_1.
+
+        >>> ThreatModel("Linf", 0.1).covers(ThreatModel("L2", 0.1))
+        True
+        """
+        wider = get_args(Norm).index(self.norm) <= get_args(Norm).index(other.norm)
+        inside = self.low <= other.low and other.high <= self.high
+        return wider and other.eps <= self.eps and inside
 
     def norms(self, delta: Tensor) -> Tensor:
         """Return ||delta||_norm of each point: shape [B] for delta of shape [B, ...]."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from robust_plugin import (
+    IBP,
     HarpPruner,
     HydraPruner,
     MagnitudePruner,
@@ -19,16 +20,22 @@ from robust_plugin import (
     certified,
     checkpoint,
     evaluate,
+    gaussian,
+    ibp_margins,
     mart,
+    mixtrain,
     pgd,
+    smoothadv,
     stability,
     trades,
     verify,
 )
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.adapters.onnx import export_onnx
 from robust_plugin.guard import guarded
 from robust_plugin.obfuscation import obfuscation
+from robust_plugin.objectives import Objective
 from robust_plugin.sparsity import sparsity as table
 
 THREAT = ThreatModel("Linf", eps=0.1)
@@ -83,6 +90,18 @@ TRAINING: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: trades("8/255"), TypeError, "threat is '8/255'; give a ThreatModel"),
     (lambda: certified(pgd(THREAT)), TypeError, "give a ThreatModel"),
     (lambda: certified(THREAT, bounds="IBP"), TypeError, "bounds is 'IBP'; give a function"),
+    (lambda: mixtrain(THREAT, bounds=None), TypeError, "bounds is None; give a function"),
+    (lambda: mixtrain("x", bounds=ibp_margins), TypeError, "threat is 'x'; give a ThreatModel"),
+    (lambda: smoothadv("x"), TypeError, "threat is 'x'; give a ThreatModel"),
+]
+# None of these attacks first, which would check the labels.
+WITHOUT_ATTACK = [
+    certified(THREAT),
+    certified(THREAT, kappa=(1.0, 1.0)),
+    mixtrain(THREAT, bounds=ibp_margins),
+    gaussian(sigma=0.1),
+    stability(sigma=0.1),
+    smoothadv(ThreatModel("L2", eps=0.1), sigma=0.1, steps=2),
 ]
 EVALUATION: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: pgd(THREAT)(None, X, Y), TypeError, "model is a NoneType; give an nn.Module"),
@@ -104,6 +123,9 @@ EVALUATION: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: obfuscation(net(), X, Y, "8/255"), TypeError, "give a ThreatModel"),
     (lambda: verify(net(), X, Y, []), TypeError, "stages is []; give a dict"),
+    (lambda: IBP("Linf"), TypeError, "threat is 'Linf'; give a ThreatModel"),
+    (lambda: LiRPA("x"), TypeError, "threat is 'x'; give a ThreatModel"),
+    (lambda: LiRPA(THREAT)(net(), X[:0], Y[:0]), ValueError, "the batch is empty"),
     (lambda: Smoothed(sigma="1/4"), ValueError, "sigma is '1/4'; legal: a number above 0"),
 ]
 
@@ -114,6 +136,16 @@ def test_a_wrong_word_is_named(
 ) -> None:
     with pytest.raises(kind, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize("objective", WITHOUT_ATTACK)
+def test_labels_that_are_not_there(objective: Objective) -> None:
+    assert objective(net(), X, Y.int()).isfinite()
+    for labels in (Y + 2, Y - 100, Y.where(Y == 1, -100)):
+        with pytest.raises(ValueError, match="legal: integers 0 to 1, the model has 2 classes"):
+            objective(net(), X, labels)
+    with pytest.raises(ValueError, match="labels are torch.float32"):
+        objective(net(), X, Y.float())
 
 
 def test_a_wrong_word_in_an_export_is_named_and_nothing_written(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from robust_plugin import (
     IBP,
@@ -244,15 +245,52 @@ def test_nan_weights_raise(cnn, batch, threat):
         IBP(threat)(model, *batch)
 
 
-def test_a_bound_above_the_networks_own_margin_raises(cnn, batch):
-    """A hook changes what a layer computes, and no rule can see that."""
-    model = cnn()
-    model[4].register_forward_hook(lambda m, args, out: 3 - 2 * out)
+def test_bounds_of_another_network_raise(cnn, batch, threat):
+    def of_twice_the_logits(m, x, y, t):
+        return 2 * ibp_margins(m, x, y, t)
+
+    def too_high(m, x, y, t):
+        return ibp_margins(m, x, y, t) + (t.eps > 0) * 9
+
+    with pytest.raises(ValueError, match="of another network"):
+        checked_margins(of_twice_the_logits, cnn(), *batch, threat)
     with pytest.raises(ValueError, match="above the margin of the network itself"):
-        IBP(ThreatModel("Linf", eps=1e-4))(model, *batch)
-    with pytest.raises(ValueError, match="above the margin"):
-        checked_margins(lambda m, x, y, t: ibp_margins(m, x, y, t) + 1, cnn(), *batch,
-                        ThreatModel("Linf", eps=0.0))  # fmt: skip
+        checked_margins(too_high, cnn(), *batch, threat)
+
+
+def test_what_a_trace_does_not_see_is_refused(batch, threat):
+    """Without the refusal each of these was proved wrongly: the worst margin is -.11."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    nn.init.eye_(model[0].weight)
+    x, y = torch.tensor([[0.7, 0.45]]), torch.tensor([0])
+    assert IBP(threat)(model, x, y).item() == (2 * threat.eps < 0.25)
+    hook = model[0].register_forward_hook(lambda m, args, out: out - torch.tensor([0.16, 0.0]))
+    with pytest.raises(ValueError, match=r"layer '0' has a forward hook, .*<lambda>"):
+        IBP(threat)(model, x, y)
+    hook.remove()
+    hook = model.register_forward_pre_hook(lambda m, args: (args[0] - 0.16,))
+    with pytest.raises(ValueError, match="the model has a forward hook"):
+        IBP(threat)(model, x, y)
+    hook.remove()
+    model.forward = lambda x: nn.Sequential.forward(model, x) - torch.tensor([0.16, 0.0])
+    with pytest.raises(ValueError, match="the model has a forward of its own"):
+        IBP(threat)(model, x, y)
+
+
+def test_masks_of_torch_are_seen(cnn, batch, threat):
+    model = cnn().eval()
+    plain = IBP(threat).margins(model, *batch)
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    masked = IBP(threat).margins(model, *batch)
+    prune.remove(model[0], "weight")
+    assert not torch.equal(masked, plain)
+    assert torch.equal(masked, IBP(threat).margins(model, *batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_proves_nothing(cnn, batch, threat, dtype):
+    with pytest.raises(ValueError, match="whose rounding is larger than margins"):
+        IBP(threat)(cnn().to(dtype), batch[0].to(dtype), batch[1])
 
 
 def test_relu_inputs_come_with_the_batchnorm_before_them(cnn, batch, threat):

@@ -423,7 +423,10 @@ def test_a_wrong_certificate_raises(points):
     both = [down(threat), pgd(threat, steps=5)]
     with pytest.raises(ValueError, match=r"point \d+ is certified in Linf eps=0.1 and .* fools it"):
         evaluate(Threshold(), batches(x, y), attacks=both, certifier=Certifier(threat, slack=0.09))
-    # In another threat model it is no contradiction.
+    larger = Certifier(ThreatModel("Linf", eps=0.2), slack=0.19)
+    with pytest.raises(ValueError, match="certified in Linf eps=0.2 and .* fools it in Linf eps=0"):
+        evaluate(Threshold(), batches(x, y), attacks=both, certifier=larger)
+    # Beyond the certified ball it is no contradiction.
     smaller = Certifier(ThreatModel("Linf", eps=0.01))
     evaluate(Threshold(), batches(x, y), attacks=both, certifier=smaller)
     for wrong in (lambda m, x, y: x, lambda m, x, y: torch.tensor(True), lambda m, x, y: True):

@@ -117,3 +117,12 @@ def test_an_eps_wider_than_the_box_was_meant_as_a_fraction():
             ThreatModel("Linf", eps=eps)
     assert ThreatModel("Linf", eps=1).eps == 1 and ThreatModel("L2", eps=8).eps == 8
     assert ThreatModel("Linf", eps=8, low=0, high=255).eps == 8
+
+
+def test_what_covers_what():
+    ball = ThreatModel("Linf", 0.1)
+    assert ball.covers(ball) and ball.covers(ThreatModel("Linf", 0.05))
+    assert ball.covers(ThreatModel("L2", 0.1)) and ball.covers(ThreatModel("L1", 0.1))
+    assert not ball.covers(ThreatModel("Linf", 0.11))
+    assert not ball.covers(ThreatModel("Linf", 0.1, low=-1))
+    assert not ThreatModel("L1", 0.1).covers(ThreatModel("L2", 0.05))

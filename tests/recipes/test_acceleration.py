@@ -81,13 +81,13 @@ def test_bounds_stay_in_float32_beside_bfloat16(
     tmp_path: Path, run_tiny: RunTiny, bounds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[dict[str, Any]] = []
-    refuse_above = core_bounds._refuse_above
+    refuse_others = core_bounds._refuse_others
 
-    def seen(margins: Tensor, true: Tensor) -> None:
+    def seen(margins: Tensor, itself: Tensor, true: Tensor) -> None:
         judged.append({"dtype": margins.dtype, "rounded": bool((true == true.bfloat16()).all())})
-        refuse_above(margins, true)
+        refuse_others(margins, itself, true)
 
-    monkeypatch.setattr(core_bounds, "_refuse_above", seen)
+    monkeypatch.setattr(core_bounds, "_refuse_others", seen)
     options = ["--precision=bf16", "--objective.name=certified", f"--objective.bounds={bounds}"]
     run_tiny("hydra", tmp_path / "out", *options, "--threat.eps=1/2550")
     assert judged and not any(each["rounded"] for each in judged)  # validated in float32
