@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
 from robust_plugin.bounds import IBP
 from robust_plugin.checkpoint import write_text
 from robust_plugin.recipes.data import loader
+from robust_plugin.recipes.report import plot_radii
 from robust_plugin.rows import Certifier
 from robust_plugin.smoothing import Smoothed
 from robust_plugin.threat import ThreatModel
@@ -21,7 +23,13 @@ from robust_plugin.verifier import Verifier
 CertifierName = Literal["none", "ibp", "crown-ibp", "cascade", "cascade-fixed"]
 
 
-def certifier_of(name: CertifierName, threat: ThreatModel) -> Certifier | None:
+def certifier_of(
+    name: CertifierName,
+    threat: ThreatModel,
+    *,
+    seconds: float | None = None,
+    journal: Path | None = None,
+) -> Certifier | None:
     """Return a certifier by its name, none for ``"none"``; the library that it needs is there.
 
     Args:
@@ -29,13 +37,20 @@ def certifier_of(name: CertifierName, threat: ThreatModel) -> Certifier | None:
             proof, then CROWN and alpha-CROWN; or cascade-fixed, which leaves out the last stage,
             alpha-CROWN on all slopes: most of the time, and few points.
         threat: norm, eps and bounds.
+        seconds: of a cascade: budget a point (see ``verify``).
+        journal: a folder from which an interrupted cascade goes on.
 
     Raises:
-        ValueError: for an unknown name, or a norm that the certifier does not take.
+        ValueError: for an unknown name, a norm that the certifier does not take, or seconds that
+            are not above 0 or beside another certifier than a cascade.
         ImportError: without auto-LiRPA, for all but ibp.
     """
     if name not in get_args(CertifierName):
         raise ValueError(f"certify is {name!r}; legal: {', '.join(get_args(CertifierName))}.")
+    if seconds is not None and not (name.startswith("cascade") and seconds > 0):
+        raise ValueError(
+            f"seconds is {seconds} with certify {name}; legal: above 0, with a cascade."
+        )
     if name == "none":
         return None
     if name == "ibp":
@@ -47,20 +62,27 @@ def certifier_of(name: CertifierName, threat: ThreatModel) -> Certifier | None:
     stages = proof_stages(threat)
     if name == "cascade-fixed":
         del stages["alpha-CROWN"]
-    return Verifier(stages)
+    return Verifier(stages, seconds=seconds, journal=journal, progress=_bar("proofs"))
 
 
 def smooth(
-    model: nn.Module, points: Dataset[Any], n: int, smoothed: Smoothed, folder: Path
+    model: nn.Module,
+    points: Dataset[Any],
+    n: int,
+    smoothed: Smoothed,
+    folder: Path,
+    *,
+    journal: Path,
 ) -> dict[str, Any]:
-    """Certify the first points by randomized smoothing; write the table to smoothing.txt.
+    """Certify the first points by randomized smoothing; write smoothing.txt and smoothing.png.
 
     Args:
         model: the base classifier.
         points: pairs (x, y).
         n: how many of the first points, at most all.
         smoothed: the noise and the votes.
-        folder: for the table, and a journal from which an interrupted run goes on.
+        folder: for the table and the curve of certified accuracy against radius.
+        journal: a folder from which an interrupted run goes on.
 
     Returns:
         dict: what JSON can hold: the settings, every point's answer and radius.
@@ -69,10 +91,8 @@ def smooth(
     batches = loader(few, batch_size=len(few), seed=0, epoch=0, shuffle=False)
     device = next(model.parameters()).device
     x, y = (each.to(device) for each in next(iter(batches)))
-    with tqdm(total=len(few), desc="smoothing", unit="point", disable=None) as bar:
-        found = smoothed.certify(
-            model, x, y, journal=folder / "smoothing", progress=lambda done, _: _show(bar, done)
-        )
+    found = smoothed.certify(model, x, y, journal=journal, progress=_bar("smoothing"))
+    plot_radii(found, smoothed.sigma, folder / "smoothing.png")
     write_text(folder / "smoothing.txt", f"{found.table()}\n")
     return {
         "sigma": smoothed.sigma,
@@ -86,5 +106,16 @@ def smooth(
     }
 
 
-def _show(bar: Any, done: int) -> None:
-    bar.update(done - bar.n)
+def _bar(what: str) -> Callable[[int, int], None]:
+    """Return what shows the points done, and the time left."""
+    bar: Any = None
+
+    def show(done: int, of: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(total=of, desc=what, unit="point", disable=None)
+        bar.update(done - bar.n)
+        if done == of:
+            bar.close()
+            bar = None
+
+    return show

@@ -104,6 +104,8 @@ class EvaluationConfig:
         verify: how many of them are to be proved; 0 for none.
         certify: by what: ibp, crown-ibp (for networks whose inner layers are too large for CROWN),
             cascade (IBP, CROWN, alpha-CROWN), or cascade-fixed, without alpha-CROWN on all slopes.
+        seconds: budget of a cascade for each point, which is unknown once it is used up; None for
+            no limit.
         smooth: how many of them randomized smoothing certifies, at the objective's sigma.
         votes: noisy votes for each of these.
         batch_size: points at a time.
@@ -115,6 +117,7 @@ class EvaluationConfig:
     version: Literal["standard", "plus", "rand", "screen"] = "standard"
     verify: int = 0
     certify: Literal["ibp", "crown-ibp", "cascade", "cascade-fixed"] = "cascade"
+    seconds: float | None = None
     smooth: int = 0
     votes: int = 10_000
     batch_size: int = 500

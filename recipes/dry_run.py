@@ -223,7 +223,7 @@ def _kept(run: Run, model: nn.Module) -> str:
 
 def _files(config: RecipeConfig, sizes: dict[str, int]) -> str:
     names = [*sizes, "report.json", "kept.png"]
-    names += ["smoothing.txt", "smoothing"] * bool(config.evaluation.smooth)
+    names += ["smoothing.txt", "smoothing.png"] * bool(config.evaluation.smooth)
     names += ["before_after.json", "before_after.txt"] * (config.structure == "channels")
     names += [config.tracker] * (config.tracker != "none")
     return files_of(names, sizes=sizes)

@@ -58,6 +58,7 @@ class EvaluateConfig:
             torchattacks.NAME for its classes.
         certify: what proves points: none, ibp, crown-ibp, cascade (IBP, CROWN, alpha-CROWN) or
             cascade-fixed (without alpha-CROWN on all slopes).
+        seconds: budget of a cascade for each point, which is unknown once it is used up.
         steps: of PGD.
         restarts: of PGD.
         n: how many of the first test points; None for all.
@@ -67,7 +68,7 @@ class EvaluateConfig:
         parent: weights of the dense network it was pruned from, for the transfer check; a run
             folder knows its own.
         seed: of the attacks.
-        journal: a folder from which an interrupted AutoAttack goes on.
+        journal: a folder from which interrupted AutoAttacks and cascades of proofs go on.
         batch_size: points at a time.
         device: cpu, cuda, cuda:1...; auto takes cuda where there is one.
         threads: of torch on the CPU; None leaves it alone.
@@ -79,6 +80,7 @@ class EvaluateConfig:
     threat: ThreatConfig = field(default_factory=ThreatConfig)
     attacks: tuple[str, ...] = ("pgd", "autoattack")
     certify: CertifierName = "none"
+    seconds: float | None = None
     steps: int = 20
     restarts: int = 5
     n: int | None = None
@@ -181,7 +183,9 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
         torch.set_num_threads(config.threads)
     threat, device = config.threat.build(), device_of(config.device)
     attacks = [_attack(name, config, threat) for name in config.attacks]
-    certifier = certifier_of(config.certify, threat)
+    certifier = certifier_of(
+        config.certify, threat, seconds=config.seconds, journal=_journal(config, "proofs")
+    )
     radii = config.radii or around(threat)
     for radius in radii:
         parse_eps(radius)  # now, and not after hours
@@ -275,7 +279,7 @@ def _attack(name: str, config: EvaluateConfig, threat: ThreatModel) -> Attack:
             version=_VERSIONS[name],
             seed=config.seed,
             batch_size=config.batch_size,
-            journal=config.journal,
+            journal=_journal(config, name),
             progress=_bar(),
         )
     if name == "fab":
@@ -285,6 +289,10 @@ def _attack(name: str, config: EvaluateConfig, threat: ThreatModel) -> Attack:
         return torchattack(kind, threat, seed=config.seed)
     legal = ", ".join(["pgd", *_VERSIONS, "fab", "torchattacks.NAME"])
     raise ValueError(f"attack is {name!r}; legal: {legal}.")
+
+
+def _journal(config: EvaluateConfig, name: str) -> Path | None:
+    return None if config.journal is None else config.journal / name
 
 
 def _bar() -> Callable[[Progress], None]:

@@ -24,6 +24,7 @@ _LATER = {
     "precision": "fp32",
     "data.extra": None,
     "data.extra_share": 0.5,
+    "objective.ramp": "linear",
 }
 
 

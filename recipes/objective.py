@@ -11,7 +11,7 @@ from robust_plugin.bounds import IBP, Bounds, ibp_margins
 from robust_plugin.certified import certified, mixtrain
 from robust_plugin.noise import gaussian, smoothadv
 from robust_plugin.objectives import Free, Objective, adversarial, benign, mart, stability, trades
-from robust_plugin.ramp import Ramp
+from robust_plugin.ramp import Ramp, Shape
 from robust_plugin.rows import Certifier
 from robust_plugin.threat import ThreatModel
 
@@ -44,6 +44,7 @@ class ObjectiveConfig:
         samples: of smoothadv's noise a point.
         bounds: of certified: ibp, or crown-ibp, which moves to ibp along the ramp.
         kappa: of certified: the weight of the clean loss where the ramp begins and where it ends.
+        ramp: how eps and these weights rise: linear, or smoothed: a quartic that turns into a line.
         nrs: of certified: the weight of normalised ReLU stability; .01 in its paper.
         points: of mixtrain: sampled from each batch for bounds; 1 for large networks, 5 for small.
         eps_factor: certified and mixtrain train at this many times eps; 1.1 in CIFAR recipes.
@@ -58,6 +59,7 @@ class ObjectiveConfig:
     samples: int = 2
     bounds: Literal["ibp", "crown-ibp"] = "ibp"
     kappa: tuple[float, float] = (1.0, 0.0)
+    ramp: Shape = "linear"
     nrs: float = 0.0
     points: int = 1
     eps_factor: float = 1.0
@@ -74,9 +76,9 @@ class ObjectiveConfig:
             ValueError: for illegal settings, or a threat model that the objective does not take.
         """
         if self.name in ("certified", "mixtrain"):
-            return self._by_bounds(threat, Ramp(0.0, ramp))
+            return self._by_bounds(threat, Ramp(0.0, ramp, self.ramp))
         if self.name in ("stability", "gaussian", "smoothadv"):
-            return self._by_noise(threat, Ramp(0.0, ramp))
+            return self._by_noise(threat, Ramp(0.0, ramp, self.ramp))
         steps, size = self.steps, self.step_size
         if self.name == "benign":
             return benign

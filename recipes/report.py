@@ -8,6 +8,8 @@ from typing import Any
 
 from robust_plugin.recipes.cells import Cell, conditions, pruned_densities
 from robust_plugin.recipes.differences import differences, reference
+from robust_plugin.smoothing import Certificates
+from robust_plugin.statistics import wilson_interval
 
 _STYLES = ("-", "--", ":", "-.")
 
@@ -100,6 +102,29 @@ def plot_densities(cells: Sequence[Cell], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel(f"accuracy, %; bars: {interval_of(cells)}", fontsize=8)
     panels[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _save(figure, path)
+
+
+def plot_radii(found: Certificates, sigma: float, path: Path) -> None:
+    """Draw certified accuracy against the L2 radius, with Wilson's 95 % band, to a PNG.
+
+    Args:
+        found: by randomized smoothing.
+        sigma: of its noise.
+        path: the file.
+    """
+    n = len(found.labels)
+    radii = sorted({0.0, *found.radii[found.certified(0.0)].tolist()})
+    counts = [int(found.certified(radius).sum()) for radius in radii]
+    low, high = zip(*(wilson_interval(count, n) for count in counts), strict=True)
+    figure, axes = pyplot().subplots(figsize=(6, 3.6))
+    axes.step(radii, [100 * count / n for count in counts], where="pre", label=f"sigma {sigma:g}")
+    band = [[100 * each for each in ends] for ends in (low, high)]
+    axes.fill_between(radii, *band, step="pre", alpha=0.15, lw=0)
+    axes.set(xlabel="L2 radius, input units", ylabel=f"certified accuracy, %; n={n}", ylim=(0, 100))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

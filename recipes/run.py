@@ -6,7 +6,8 @@
     <stage>.best.safetensors   after its best one, by the validation points
     model.safetensors     the finished network, plain, dense names
     report.json           its evaluation on the test points
-    smoothing.txt         certified accuracy against radius, where it is asked for
+    smoothing.txt, .png   certified accuracy against radius, where it is asked for
+    unfinished-...        verdicts of an evaluation that was interrupted
 
 Of several processes only the first writes, and all read: they have to see the same folder. Every
 file is written whole or not at all, and every stage file names the settings it came from. Nothing
@@ -16,6 +17,7 @@ is written before the first epoch has passed, nor where the settings are refused
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
@@ -44,8 +46,11 @@ from robust_plugin.recipes.processes import is_first, wait_for_all
 from robust_plugin.recipes.progress import Progress
 from robust_plugin.recipes.settings import check_settings
 from robust_plugin.report import Report
+from robust_plugin.rows import Certifier
 from robust_plugin.smoothing import Smoothed
 from robust_plugin.sparsity import sparsity
+
+_UNFINISHED = "unfinished-evaluation-"
 
 
 class Run:
@@ -58,7 +63,6 @@ class Run:
     Attributes:
         data: training, validation and test points.
         threat: the threat model.
-        certifier: of the finished network, if its settings ask for one.
         device: where it runs.
         objective: the loss of the stage that was entered: the recipe's, or benign in a benign
             pre-training.
@@ -83,9 +87,7 @@ class Run:
         self.data = data_of(config.data)
         if config.evaluation.autoattack:
             AutoAttack(self.threat, version=config.evaluation.version).check(self.data.classes)
-        self.certifier = certifier_of(
-            config.evaluation.certify if config.evaluation.verify else "none", self.threat
-        )
+        self._certifier(None)
         self._identity = identity_of(config)
         self.progress = Progress({})
         self.steps: int | None = None
@@ -227,28 +229,44 @@ class Run:
             content = json.loads(path.read_text())
             if content.get("identity") == identity:
                 return Report.from_json(json.dumps(content["report"]))
+        # Where an interrupted evaluation by these settings goes on.
+        journal = self.folder / f"{_UNFINISHED}{seed_of(json.dumps(identity)):016x}"
         attacks: list[Attack] = [
             pgd(self.threat, steps=of.steps, restarts=of.restarts, keep="best")
         ]
         limits = {}
         if of.autoattack:
-            cascade = AutoAttack(self.threat, version=of.version, seed=self.config.seed)
+            cascade = AutoAttack(
+                self.threat,
+                version=of.version,
+                seed=self.config.seed,
+                journal=journal / "autoattack",
+            )
             attacks.append(cascade)
             limits[cascade.name] = of.autoattack
-        if self.certifier is not None:
+        if of.verify:
             limits["certified"] = of.verify
+        certifier = self._certifier(journal / "proofs")
         points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
         torch.manual_seed(seed_of(self.config.seed, "evaluation"))
         measured = model if small is None else small
         report = evaluate(
-            measured.eval(), points, attacks=attacks, certifier=self.certifier, limits=limits
+            measured.eval(), points, attacks=attacks, certifier=certifier, limits=limits
         )
+        wait_for_all()  # nobody writes to the journal from here on
         if not is_first():
             return report
         smoothing = None
         if of.smooth:
             smoothed = Smoothed(self.config.objective.sigma, n=of.votes, seed=self.config.seed)
-            smoothing = smooth(measured, self.data.test, of.smooth, smoothed, self.folder)
+            smoothing = smooth(
+                measured,
+                self.data.test,
+                of.smooth,
+                smoothed,
+                self.folder,
+                journal=journal / "smoothing",
+            )
         self.save_model(model, self.folder / "model.safetensors")
         if kept is None:
             table = sparsity(model, self.example)
@@ -262,7 +280,14 @@ class Run:
             **_versions(),
         }
         checkpoint.write_text(path, json.dumps(content, indent=1))
+        for left in self.folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left)
         return report
+
+    def _certifier(self, journal: Path | None) -> Certifier | None:
+        of = self.config.evaluation
+        name = of.certify if of.verify else "none"
+        return certifier_of(name, self.threat, seconds=of.seconds, journal=journal)
 
     def save_model(self, model: nn.Module, path: Path) -> None:
         """Write a plain network's state with the settings it came from."""

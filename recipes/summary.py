@@ -14,7 +14,7 @@ _PHRASES = {
     "before_after.txt": "size and latency before and after",
     "before_after.json": "the same in numbers",
     "smoothing.txt": "certified accuracy against radius",
-    "smoothing": "the votes of each point, to go on from",
+    "smoothing.png": "the same, drawn",
     "log.jsonl": "a line an epoch: loss, accuracies on validation, density",
     "config.json": "all settings",
     "tensorboard": "curves: tensorboard --logdir",
@@ -27,6 +27,8 @@ def phrase(name: str) -> str:
     """Return what a file or folder of a run is; empty for one that is none of a run's."""
     if name in _PHRASES:
         return _PHRASES[name]
+    if name.startswith("unfinished-"):
+        return "verdicts of an interrupted evaluation, to go on from"
     if name.endswith(".best.safetensors"):
         return f"{name.removesuffix('.best.safetensors')} after its best epoch on validation"
     if name.endswith(".safetensors"):

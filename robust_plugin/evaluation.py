@@ -64,7 +64,8 @@ def evaluate(
         model: pruned or not, with or without a pruner attached.
         loader: batches (x [B, ...], y [B]); moved to the model's device.
         attacks: any callables ``attack(model, x, y)``.
-        certifier: ``certifier(model, x, y)``, a bool a point: whether it is proved.
+        certifier: ``certifier(model, x, y)``, a bool a point: whether it is proved; or one that has
+            ``decide``, as ``Verifier``, and tells who proved it.
         threat: checked around attacks that bring no ``threat`` of their own.
         limits: by attack name, or ``"certified"``, how many of the first points it gets; default
             all.
@@ -160,7 +161,8 @@ def _report(seen: _Seen, rows: Mapping[str, Row]) -> Report:
         None if proofs is None else tuple(proofs.flags),
         None if proofs is None else proofs.threat,
         {name: tuple(row.distances) for name, row in measured},
-        None if not isinstance(proofs, ProofRow) else proofs.name,
+        proofs.name if isinstance(proofs, ProofRow) else None,
+        tuple(proofs.words) if isinstance(proofs, ProofRow) else None,
     )
     report.refuse_contradiction()
     return report

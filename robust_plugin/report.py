@@ -11,6 +11,7 @@ from typing import Any
 from robust_plugin.curve import SecurityCurve
 from robust_plugin.statistics import mcnemar, wilson_interval
 from robust_plugin.threat import ThreatModel
+from robust_plugin.verdicts import counted
 
 __all__ = ["Report", "mcnemar", "wilson_interval"]
 
@@ -32,6 +33,8 @@ class Report:
         distances: where an attack looks for distances: by attack, that one first, how far each
             point was moved to fool it; 0 where it is wrong clean, infinite where it withstood.
         certifier: what the certifier calls itself.
+        verdicts: what the certifier knows of each point, such as ``"verified by CROWN"``,
+            ``"falsified by PGD"``, ``"misclassified"`` or ``"unknown"``.
     """
 
     labels: tuple[int, ...]
@@ -43,6 +46,7 @@ class Report:
     certified_threat: ThreatModel | None = None
     distances: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     certifier: str | None = None
+    verdicts: tuple[str, ...] | None = None
 
     @property
     def threat(self) -> str | None:
@@ -171,6 +175,7 @@ class Report:
             "certified": None if self.certified is None else _bits(self.certified),
             "certified_threat": self.certified_threat and asdict(self.certified_threat),
             "certifier": self.certifier,
+            "verdicts": None if self.verdicts is None else list(self.verdicts),
             # JSON has no infinity.
             "distances": {
                 row: [d if math.isfinite(d) else None for d in each]
@@ -210,6 +215,7 @@ class Report:
                 for row, each in content["distances"].items()
             },
             content.get("certifier"),
+            None if content.get("verdicts") is None else tuple(content["verdicts"]),
         )
 
     def robustbench(self, **about: str) -> dict[str, Any]:
@@ -261,6 +267,9 @@ class Report:
                 f"[{100 * low:.1f}, {100 * high:.1f}]  n={len(self._row(row))}  "
                 f"balanced {100 * self.balanced(row):.1f}"
             )
+        if self.verdicts is not None:
+            counts = counted(self.verdicts).items()
+            lines.append("proofs: " + ", ".join(f"{count} {words}" for words, count in counts))
         return "\n".join([*lines, *(f"finding: {text}" for text in self.findings)])
 
 

@@ -87,7 +87,17 @@ class AttackRow:
 
 @dataclass
 class ProofRow:
-    """A certifier, what it calls itself, and which points it has proved so far."""
+    """A certifier, and what it has proved so far.
+
+    Attributes:
+        certifier: its ``decide``, where it has one, says of each point who proved it.
+        threat: norm, eps and bounds.
+        name: what it calls itself.
+        at_once: whether it gets all points in one call.
+        room: how many points it still gets.
+        flags: whether each point is proved.
+        words: each point's verdict.
+    """
 
     certifier: Certifier
     threat: ThreatModel
@@ -95,6 +105,7 @@ class ProofRow:
     at_once: bool = False
     room: float = math.inf
     flags: list[bool] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
 
     def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
         """Prove those of the next points that are right clean.
@@ -104,26 +115,34 @@ class ProofRow:
         """
         n = int(min(self.room, len(y)))
         self.room -= n
-        kept = right[:n].clone()
+        kept, words = right[:n].clone(), ["misclassified"] * n
         todo = kept.nonzero().flatten()
         if len(todo):
-            proved = self.certifier(model, x[todo], y[todo])
-            if not (
-                isinstance(proved, Tensor)
-                and proved.dtype == torch.bool
-                and proved.shape == todo.shape
-            ):
-                shown = (
-                    f"{proved.dtype} of shape {tuple(proved.shape)}"
-                    if isinstance(proved, Tensor)
-                    else type(proved).__name__
-                )
-                raise TypeError(
-                    f"the certifier returned {shown} for {len(todo)} points; legal: a bool tensor, "
-                    "one a point."
-                )
+            proved, said = self._decided(model, x[todo], y[todo])
             kept[todo] = proved.to(kept.device)
+            for place, verdict in zip(todo.tolist(), said, strict=True):
+                words[place] = verdict
         self.flags += kept.tolist()
+        self.words += words
+
+    def _decided(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[str]]:
+        if hasattr(self.certifier, "decide"):
+            found = self.certifier.decide(model, x, y)
+            return torch.tensor(found.verified), found.words
+        proved = self.certifier(model, x, y)
+        if not (
+            isinstance(proved, Tensor) and proved.dtype == torch.bool and proved.shape == y.shape
+        ):
+            shown = (
+                f"{proved.dtype} of shape {tuple(proved.shape)}"
+                if isinstance(proved, Tensor)
+                else type(proved).__name__
+            )
+            raise TypeError(
+                f"the certifier returned {shown} for {len(y)} points; legal: a bool tensor, "
+                "one a point."
+            )
+        return proved, [f"verified by {self.name}" if p else "unknown" for p in proved.tolist()]
 
 
 Row = AttackRow | ProofRow
@@ -172,7 +191,8 @@ def rows_of(
         own = getattr(certifier, "threat", threat)
         if own is None:
             raise ValueError("the certifier says no threat model; give evaluate(..., threat=...).")
-        rows["certified"] = ProofRow(certifier, own, _name(certifier))
+        whole = bool(getattr(certifier, "whole", False))
+        rows["certified"] = ProofRow(certifier, own, _name(certifier), whole)
     if unknown := set(limits) - set(rows):
         raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
     for name, room in limits.items():

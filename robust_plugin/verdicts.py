@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +18,18 @@ from robust_plugin.threat import ThreatModel
 Verdict = Literal["verified", "falsified", "misclassified", "unknown"]
 VERDICTS: tuple[Verdict, ...] = ("verified", "falsified", "misclassified", "unknown")
 VERIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN = range(4)
+
+
+def counted(words: Sequence[str]) -> dict[str, int]:
+    """Return how many points each verdict has, in the order of ``VERDICTS``.
+
+    >>> counted(["unknown", "verified by IBP", "unknown"])
+    {'verified by IBP': 1, 'unknown': 2}
+    """
+    counts = Counter(words)
+    return {
+        each: counts[each] for verdict in VERDICTS for each in counts if each.startswith(verdict)
+    }
 
 
 @runtime_checkable

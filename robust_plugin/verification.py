@@ -22,7 +22,7 @@ from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
 from robust_plugin.statistics import wilson_interval
 from robust_plugin.threat import ThreatModel
-from robust_plugin.verdicts import VERDICTS, Batch, Prover, Verdict
+from robust_plugin.verdicts import VERDICTS, Batch, Prover, Verdict, counted
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class Verification:
         """Whether each point is proved; their share is the verified robust accuracy (vra)."""
         return tuple(verdict == "verified" for verdict in self.verdicts)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Each point's verdict and who gave it, such as ``"verified by IBP"``."""
+        pairs = zip(self.verdicts, self.stages, strict=True)
+        return tuple(v if stage is None else f"{v} by {stage}" for v, stage in pairs)
+
     def share(self, verdict: Verdict) -> float:
         """Return the share of points with a verdict, in [0, 1]."""
         return self.verdicts.count(verdict) / len(self.verdicts)
@@ -59,14 +65,10 @@ class Verification:
     def __str__(self) -> str:
         """Return a table: points by verdict and stage, the share of verified with its interval."""
         lines = [f"threat model: {self.threat}"]
-        pairs = list(zip(self.verdicts, self.stages, strict=True))
-        for verdict in VERDICTS:
-            for stage in dict.fromkeys(s for v, s in pairs if v == verdict):
-                shown = verdict if stage is None else f"{verdict} by {stage}"
-                lines.append(f"{shown:<28}{pairs.count((verdict, stage)):6d}")
+        lines += [f"{words:<28}{count:6d}" for words, count in counted(self.words).items()]
         low, high = (100 * end for end in self.interval("verified"))
         share = 100 * self.share("verified")
-        lines.append(f"vra {share:.1f} [{low:.1f}, {high:.1f}]  n={len(pairs)}")
+        lines.append(f"vra {share:.1f} [{low:.1f}, {high:.1f}]  n={len(self.verdicts)}")
         return "\n".join(lines)
 
 

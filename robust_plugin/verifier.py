@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from robust_plugin.guard import Attack
 from robust_plugin.threat import ThreatModel
 from robust_plugin.verdicts import Prover
-from robust_plugin.verification import threat_of, verify
+from robust_plugin.verification import Verification, threat_of, verify
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Verifier:
         stages: certifiers and attacks by name, cheap before expensive (see ``verify``).
         batch_size: points that go through the stages together.
         seconds: budget a point; None for no limit.
+        journal: a folder from which an interrupted verification goes on.
+        progress: called with the points done, and all of them.
 
     Raises:
         ValueError: for stages of several threat models or none, or without a prover.
@@ -30,6 +33,8 @@ class Verifier:
     stages: Mapping[str, Prover | Attack]
     batch_size: int = 50
     seconds: float | None = None
+    journal: str | Path | None = None
+    progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         threat_of(self.stages)
@@ -46,14 +51,31 @@ class Verifier:
         """Who may prove, in their order, such as ``"IBP + CROWN"``."""
         return " + ".join(self._provers())
 
+    @property
+    def whole(self) -> bool:
+        """That ``evaluate`` hands over all points in one call."""
+        return True
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return which points are proved, bool of shape [B].
 
         Raises:
             ValueError: if an attack among the stages fools a point that was proved.
         """
-        found = verify(model, x, y, self.stages, batch_size=self.batch_size, seconds=self.seconds)
-        return torch.tensor(found.verified, device=x.device)
+        return torch.tensor(self.decide(model, x, y).verified, device=x.device)
+
+    def decide(self, model: nn.Module, x: Tensor, y: Tensor) -> Verification:
+        """Return what is known of each point; ``evaluate`` puts it into the report."""
+        return verify(
+            model,
+            x,
+            y,
+            self.stages,
+            batch_size=self.batch_size,
+            seconds=self.seconds,
+            journal=self.journal,
+            progress=self.progress,
+        )
 
     def _provers(self) -> list[str]:
         return [name for name, stage in self.stages.items() if isinstance(stage, Prover)]

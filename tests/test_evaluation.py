@@ -408,7 +408,13 @@ def test_a_certifier_stands_beside_the_attacks(points):
     right = (x[:, 0] > 0.5) == (y == 1)
     assert list(report.certified) == (right & ((x[:, 0] - 0.5).abs() > 0.1)).tolist()
     assert all(a >= b for a, b in zip(report.flags["down"], report.certified, strict=True))
-    assert "certified" in str(report).splitlines()[-1]
+    *_, row, proofs = str(report).splitlines()
+    proved, wrong = sum(report.certified), int((~right).sum())
+    assert row.startswith("certified ")
+    assert proofs == (
+        f"proofs: {proved} verified by Certifier, {wrong} misclassified, "
+        f"{len(y) - proved - wrong} unknown"
+    )
     assert "certified by Certifier" in str(report)
     assert Report.from_json(report.to_json()) == report
     some = evaluate(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin import IBP, ThreatModel, Verifier, evaluate, pgd
+from robust_plugin import IBP, Report, ThreatModel, Verifier, evaluate, pgd, verify
 
 THREAT = ThreatModel("Linf", eps=0.004)
 
@@ -40,6 +40,33 @@ def test_it_proves_what_any_prover_proves_and_names_them(sure):
     report = evaluate(model, [(x, y)], attacks=[pgd(tiny, steps=3)], certifier=Verifier(stages))
     assert report.certifier == "IBP"
     assert report.certified == tuple(IBP(tiny)(model, x, y).tolist()) and any(report.certified)
+
+
+def test_a_report_tells_who_proved_what_and_goes_on_from_a_journal(sure, tmp_path):
+    model, x, y = sure
+    y = y.clone()
+    y[:3] = (y[:3] + 1) % 10
+    stages = {"high": Only(THREAT, 1), "IBP": IBP(THREAT)}
+    seen = []
+    certifier = Verifier(
+        stages, batch_size=4, journal=tmp_path, progress=lambda done, of: seen.append((done, of))
+    )
+    batches = list(zip(x.split(7), y.split(7), strict=True))
+    report = evaluate(model, batches, certifier=certifier)
+    assert report.verdicts is not None and report.verdicts[:3] == ("misclassified",) * 3
+    rest = verify(model, x[3:], y[3:], stages)
+    assert report.verdicts[3:] == rest.words
+    assert report.certified == tuple("verified" in words for words in report.verdicts)
+    high, low = (report.verdicts.count(f"verified by {who}") for who in ("high", "IBP"))
+    assert high and low
+    assert f"proofs: {high} verified by high, {low} verified by IBP, 3 miscl" in str(report)
+    assert Report.from_json(report.to_json()) == report
+    # All points in one call, whatever the loader's batches; then nothing is left to prove.
+    assert seen[-1] == (len(x) - 3, len(x) - 3) and seen[0][0] == 4
+    nothing = Verifier(stages, batch_size=4, journal=tmp_path)
+    assert evaluate(model, [(x, y)], certifier=nothing) == report
+    with pytest.raises(ValueError, match="journal of another evaluation: points"):
+        evaluate(model, [(x, y)], certifier=nothing, limits={"certified": 9})
 
 
 def test_a_point_that_is_wrong_is_not_proved(sure):

@@ -269,7 +269,8 @@ def test_attacks_of_libraries_and_a_journal_by_the_command(
     screening = "screening (apgd-ce, apgd-t)"
     assert reports[0].rows == ("clean", "PGD-3x2", "torchattacks.APGD", screening)
     assert screening in capsys.readouterr().out
-    assert {path.name for path in journal.iterdir()} == {
+    assert {path.name for path in journal.iterdir()} == {"screen"}
+    assert {path.name for path in (journal / "screen").iterdir()} == {
         "fingerprint.json",
         "answers.safetensors",
         "apgd-ce-00000.safetensors",
@@ -277,6 +278,33 @@ def test_attacks_of_libraries_and_a_journal_by_the_command(
     }
     assert main([*words, "--threat.eps=1/255", f"--journal={journal}"]) == 2
     assert "journal of another evaluation: threat model was" in capsys.readouterr().err
+
+
+def test_a_cascade_by_the_command_has_a_journal_and_a_budget(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", str(run), "--attack", "pgd", "--n=12", "--threat.eps=1/2550", "--checks=0"]
+    words += ["--certify=cascade-fixed", f"--journal={tmp_path / 'journal'}"]
+    assert main([*words, f"--out={tmp_path / 'a.json'}"]) == 0
+    first = Report.from_json((tmp_path / "a.json").read_text())
+    assert first.verdicts is not None and "verified by IBP" in first.verdicts
+    assert f"{first.verdicts.count('verified by IBP')} verified by IBP" in capsys.readouterr().out
+
+    def never(*_: Any) -> None:
+        raise AssertionError("proved again")
+
+    monkeypatch.setattr(IBP, "margins", never)
+    assert main([*words, f"--out={tmp_path / 'b.json'}"]) == 0
+    assert Report.from_json((tmp_path / "b.json").read_text()) == first
+    assert main([*words, "--seconds=3"]) == 2
+    assert "journal of another evaluation: seconds was None and is now 3.0" in _error(capsys)
+    for more in (["--seconds=0"], ["--seconds=1", "--certify=ibp"]):
+        assert main([*words, *more]) == 2
+        assert "legal: above 0, with a cascade" in _error(capsys)
+
+
+def _error(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_a_folder_gets_tables_a_page_and_tensors(

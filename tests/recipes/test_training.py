@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from robust_plugin import IBP, checkpoint, evaluate, pgd
 from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.certified import Certified
+from robust_plugin.journal import Journal
 from robust_plugin.recipes import run as run_module
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import StageConfig, build
@@ -567,12 +568,37 @@ def test_the_report_has_the_proofs_of_the_first_points(tmp_path: Path, run_tiny:
     report = run_tiny("hydra", tmp_path / "out", *options)["report"]["report"]
     assert report["certifier"] == "IBP + CROWN + alpha-CROWN-fixed + alpha-CROWN"
     assert len(report["certified"]) == 20 and "1" in report["certified"]
+    proved = [words.startswith("verified by ") for words in report["verdicts"]]
+    assert report["certified"] == "".join("01"[each] for each in proved)
     assert all(a <= b for a, b in zip(report["certified"], report["flags"]["PGD-3x2"]))  # noqa: B905
 
 
-def test_smoothing_leaves_its_table_and_goes_on_from_its_journal(
-    tmp_path: Path, run_tiny: RunTiny
+def test_an_interrupted_evaluation_goes_on(
+    tmp_path: Path, run_tiny: RunTiny, words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Points that AutoAttack, the proofs or the votes have decided are not decided again."""
+    options = ("--objective.name=gaussian", "--threat.eps=1/2550", "--evaluation.autoattack=8")
+    options += ("--evaluation.verify=8", "--evaluation.certify=cascade-fixed")
+    options += ("--evaluation.smooth=8", "--evaluation.votes=100")
+    whole = run_tiny("hydra", tmp_path / "whole", *options)["report"]
+    write, written = run_module.checkpoint.write_text, []
+
+    def stop(path: Path, text: str) -> None:
+        if path.name == "report.json":
+            raise KeyboardInterrupt
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.checkpoint, "write_text", stop)
+        assert main(words("hydra", tmp_path / "out", *options)) == 130
+    (left,) = (tmp_path / "out").glob("unfinished-evaluation-*")
+    assert {path.name for path in left.iterdir()} == {"autoattack", "proofs", "smoothing"}
+    monkeypatch.setattr(Journal, "put", lambda self, unit, tensors: written.append(unit))
+    assert run_tiny("hydra", tmp_path / "out", *options)["report"] == whole
+    assert written == [] and not list((tmp_path / "out").glob("unfinished-*"))
+
+
+def test_smoothing_leaves_its_table_and_its_curve(tmp_path: Path, run_tiny: RunTiny) -> None:
     noise = ("--objective.name=gaussian", "--objective.sigma=0.12", "--threat.norm=L2")
     smooth = ("--evaluation.smooth=8", "--evaluation.votes=200")
     found = run_tiny("hydra", tmp_path / "out", *noise, *smooth)["report"]["smoothing"]
@@ -583,6 +609,7 @@ def test_smoothing_leaves_its_table_and_goes_on_from_its_journal(
     assert found["acr"] == pytest.approx(acr)
     table = (tmp_path / "out" / "smoothing.txt").read_text()
     assert "n=8" in table and f"average certified radius {acr:.4f}" in table
+    assert (tmp_path / "out" / "smoothing.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_finished_run_is_not_evaluated_twice(
