@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -131,7 +132,7 @@ def training_step() -> ModuleType:
         "training_step", Path(__file__).with_name("training_step.py")
     )
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
