@@ -144,27 +144,15 @@ class Smoothed:
         """
         from scipy.stats import beta, norm
 
-        _check_points(x)
-        opened = None if journal is None else Journal(journal, self._fingerprint(model, x, y))
-        if opened is not None:
-            with attacked(unwrapped(model)), torch.no_grad():
-                opened.check_answers(unwrapped(model)(x[:_UNIT]))
-        found = []
-        for first in range(0, len(x), _UNIT):
-            unit = f"points-{first:06d}"
-            done = opened.get(unit) if opened is not None else None
-            if done is None:
-                few = unwrapped(model), x[first : first + _UNIT], y[first : first + _UNIT]
-                chosen = self._votes(*few, first, "choose", self.n0).argmax(1)
-                votes = self._votes(*few, first, "certify", self.n)
-                count = votes.gather(1, chosen[:, None])[:, 0]
-                done = {"chosen": chosen, "count": count}
-                if opened is not None:
-                    opened.put(unit, done)
-            found.append(done)
-            if progress is not None:
-                progress(min(first + _UNIT, len(x)), len(x))
-        chosen, count = (torch.cat([each[key] for each in found]) for key in ("chosen", "count"))
+        model = unwrapped(model)
+
+        def decided(first: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            chosen = self._votes(model, x, y, first, "choose", self.n0).argmax(1)
+            votes = self._votes(model, x, y, first, "certify", self.n)
+            return {"chosen": chosen, "count": votes.gather(1, chosen[:, None])[:, 0]}
+
+        found = self._by_units("certify", model, x, y, decided, journal, progress)
+        chosen, count = found["chosen"], found["count"]
         # The formula has no value at k = 0, where the bound is 0.
         bounds = [beta.ppf(self.alpha, k, self.n - k + 1) if k else 0.0 for k in count.tolist()]
         lower = torch.tensor(bounds, dtype=torch.float64)
@@ -174,26 +162,72 @@ class Smoothed:
             torch.where(decided, chosen, ABSTAIN), torch.where(decided, radii, 0.0), y.cpu()
         )
 
-    def predict(self, model: nn.Module, x: Tensor) -> Tensor:
+    def predict(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        *,
+        journal: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """Return the smoothed classifier's answers, shape [n]; wrong with probability alpha.
 
         ``ABSTAIN`` where a two-sided binomial test does not tell the two most frequent of n answers
         apart (Cohen et al. 2019, PREDICT).
 
+        Args:
+            model: as in ``certify``.
+            x: shape [n, ...].
+            journal: a folder from which an interrupted run goes on.
+            progress: called with the points done, and all of them.
+
         Raises:
-            ValueError: for logits that are not finite.
+            ValueError: for logits that are not finite, or the journal of something else.
             ImportError: without scipy.
         """
         from scipy.stats import binomtest
 
+        model, none = unwrapped(model), torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+        def decided(first: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            votes = self._votes(model, x, y, first, "predict", self.n)
+            top = votes.topk(min(2, votes.shape[1]), dim=1)
+            return {"votes": top.values, "classes": top.indices}
+
+        found = self._by_units("predict", model, x, none, decided, journal, progress)
+        votes = found["votes"].tolist()
+        sure = [binomtest(each[0], sum(each), 0.5).pvalue <= self.alpha for each in votes]
+        return torch.where(torch.tensor(sure), found["classes"][:, 0], ABSTAIN)
+
+    def _by_units(
+        self,
+        purpose: str,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        decided: Callable[[int, Tensor, Tensor], dict[str, Tensor]],
+        journal: str | Path | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> dict[str, Tensor]:
+        """What ``decided(first, x, y)`` finds of all points, some at a time, by a journal."""
         _check_points(x)
-        none = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        votes = self._votes(unwrapped(model), x, none, 0, "predict", self.n)
-        top = votes.topk(min(2, votes.shape[1]), dim=1)
-        sure = [
-            binomtest(each[0], sum(each), 0.5).pvalue <= self.alpha for each in top.values.tolist()
-        ]
-        return torch.where(torch.tensor(sure), top.indices[:, 0], ABSTAIN)
+        opened = None
+        if journal is not None:
+            opened = Journal(journal, {"purpose": purpose, **self._fingerprint(model, x, y)})
+            with attacked(model), torch.no_grad():
+                opened.check_answers(model(x[:_UNIT]))
+        found = []
+        for first in range(0, len(x), _UNIT):
+            unit, rows = f"points-{first:06d}", slice(first, first + _UNIT)
+            done = opened.get(unit) if opened is not None else None
+            if done is None:
+                done = decided(first, x[rows], y[rows])
+                if opened is not None:
+                    opened.put(unit, done)
+            found.append(done)
+            if progress is not None:
+                progress(min(first + _UNIT, len(x)), len(x))
+        return {key: torch.cat([each[key] for each in found]) for key in found[0]}
 
     def _votes(
         self, model: nn.Module, x: Tensor, y: Tensor, first: int, purpose: str, samples: int

@@ -136,11 +136,19 @@ def test_noise_has_its_sigma_and_votes_are_fresh():
     assert abs(drawn.mean().item()) < 0.01 and drawn.min() < -1
 
 
-def test_resumed_equals_uninterrupted(halves, tmp_path, monkeypatch):
+@pytest.mark.parametrize("purpose", ["certify", "predict"])
+def test_resumed_equals_uninterrupted(halves, tmp_path, monkeypatch, purpose):
     model, x, y, _ = halves
     monkeypatch.setattr(smoothing_module, "_UNIT", 15)
+
+    def run(smoothed, **options):
+        if purpose == "predict":
+            return [smoothed.predict(model, x, **options)]
+        found = smoothed.certify(model, x, y, **options)
+        return [found.radii, found.predictions]
+
     smoothed = Smoothed(0.25, n=200)
-    whole = smoothed.certify(model, x, y)
+    whole = run(smoothed)
 
     class StopError(Exception):
         pass
@@ -151,18 +159,20 @@ def test_resumed_equals_uninterrupted(halves, tmp_path, monkeypatch):
             raise StopError
 
     with pytest.raises(StopError):
-        smoothed.certify(model, x, y, journal=tmp_path, progress=stop)
+        run(smoothed, journal=tmp_path, progress=stop)
     calls = []
     hook = model.register_forward_hook(lambda *_: calls.append(1))
-    again = smoothed.certify(model, x, y, journal=tmp_path)
+    again = run(smoothed, journal=tmp_path)
     first = len(calls)
-    smoothed.certify(model, x, y, journal=tmp_path)
+    run(smoothed, journal=tmp_path)
     assert first > 1 and len(calls) == first + 1  # one look whether it is the same network
     hook.remove()
-    assert torch.equal(again.radii, whole.radii)
-    assert torch.equal(again.predictions, whole.predictions)
+    assert all(torch.equal(one, two) for one, two in zip(again, whole, strict=True))
     with pytest.raises(ValueError, match="journal of another evaluation: smoothing"):
-        Smoothed(0.5, n=200).certify(model, x, y, journal=tmp_path)
+        run(Smoothed(0.5, n=200), journal=tmp_path)
+    purpose = {"certify": "predict", "predict": "certify"}[purpose]
+    with pytest.raises(ValueError, match="journal of another evaluation: purpose"):
+        run(smoothed, journal=tmp_path)
 
 
 def test_predict_abstains_where_votes_are_even(halves):
