@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from robust_plugin.ramp import Ramp, Shape
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import (
     RecipeConfig,
@@ -23,6 +24,7 @@ from robust_plugin.recipes.hydra import HydraConfig
 from robust_plugin.recipes.jobs import CompareConfig
 from robust_plugin.recipes.objective import ObjectiveConfig, ObjectiveName
 from robust_plugin.recipes.presets import CONFIGS, preset_names
+from robust_plugin.threat import ThreatModel
 
 PRESETS = preset_names()
 
@@ -226,3 +228,14 @@ def test_objectives_take_the_papers_beta_unless_given() -> None:
 
     assert [beta(ObjectiveConfig(name)) for name in ("trades", "mart", "stability")] == [6, 5, 6]
     assert beta(ObjectiveConfig("trades", beta=1.5)) == 1.5
+
+
+@pytest.mark.parametrize("name", ["certified", "mixtrain", "smoothadv"])
+def test_a_ramp_rises_as_the_settings_say(name: ObjectiveName) -> None:
+    threat = ThreatModel("L2" if name == "smoothadv" else "Linf", eps=0.1)
+    for shape in get_args(Shape):
+        objective: Any = ObjectiveConfig(name, ramp=shape).build(threat, ramp=0.5)
+        objective.progress(1, 20)
+        assert objective.risen == Ramp(0.0, 0.5, shape)(0.05) > 0
+    with pytest.raises(ValueError, match="shape is 'steep'; legal: linear, smoothed"):
+        ObjectiveConfig(name, ramp="steep").build(threat, ramp=0.5)  # type: ignore[arg-type]

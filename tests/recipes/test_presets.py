@@ -64,6 +64,10 @@ def test_every_name_that_the_list_offers_parses() -> None:
         ("hydra/cifar10-vgg16-hidden", {"finetune.epochs": 0, "pretraining": "benign"}),
         ("magnitude/cifar10-vgg16-channels-iterative", {"rounds": 4, "budget": "channels"}),
         ("magnitude/cifar10-cnn-large-verifiable", {"objective.name": "mixtrain"}),
+        ("hydra/digits-crown-ibp", {"objective.bounds": "crown-ibp", "objective.kappa": (0, 0)}),
+        ("hydra/digits-mixtrain", {"objective.name": "mixtrain", "pretrain.ramp": 0.4}),
+        ("hydra/digits-smoothing", {"threat.norm": "L2", "evaluation.smooth": 400}),
+        ("magnitude/digits-verifiable", {"evaluation.verify": 400, "pretrain.epochs": 160}),
     ],
 )
 def test_a_name_says_what_it_is(name: str, expected: dict[str, Any]) -> None:
