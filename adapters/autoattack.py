@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, UnitBox, check_logits, guarded
 from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
+from robust_plugin.sanity import SuspectNetwork, findings, refuse_random
 from robust_plugin.square import square
 from robust_plugin.standing import AllFooled, Standing
 from robust_plugin.threat import ThreatModel, check_threat
@@ -45,6 +47,8 @@ _COMPONENTS: dict[str, tuple[str, ...]] = {
 }
 # DLR divides by the distance of the first to the third logit, targeted DLR to the fourth too.
 _LEAST_CLASSES = 4
+# Points of which a look at the network is taken.
+_LOOK = 32
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,12 @@ class AutoAttack:
 
     Raises:
         ValueError: for an unknown version or a journal without a seed; when called, for fewer than
-            four classes, the journal of something else, or several processes without a seed.
+            four classes, a random network (but by ``"rand"``), the journal of something else, or
+            several processes without a seed.
         ImportError: when called without the library.
+
+    Warns:
+        SuspectNetwork: when called, for what ``findings`` finds, such as gradients of zero.
     """
 
     threat: ThreatModel
@@ -99,6 +107,11 @@ class AutoAttack:
         """That ``evaluate`` hands over all points in one call."""
         return True
 
+    @property
+    def for_random(self) -> bool:
+        """Whether it is made for networks that are random on purpose."""
+        return self.version == "rand"
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return adversarial inputs of the shape of ``x``."""
         return guarded(self._run, self.threat)(model, x, y)
@@ -118,8 +131,7 @@ class AutoAttack:
             )
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.check(check_logits(model(x[:1]), y[:1]).shape[1])
+        self._look(model, x, y)
         if self.seed is None and rank_and_world()[1] > 1:
             raise ValueError("several processes need the same noise; give a seed.")
         seed = self.seed if self.seed is not None else int(torch.randint(2**31, (1,)))
@@ -145,6 +157,18 @@ class AutoAttack:
             progress=self.progress,
         )
 
+    def _look(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Refuse or warn of a network of which the figures would mean little."""
+        few, labels = x[:_LOOK], y[:_LOOK]
+        with torch.no_grad():
+            logits = check_logits(model(few), labels)
+            self.check(logits.shape[1])
+            if self.for_random:  # noise is no gradient's
+                return
+            refuse_random(model, few, logits)
+        for found in findings(model, few, labels):  # ``evaluate`` has them in its report
+            warnings.warn(f"{self.name}: {found}.", SuspectNetwork, stacklevel=5)
+
     def _open(self, folder: Path, model: nn.Module, x: Tensor, y: Tensor) -> Journal:
         package = _library()[0]
         fingerprint = {
@@ -155,10 +179,9 @@ class AutoAttack:
             "seed": str(self.seed),
             "batch size": str(self.batch_size),
             "library": f"{package} {metadata.version(package)}",
-            "torch": torch.__version__,
         }
         journal = Journal(folder, fingerprint)
-        if self.version != "rand":
+        if not self.for_random:
             with torch.no_grad():
                 journal.check_answers(model(x[: self.batch_size]))
         return journal

@@ -57,7 +57,8 @@ class TorchAttack:
         TypeError: if it is no attack of torchattacks.
         ValueError: for classes that are not what their name says, options that the threat model
             decides or the class does not have, a ball of another norm, an instance of another
-            radius, in normalisation mode, in training mode or with the labels as targets.
+            radius, in normalisation mode, in training mode or with the labels as targets; when
+            called, for what the library fails at.
     """
 
     attack: Any
@@ -70,8 +71,9 @@ class TorchAttack:
         kind = self.attack if isinstance(self.attack, type) else type(self.attack)
         if not issubclass(kind, library.attack.Attack):
             raise TypeError(f"attack is {self.attack!r}; give a class of torchattacks.")
-        if kind.__name__ in _REFUSED:
-            raise ValueError(f"torchattacks.{kind.__name__}: {_REFUSED[kind.__name__]}.")
+        for each in kind.__mro__:  # a subclass is no better
+            if each.__name__ in _REFUSED and each.__module__.startswith(library.__name__):
+                raise ValueError(f"torchattacks.{each.__name__}: {_REFUSED[each.__name__]}.")
         norm = "L2" if kind.__name__ in _L2 else "Linf"
         if self._radius and "norm" not in self._parameters and norm != self.threat.norm:
             raise ValueError(
@@ -132,7 +134,7 @@ class TorchAttack:
     def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         box = UnitBox(model, self.threat)
         seed = self.seed if self.seed is not None else int(torch.randint(2**31, (1,)))
-        with forked(seed, x.device), _numpy_seeded(seed):
+        with forked(seed, x.device), _numpy_seeded(seed), self._failures(x):
             attack = self._build(box, box.shrunk(x), seed)
             result: Tensor = attack(box.shrunk(x), y)
         x_adv = box.grown(result.detach().to(x))
@@ -140,6 +142,19 @@ class TorchAttack:
             return x_adv
         inside = self.threat.norms(x_adv - x) <= self.threat.eps
         return torch.where(per_point(inside, x), x_adv, x)
+
+    @contextmanager
+    def _failures(self, x: Tensor) -> Iterator[None]:
+        """The library's errors, of any kind, as one sentence."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).strip().splitlines() or ["no word of why"]
+            raise ValueError(
+                f"{self.name} failed in {self.threat} on inputs of shape {tuple(x.shape)} "
+                f"({type(error).__name__}: {reason[0]}); it may not take this norm, number of "
+                "classes or shape: take another class."
+            ) from error
 
     def _build(self, box: UnitBox, x: Tensor, seed: int) -> Any:
         """The library's object for this model and this call."""

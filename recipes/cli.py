@@ -162,6 +162,9 @@ def _evaluate(words: list[str]) -> None:
     if preset:
         default = read_preset(preset, EvaluateConfig, default)
     words = [_SHORT.get(name, name) + equals + value for name, equals, value in map(_split, words)]
+    again = [option for option in ("--attacks", "--radii") if _count(words, option) > 1]
+    if again:
+        raise ValueError(f"{again[0]} is given twice; give all of them after one.")
     config = _parse(EvaluateConfig, default, words, "robust-plugin evaluate [RUN FOLDER]")
     if config.weights == EvaluateConfig().weights and not config.weights.exists():
         raise ValueError("evaluate what? Give a run folder, or --model and --weights of a network.")
@@ -189,6 +192,10 @@ def _rank() -> int:
 
 def _split(word: str) -> tuple[str, str, str]:
     return word.partition("=")
+
+
+def _count(words: Sequence[str], option: str) -> int:
+    return sum(name == option for name, _, _ in map(_split, words))
 
 
 def _take(words: Sequence[str], option: str, default: str) -> tuple[str, list[str]]:

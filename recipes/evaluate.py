@@ -29,7 +29,7 @@ from robust_plugin.recipes.channels import without_channels
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
 from robust_plugin.recipes.data import Data, load_data, loader
 from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.models import build_model
+from robust_plugin.recipes.models import build_model, check_takes
 from robust_plugin.recipes.page import page
 from robust_plugin.recipes.run import device_of, load_weights
 from robust_plugin.recipes.settings import check_folder
@@ -192,6 +192,9 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     of = config.data
     check_folder(of)
     data = load_data(of.name, folder=of.folder, image_size=of.image_size, test=of.test)
+    for attack in attacks:
+        if isinstance(attack, AutoAttack):
+            attack.check(data.classes)  # now, and not after hours
     model = _network(config, data, config.weights)
     if config.small is not None:
         model = without_channels(config.small, model, data.shape)
@@ -220,7 +223,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
         report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))
     found = Evaluated(report, checks, radii)
     if folder is not None and images is not None:
-        _write(folder, found, config, torch.load(images, weights_only=True))
+        _write(folder, found, config, data, torch.load(images, weights_only=True))
     elif out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, report.to_json())
@@ -230,6 +233,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
 def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
     model = build_model(config.model, classes=data.classes, shape=data.shape)
     load_weights(model, weights)
+    check_takes(model, config.model, torch.zeros(1, *data.shape), data.classes)
     return model
 
 
@@ -248,12 +252,12 @@ def _checks(
 
 
 def _write(
-    folder: Path, found: Evaluated, config: EvaluateConfig, images: dict[str, Tensor]
+    folder: Path, found: Evaluated, config: EvaluateConfig, data: Data, images: dict[str, Tensor]
 ) -> None:
-    report, name = found.report, f"{config.model}, {config.data.name}"
+    report, name = found.report, f"{config.model}, {data.name}"
     write_text(folder / "report.json", report.to_json())
     write_text(folder / "report.txt", f"{found}\n")
-    about = f"{config.weights}; test points of {config.data.name}, the first {report.n}"
+    about = f"{config.weights}; test points of {data.name}, the first {report.n}"
     write_text(
         folder / "report.html",
         page(
@@ -266,7 +270,7 @@ def _write(
         ),
     )
     if len(report.flags.get("AutoAttack", ())) == report.n:
-        entry = report.robustbench(dataset=config.data.name, architecture=config.model)
+        entry = report.robustbench(dataset=data.name, architecture=config.model)
         write_text(folder / "robustbench.json", json.dumps(entry, indent=2))
 
 

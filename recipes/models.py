@@ -108,7 +108,10 @@ def _imported(name: str, classes: int) -> nn.Module:
             f"model {name!r} has the signature {signature}: {error}; it is called with num_classes "
             "or with nothing, so wrap it in a function that fills the rest"
         ) from error
-    network = function(**arguments)
+    try:
+        network = function(**arguments)
+    except Exception as error:  # the user's own code
+        raise ValueError(f"model {name!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise TypeError(f"model {name!r} returned a {type(network).__name__}, not an nn.Module")
     return network

@@ -167,7 +167,9 @@ def _classes(report: Report) -> str:
         axes.bar(where, [100 * value for value in found.values()], width, label=name)
     axes.set(xlabel="class", ylabel="accuracy, %", ylim=(0, 100))
     axes.set_xticks(sorted(set(report.labels)))
-    axes.legend(fontsize=8, ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    axes.legend(
+        fontsize=8, ncols=min(4, len(names)), loc="upper center", bbox_to_anchor=(0.5, -0.18)
+    )
     return _png(figure)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, check_logits
 from robust_plugin.report import Report
 from robust_plugin.rows import AttackRow, Certifier, ProofRow, Row, rows_of
-from robust_plugin.sanity import findings, refuse_random
+from robust_plugin.sanity import SuspectNetwork, findings, is_random, refuse_random
 from robust_plugin.threat import ThreatModel
 
 
@@ -48,7 +49,7 @@ def evaluate(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
-    attacks: Sequence[Attack] = (),
+    attacks: Sequence[Attack] | Mapping[str, Attack] = (),
     certifier: Certifier | None = None,
     threat: ThreatModel | None = None,
     limits: Mapping[str, int] | None = None,
@@ -63,7 +64,7 @@ def evaluate(
     Args:
         model: pruned or not, with or without a pruner attached.
         loader: batches (x [B, ...], y [B]); moved to the model's device.
-        attacks: any callables ``attack(model, x, y)``.
+        attacks: any callables ``attack(model, x, y)``, or a dict of them by the row's name.
         certifier: ``certifier(model, x, y)``, a bool a point: whether it is proved; or one that has
             ``decide``, as ``Verifier``, and tells who proved it.
         threat: checked around attacks that bring no ``threat`` of their own.
@@ -74,8 +75,8 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: for inputs, labels, logits or attack results that are not as they
-            should be, a forward pass that is random in evaluation mode, an empty loader, or a point
-            that is certified and fooled in the same threat model.
+            should be, a forward pass that is random in evaluation mode (unless all attacks are made
+            for that), an empty loader, or a point that is certified and fooled in the same ball.
 
     >>> from robust_plugin import IBP, pgd
     >>> model = nn.Sequential(nn.Linear(1, 2))  # class 1 where x > 0.5
@@ -100,7 +101,12 @@ def evaluate(
     hold = adversarial is not None or any(row.at_once for row in rows.values())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     before = str(Fingerprint(*model.parameters()))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), attacked(model):
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        attacked(model),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", SuspectNetwork)  # the report has them
         seen = _pass(model, loader, rows, device, hold=hold)
     if str(Fingerprint(*model.parameters())) != before:
         raise ValueError("an attack has changed the model's parameters; its figures are of no use.")
@@ -128,8 +134,7 @@ def _pass(
         with torch.no_grad():
             logits = check_logits(model(x), y)
             if not seen.labels:
-                refuse_random(model, x, logits)
-                seen.findings += findings(model, x, y)
+                _check_first(model, x, y, logits, rows, seen)
         right = logits.argmax(1) == y
         for row in rows.values():
             if not row.at_once:
@@ -145,6 +150,25 @@ def _pass(
         for row in whole:
             row.take(model, x, y, torch.tensor(seen.clean, device=device))
     return seen
+
+
+def _check_first(
+    model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, rows: Mapping[str, Row], seen: _Seen
+) -> None:
+    """What the first batch shows, before anything takes hours."""
+    attacks = [row for row in rows.values() if isinstance(row, AttackRow)]
+    for row in attacks:
+        if row.check is not None:
+            row.check(logits.shape[1])
+    for_random = [row.for_random for row in attacks]
+    if for_random and all(for_random) and len(attacks) == len(rows):
+        if is_random(model, x, logits):
+            # No finding more: noise is no gradient's.
+            seen.findings.append("the network is random; each figure is of one draw")
+            return
+    else:
+        refuse_random(model, x, logits)
+    seen.findings += findings(model, x, y)
 
 
 def _report(seen: _Seen, rows: Mapping[str, Row]) -> Report:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import robust_plugin
 from robust_plugin.checkpoint import read_tensors, write_tensors, write_text
 
 # Another number of threads, or another machine, rounds otherwise; another network is farther off.
@@ -27,7 +28,7 @@ class Journal:
 
     Args:
         folder: made if it is missing.
-        fingerprint: what every unit depends on, in words or digests.
+        fingerprint: what every unit depends on, in words or digests; versions are added to it.
 
     Raises:
         ValueError: if the folder holds the journal of something else, naming what differs, or
@@ -36,26 +37,33 @@ class Journal:
 
     def __init__(self, folder: str | Path, fingerprint: Mapping[str, str]) -> None:
         self.folder = Path(folder)
+        versions = {"torch": torch.__version__, "robust_plugin": robust_plugin.__version__}
+        fingerprint = {**fingerprint, **versions}
         path = self.folder / "fingerprint.json"
         if self.folder.is_file():
             raise ValueError(f"{self.folder} is a file; give a folder for the journal.")
+        # Before the fingerprint is looked for, which another process may write at this moment.
+        entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
         if path.is_file():
-            try:
-                saved = json.loads(path.read_text())
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} is damaged ({error}); delete the journal.") from error
-            for key in [*saved, *fingerprint]:
-                if saved.get(key) != fingerprint.get(key):
-                    raise ValueError(
-                        f"{self.folder} is the journal of another evaluation: {key} was "
-                        f"{saved.get(key)} and is now {fingerprint.get(key)}. Give another folder, "
-                        "or delete it."
-                    )
-        elif self.folder.is_dir() and not all(_is_partial(each) for each in self.folder.iterdir()):
+            self._compare(path, fingerprint)
+        elif not all(_is_partial(each) for each in entries):
             raise ValueError(f"{self.folder} is not empty and no journal; give another folder.")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(dict(fingerprint), indent=1))
+            write_text(path, json.dumps(fingerprint, indent=1))
+
+    def _compare(self, path: Path, fingerprint: Mapping[str, str]) -> None:
+        try:
+            saved = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete the journal.") from error
+        for key in [*saved, *fingerprint]:
+            if saved.get(key) != fingerprint.get(key):
+                raise ValueError(
+                    f"{self.folder} is the journal of another evaluation: {key} was "
+                    f"{saved.get(key)} and is now {fingerprint.get(key)}. Give another folder, "
+                    "or delete it."
+                )
 
     def check_answers(self, logits: Tensor) -> None:
         """Keep what the network says of some points, or compare it with what was kept.

@@ -219,7 +219,7 @@ class Report:
         )
 
     def robustbench(self, **about: str) -> dict[str, Any]:
-        """Return the entry of a model in RobustBench's fields.
+        """Return the entry of a model in RobustBench's fields, and n, the number of points.
 
         Args:
             about: what no evaluation knows: name, authors, link, venue, dataset, architecture,
@@ -239,6 +239,7 @@ class Report:
             **about,
             "threat_model": threat.norm,
             "eps": threat.fraction,
+            "n": self.n,
             "clean_acc": f"{100 * self.accuracy():.2f}",
             "autoattack_acc": f"{100 * self.accuracy('AutoAttack'):.2f}",
         }

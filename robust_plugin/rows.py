@@ -34,6 +34,8 @@ class AttackRow:
         at_once: whether it gets all points in one call.
         keep: whether its inputs are kept.
         searches: whether it looks for distances, beyond the ball.
+        for_random: whether it is made for networks that are random on purpose.
+        check: raises for a number of classes that the attack does not take.
         room: how many points it still gets.
         flags: whether each point withstood.
         distances: how far each point was moved to fool it, infinite where it stands.
@@ -45,6 +47,8 @@ class AttackRow:
     at_once: bool
     keep: bool
     searches: bool = False
+    for_random: bool = False
+    check: Callable[[int], None] | None = None
     room: float = math.inf
     flags: list[bool] = field(default_factory=list)
     distances: list[float] = field(default_factory=list)
@@ -60,7 +64,13 @@ class AttackRow:
             return under_guard(model, x, y), x.new_full((len(x),), torch.inf)
 
         return cls(
-            search or plain, threat, bool(getattr(attack, "whole", False)), keep, search is not None
+            search or plain,
+            threat,
+            bool(getattr(attack, "whole", False)),
+            keep,
+            search is not None,
+            bool(getattr(attack, "for_random", False)),
+            getattr(attack, "check", None),
         )
 
     def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
@@ -70,15 +80,17 @@ class AttackRow:
         self.room -= n
         x, y, kept = x[:n], y[:n], right[:n].clone()
         x_adv, todo = x.clone(), kept.nonzero().flatten()
-        distances = torch.where(kept, torch.inf, 0.0).to(x)
+        distances = torch.where(kept, torch.inf, 0.0).double()
         if len(todo):
-            x_adv[todo], distances[todo] = self.attack(model, x[todo], y[todo])
+            x_adv[todo], found = self.attack(model, x[todo], y[todo])
+            distances[todo] = found.double()
             with torch.no_grad():
                 for rows in torch.split(todo, _FORWARD):
                     kept[rows] = check_logits(model(x_adv[rows]), y[rows]).argmax(1) == y[rows]
             fooled = todo[~kept[todo]]
-            moved = self.threat.norms(x_adv[fooled] - x[fooled])
-            distances[fooled] = distances[fooled].minimum(moved)
+            # In the ball, which x + delta - x leaves by rounding.
+            moved = self.threat.norms(x_adv[fooled].double() - x[fooled].double())
+            distances[fooled] = distances[fooled].minimum(moved.clamp(max=self.threat.eps))
         self.flags += kept.tolist()
         self.distances += distances.tolist()
         if self.keep:
@@ -149,7 +161,7 @@ Row = AttackRow | ProofRow
 
 
 def rows_of(
-    attacks: Sequence[Attack],
+    attacks: Sequence[Attack] | Mapping[str, Attack],
     certifier: Certifier | None,
     threat: ThreatModel | None,
     limits: Mapping[str, int],
@@ -159,7 +171,7 @@ def rows_of(
     """Return the rows of an evaluation by name: the attacks, and ``"certified"``.
 
     Args:
-        attacks: any callables ``attack(model, x, y)``.
+        attacks: any callables ``attack(model, x, y)``, or a dict of them by the row's name.
         certifier: or none.
         threat: of those that bring none of their own.
         limits: how many points a row gets, by its name.
@@ -178,14 +190,18 @@ def rows_of(
     if not isinstance(limits, Mapping):
         raise TypeError(f"limits is {limits!r}; give a dict of points by the row's name.")
     rows: dict[str, Row] = {}
-    for attack in attacks:
+    given = attacks.items() if isinstance(attacks, Mapping) else ((None, a) for a in attacks)
+    for title, attack in given:
         if not callable(attack):
             raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
-        own, name = getattr(attack, "threat", threat), _name(attack)
+        own, name = getattr(attack, "threat", threat), title or _name(attack)
         if own is None:
             raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
         if name in rows or name in _RESERVED:
-            raise ValueError(f"two rows would be called {name!r}; give one attack another name.")
+            raise ValueError(
+                f"two rows would be called {name!r}; give attacks={{name: attack}} with names of "
+                "your own."
+            )
         rows[name] = AttackRow.of(attack, own, keep=keep)
     if certifier is not None:
         own = getattr(certifier, "threat", threat)

@@ -16,6 +16,10 @@ _STEP = 1e-3
 _AGREE = (0.5, 2.0)
 
 
+class SuspectNetwork(UserWarning):
+    """An attack that is called by itself, on a network that attacks do not see through."""
+
+
 def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
     """Return what looks wrong, in sentences; nothing for a network that gradients attack fairly.
 
@@ -87,16 +91,22 @@ def _disagreement(
     ]
 
 
+def is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
+    """Return whether a second forward pass gives other logits than the first one's."""
+    with held_weights(model):
+        again = model(x)
+    return not torch.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+
+
 def refuse_random(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     """Raise if a second forward pass gives other logits.
 
     Raises:
         ValueError: naming what to look for.
     """
-    with held_weights(model):
-        again = model(x)
-    if not torch.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+    if is_random(model, x, logits):
         raise ValueError(
             "the model gives different logits for the same input in evaluation mode; attacks and "
-            "figures would measure noise. Look for dropout or noise that ignores model.eval()."
+            "figures would measure noise. Look for dropout or noise that ignores model.eval(); "
+            'for a network that is random on purpose there is AutoAttack(threat, version="rand").'
         )

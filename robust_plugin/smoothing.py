@@ -277,7 +277,6 @@ class Smoothed:
             "model": str(Fingerprint(model)),
             "points": str(Fingerprint(x, y)),
             "smoothing": f"sigma {self.sigma}, n0 {self.n0}, n {self.n}, seed {self.seed}",
-            "torch": torch.__version__,
         }
 
 

@@ -194,5 +194,4 @@ def _fingerprint(
         "batch size": str(batch_size),
         "seconds": str(seconds),
         "seed": str(seed),
-        "torch": torch.__version__,
     }

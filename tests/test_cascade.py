@@ -1,6 +1,8 @@
 """A cascade's verdicts depend on its arguments alone, however often and wherever it ran."""
 
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -103,7 +105,12 @@ from robust_plugin.journal import Journal
 torch.set_num_threads(1)
 x, y = points()
 def slow(attack):
-    return lambda model, x, y: (time.sleep(.05), attack(model, x, y))[1]
+    def counted(model, x, y):
+        with open(sys.argv[4], "a") as calls:
+            calls.write("x")
+        time.sleep(.05)
+        return attack(model, x, y)
+    return counted
 
 attacks = {name: slow(attack) for name, attack in ATTACKS.items()}
 journal = Journal(sys.argv[2], {"of": "this"})
@@ -113,15 +120,16 @@ torch.save(cascade(network(), x, y, attacks, seed=3, batch_size=8, journal=journ
 
 def test_kill_9_at_ten_moments(tmp_path):
     here, journal, out = str(Path(__file__).parent), tmp_path / "j", tmp_path / "out.pt"
-    command = [sys.executable, "-c", WORKER, here, str(journal), str(out)]
-    kills = 0
+    command = [sys.executable, "-c", WORKER, here, str(journal), str(out), str(tmp_path / "calls")]
+    kills, moments = 0, random.Random(0)
     for _ in range(30):
         finished = len(list(journal.glob("*.safetensors")))
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             now = len(list(journal.glob("*.safetensors")))
-            if kills < 10 and now > finished:  # at least one batch further, then at once
+            if kills < 10 and now > finished:  # at least one batch further, then at any moment
+                time.sleep(moments.uniform(0, 0.08))
                 process.send_signal(signal.SIGKILL)
                 kills += 1
                 break
@@ -131,6 +139,9 @@ def test_kill_9_at_ten_moments(tmp_path):
             break
     assert kills == 10 and out.exists()
     assert torch.equal(torch.load(out, weights_only=True), run())
+    # Each kill costs one batch at most.
+    batches = len(ATTACKS) * math.ceil(len(points()[0]) / 8)
+    assert (tmp_path / "calls").stat().st_size <= batches + kills
     assert not [
         p for p in journal.iterdir() if p.suffix not in (".safetensors", ".json", ".partial")
     ]
@@ -236,6 +247,32 @@ def test_a_journal_killed_while_it_was_made_can_be_made_again(tmp_path):
     (tmp_path / "j" / ".fingerprint.json.7.partial").write_text("{")
     assert torch.equal(run(journal=Journal(tmp_path / "j", {"of": "this"})), run())
     assert (tmp_path / "j" / "fingerprint.json").is_file()
+
+
+def test_a_journal_that_another_process_begins_at_this_moment(tmp_path, monkeypatch):
+    """Its fingerprint comes between two looks at the folder."""
+    folder = tmp_path / "j"
+    is_file = Path.is_file
+
+    def after_the_other(path):
+        if path == folder / "fingerprint.json" and not folder.exists():
+            with monkeypatch.context() as back:
+                back.setattr(Path, "is_file", is_file)
+                Journal(folder, {"of": "this"}).put("first", {"x": torch.ones(1)})
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", after_the_other)
+    assert Journal(folder, {"of": "this"}).get("first") is not None
+    listed, iterdir = [], Path.iterdir
+
+    def before_it_was_there(path):
+        if path == folder and not listed:
+            listed.append(path)
+            return iter([])
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", before_it_was_there)
+    assert Journal(folder, {"of": "this"}).get("first") is not None
 
 
 def test_a_journal_knows_networks_of_the_same_weights_apart(tmp_path):

@@ -398,6 +398,18 @@ class Certifier:
         return (x[:, 0] - 0.5).abs() > self.threat.eps - self.slack
 
 
+def test_attacks_by_names_of_ones_own(points):
+    x, y = points
+    balls = {f"down, {eps}": pgd(ThreatModel("Linf", eps), steps=2) for eps in (0.05, 0.1)}
+    report = evaluate(Threshold(), batches(x, y), attacks=balls)
+    assert report.rows == ("clean", "down, 0.05", "down, 0.1")
+    assert [report.threats[row].eps for row in balls] == [0.05, 0.1]
+    with pytest.raises(ValueError, match="called 'PGD-2'; give attacks={name: attack}"):
+        evaluate(Threshold(), batches(x, y), attacks=list(balls.values()))
+    with pytest.raises(ValueError, match="two rows would be called 'clean'"):
+        evaluate(Threshold(), batches(x, y), attacks={"clean": pgd(ThreatModel("Linf", 0.1))})
+
+
 def test_a_certifier_stands_beside_the_attacks(points):
     x, y = points
     threat = ThreatModel("Linf", eps=0.1)
@@ -468,6 +480,7 @@ def test_robustbench_fields():
         "architecture": "ResNet-18",
         "threat_model": "Linf",
         "eps": "8/255",
+        "n": 4,
         "clean_acc": "75.00",
         "autoattack_acc": "25.00",
     }

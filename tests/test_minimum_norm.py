@@ -82,6 +82,20 @@ def test_the_report_has_the_curve_of_all_attacks(linear):
     assert again == report and again.curve == curve
 
 
+@pytest.mark.parametrize("eps", ["8/255", "20/255", 0.1])
+def test_the_curve_has_the_worst_case_at_every_radius(eps):
+    """x + eps - x is more than eps in float32, at many pixels."""
+    x = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
+    y, threat = model(x).argmax(1), ThreatModel("Linf", eps)
+    search = MinimumNorm(threat, targets=1, steps=1)  # PGD has to find the rest
+    report = evaluate(model, [(x, y)], attacks=[pgd(threat, steps=20, keep="best"), search])
+    assert 0 < report.accuracy("worst case") < 1
+    assert report.curve is not None
+    assert report.curve.accuracy(eps) == report.accuracy("worst case")
+
+
 def test_curve_by_hand():
     curve = SecurityCurve("Linf", (0.0, 0.01, 0.01, 0.05, math.inf))
     assert [curve.accuracy(e) for e in (0, 0.009, 0.01, "8/255", 0.05, 1)] == [

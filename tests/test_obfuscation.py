@@ -111,6 +111,30 @@ def test_a_gradient_that_points_back_is_found(digits):
     assert "whole box" in names and "loss rises" in names and "attack without them" in names
 
 
+class Alarmed(nn.Module):
+    """Right again once a mean perturbation of .06 gives the adversary away; fooled from .033 on.
+
+    One pixel has the class, 0 or 1, beyond these perturbations; the others are 0.
+    """
+
+    def forward(self, x):
+        signal = 20 * (x[:, 0, 0, 0] - 0.5)
+        others = x.flatten(1)[:, 1:].mean(1)
+        signal = torch.where(others > 0.06, signal, signal * (1 - 30 * others))
+        return torch.stack([-signal, signal], 1)
+
+
+def test_accuracy_that_rises_with_radius_and_steps_is_found():
+    x, y = torch.zeros(60, 1, 8, 8), torch.arange(60) % 2
+    x[:, 0, 0, 0] = y.float()
+    names, found = failed(Alarmed(), x, y)
+    for check in ("never rises with the radius", "never rises with the steps", "loss rises"):
+        assert check in names
+    by_radius = next(check for check in found.checks if "with the radius" in check.name)
+    assert by_radius.detail.startswith("0.025: 100.0%, 0.05: 0.0%, 0.1: 0.0%, ")
+    assert by_radius.detail.endswith("0.4: 100.0%")
+
+
 def test_other_shapes_are_not_shown_squares(digits):
     _, x, y = digits
     model = nn.Linear(64, 10)

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -13,10 +14,15 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from robust_plugin import HydraPruner, ThreatModel, evaluate, finalize
+import robust_plugin
+from robust_plugin import HydraPruner, ThreatModel, evaluate, finalize, pgd
+from robust_plugin import journal as journal_module
 from robust_plugin.adapters import autoattack
-from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin.adapters.autoattack import AutoAttack, Version
 from robust_plugin.cascade import Progress
+from robust_plugin.fab import FabSettings
+from robust_plugin.sanity import SuspectNetwork
+from robust_plugin.standing import Standing
 
 Trained = Callable[[int], tuple[nn.Module, Tensor, Tensor]]
 
@@ -113,6 +119,105 @@ def test_its_verdicts_are_the_librarys_own(
     size = threat.norms(ours - x)
     assert size.max() <= eps + 1e-5 and size[right & ~left].min() > 0
     assert ours.min() >= 0 and ours.max() <= 1
+
+
+# Restarts, steps, targets and queries of the paper (Croce and Hein 2020, section 5).
+STANDARD = [("apgd", 100)] + 9 * [("apgd", 100)] + 9 * [("fab", 100, False)] + [("square", 5000)]
+PLUS = [
+    *(10 * [("apgd", 100)]),  # five restarts each of cross-entropy and DLR
+    ("fab", 100, False), *(4 * [("fab", 100, True)]),
+    ("square", 5000), *(9 * [("apgd", 100)]), *(9 * [("fab", 100, False)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [("standard", STANDARD), ("plus", PLUS), ("screen", STANDARD[:10])],
+)
+def test_no_version_is_shortened(
+    norm: Literal["Linf", "L2"],
+    version: Version,
+    wanted: list[tuple[Any, ...]],
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Verdicts on small networks hardly tell a tenth of the steps from all of them."""
+    runs: list[tuple[Any, ...]] = []
+
+    def climb(points: Standing, loss: Any, *, steps: int, rho: float) -> None:
+        assert rho == 0.75
+        runs.append(("apgd", steps))
+
+    def near(points: Standing, target: Any, settings: FabSettings, *, random_start: bool) -> None:
+        assert (settings.overshoot, settings.backward, settings.bias) == (1.05, 0.9, 0.1)
+        runs.append(("fab", settings.steps, random_start))
+
+    def squares(points: Standing, *, queries: int, share: float) -> None:
+        assert share == 0.8
+        runs.append(("square", queries))
+
+    for name, spy in (("apgd", climb), ("fab", near), ("square", squares)):
+        monkeypatch.setattr(autoattack, name, spy)
+    model, x, y = trained(10)
+    AutoAttack(ThreatModel(norm, 0.1), version=version, seed=0)(model, x, y)
+    assert runs == wanted
+
+
+def test_by_itself_it_says_what_evaluate_reports(trained: Trained) -> None:
+    model, x, y = trained(10)
+    attack = AutoAttack(ThreatModel("Linf", 0.06), version="screen", seed=0)
+    soft = nn.Sequential(model, nn.Softmax(1))
+    with pytest.warns(SuspectNetwork, match=r"^screening .*: the outputs look like probabilities"):
+        attack(soft, x[:4], y[:4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = evaluate(soft, [(x[:4], y[:4])], attacks=[attack])
+        attack(model, x[:4], y[:4])
+    assert any("look like probabilities" in finding for finding in report.findings)
+
+
+class Noisy(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x + 0.02 * torch.randn_like(x))
+        return logits
+
+
+def test_random_networks_are_for_the_version_that_is_made_for_them(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    model, x, y = trained(10)
+    threat, noisy = ThreatModel("Linf", 0.06), Noisy(model)
+    attack = AutoAttack(threat, seed=0)
+    with pytest.raises(ValueError, match="different logits for the same input"):
+        attack(noisy, x[:8], y[:8])
+    for_random = AutoAttack(threat, version="rand", seed=0)
+    report = evaluate(noisy, [(x[:8], y[:8])], attacks=[for_random])
+    assert report.findings == ("the network is random; each figure is of one draw",)
+    assert report.accuracy("AutoAttack rand") < report.accuracy()
+    for attacks in ([for_random, pgd(threat)], []):
+        with pytest.raises(ValueError, match='AutoAttack.threat, version="rand"'):
+            evaluate(noisy, [(x[:8], y[:8])], attacks=attacks)
+
+
+def test_what_it_cannot_do_is_said_before_anything_runs(trained: Trained) -> None:
+    model, x, y = trained(10)
+    three = nn.Sequential(model, nn.Linear(10, 3))
+    begun: list[int] = []
+
+    def other(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        begun.append(len(x))
+        return x
+
+    threat = ThreatModel("Linf", 0.06)
+    with pytest.raises(ValueError, match="the model has 3 classes; AutoAttack's DLR loss needs 4"):
+        evaluate(three, [(x, y % 3)], attacks=[other, AutoAttack(threat)], threat=threat)
+    assert begun == []
 
 
 def test_a_report_gives_the_librarys_verdicts(
@@ -304,7 +409,8 @@ def test_fooled_points_are_not_computed_again(
     monkeypatch.setattr(autoattack, "fast_copy", lambda model, x: model)
     counted.register_forward_pre_hook(count)
     AutoAttack(ThreatModel("Linf", 0.5), seed=3)(counted, x[right], y[right])  # fools all at once
-    assert computed[0] < 8 * int(right.sum())
+    # What is looked at before it begins, and few passes more.
+    assert computed[0] < 12 * int(right.sum())
 
 
 def test_an_interrupted_evaluation_goes_on_from_its_journal(
@@ -361,10 +467,27 @@ def test_a_journal_of_something_else_is_refused_by_name(
             model,
             x[:4],
         ),
+        (
+            "batch size",
+            AutoAttack(threat, seed=3, batch_size=2, journal=tmp_path / "j"),
+            model,
+            x[:4],
+        ),
     ]
     for says, attack, network, points in cases:
         with pytest.raises(ValueError, match=f"journal of another evaluation: {says}"):
             attack(network, points, y[:4])
+    again = AutoAttack(threat, seed=3, journal=tmp_path / "j")
+    for what, place, name in (
+        ("library", autoattack.metadata, "version"),
+        ("torch", journal_module.torch, "__version__"),
+        ("robust_plugin", robust_plugin, "__version__"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, "0.0" if name == "__version__" else lambda package: "0.0")
+            with pytest.raises(ValueError, match=f"journal of another evaluation: {what} was"):
+                again(model, x[:4], y[:4])
+    again(model, x[:4], y[:4])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty and no journal"):

@@ -295,6 +295,33 @@ def test_bad_input_is_named(
         bad(kind)(network)
 
 
+@pytest.mark.parametrize(
+    ("name", "threat", "classes"),
+    [
+        ("APGD", ThreatModel("L1", 1.0), 10),
+        ("Square", ThreatModel("L1", 1.0), 10),
+        ("APGDT", ThreatModel("Linf", 0.1), 2),
+    ],
+)
+def test_what_the_library_fails_at_is_one_sentence(
+    name: str, threat: ThreatModel, classes: int, points: Points
+) -> None:
+    x, y = points
+    model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), classes)).eval()
+    with pytest.raises(
+        ValueError, match=rf"torchattacks.{name} failed in {threat.norm} eps=.*it may"
+    ):
+        TorchAttack(getattr(torchattacks, name), threat)(model, x, y % classes)
+
+
+def test_a_subclass_of_a_refused_class_is_refused(network: nn.Module) -> None:
+    class Mine(torchattacks.AutoAttack):  # type: ignore[misc]
+        pass
+
+    with pytest.raises(ValueError, match="it runs 10 iterations where AutoAttack runs 100"):
+        TorchAttack(Mine, ThreatModel("Linf", 0.1))
+
+
 def test_inputs_outside_the_box_are_refused(network: nn.Module, points: Points) -> None:
     attack = TorchAttack(torchattacks.PGD, ThreatModel("Linf", 0.1))
     with pytest.raises(ValueError, match="span"):

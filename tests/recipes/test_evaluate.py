@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from robust_plugin import IBP, ThreatModel
 from robust_plugin.adapters.auto_lirpa import LiRPA
@@ -312,7 +313,7 @@ def test_a_folder_gets_tables_a_page_and_tensors(
 ) -> None:
     out = tmp_path / "new" / "evaluation"
     words = ["evaluate", str(run), "--config", "evaluate/adversarial-pruning", "--out", str(out)]
-    short = ["--attack", "autoattack", "fab", "--eps", "20/255", "--norm", "Linf", "--n", "12"]
+    short = ["--attack", "autoattack", "fab", "--eps", "0.4", "--norm", "Linf", "--n", "12"]
     assert main([*words, *short, "--batch-size", "6", "--checks", "12"]) == 0
     names = {path.name for path in out.iterdir()}
     assert names == {
@@ -321,14 +322,17 @@ def test_a_folder_gets_tables_a_page_and_tensors(
     report = saved(out / "report.json")
     printed = capsys.readouterr().out
     assert report.rows == ("clean", "AutoAttack", "minimum norm (FAB-T)") and report.n == 12
+    assert report.accuracy("worst case") < report.accuracy()  # so that there are examples
     assert "   0.031 = 0.031000" in printed and "   8/255 = 0.031373" in printed
     assert "made against the parent" in printed  # the run's own dense network
     assert (out / "report.txt").read_text().strip() in printed
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 2 and "http" not in page
+    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+    for picture in ("security curve", "accuracy by class", "adversarial examples"):
+        assert f'alt="{picture}"' in page
     assert "obfuscated gradients" in page
     entry = json.loads((out / "robustbench.json").read_text())
-    assert entry["eps"] == "20/255"
+    assert entry["eps"] == "0.4" and entry["n"] == 12
     assert float(entry["autoattack_acc"]) == pytest.approx(
         100 * report.accuracy("AutoAttack"), abs=0.01
     )
@@ -368,12 +372,35 @@ def test_bad_settings_of_evaluate(
         (["--checks=-3"], "checks is -3; legal: 0 or more"),
         ([f"--out={run}"], "is a run's own folder, whose report would be lost"),
         (["--attack=fab", "--norm=L1"], "norm"),
+        (
+            ["--attack=pgd", "--attack", "screen"],
+            "--attacks is given twice; give all of them",
+        ),
+        (["--attack=torchattacks.APGD", "--norm=L1"], "torchattacks.APGD failed in L1 eps="),
     ]:
         with contextlib.suppress(SystemExit):  # of the parser, for what is no setting's value
             assert main(["evaluate", str(run), *words]) == 2
         shown = capsys.readouterr()
         assert says in shown.err + shown.out
     assert taken.read_text() == "mine"
+
+
+def test_a_network_that_is_not_for_the_data_is_named(
+    run: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "wrong_networks.py").write_text(
+        "from torch import nn\n\n\ndef flat():\n    return nn.Linear(7, 10)\n\n\n"
+        "def broken():\n    raise KeyError('width')\n"
+    )
+    for name, says in (
+        ("flat", "model 'wrong_networks:flat' does not take inputs of shape (1, 3, 8, 8)"),
+        ("broken", "model 'wrong_networks:broken' failed: KeyError: 'width'"),
+    ):
+        weights = workplace / f"{name}.safetensors"
+        save_file(nn.Linear(7, 10).state_dict(), weights)
+        words = [f"--model=wrong_networks:{name}", f"--weights={weights}", "--attack=pgd"]
+        assert main(["evaluate", str(run), *words]) == 2
+        assert says in _error(capsys)
 
 
 def test_two_processes_of_torchrun_give_the_figures_of_one(run: Path, tmp_path: Path) -> None:
