@@ -22,7 +22,10 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     p, z2 = successes / n, _Z * _Z
     centre = p + z2 / (2 * n)
     half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+    # At the ends exactly, where rounding would leave the share outside its own interval.
+    low = (centre - half) / (1 + z2 / n) if successes else 0.0
+    high = (centre + half) / (1 + z2 / n) if successes < n else 1.0
+    return low, high
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:

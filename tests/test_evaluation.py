@@ -29,6 +29,8 @@ def test_wilson_equals_scipy_and_the_quadratic():
         for end in (low, high):  # where |p - end| = z sqrt(end (1 - end) / n)
             assert (k / n - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, abs=1e-6)
     assert wilson_interval(0, 0) == (0.0, 1.0)
+    for n in range(1, 200):
+        assert wilson_interval(0, n)[0] == 0.0 and wilson_interval(n, n)[1] == 1.0
 
 
 def test_mcnemar_equals_scipy():
