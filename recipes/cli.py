@@ -153,6 +153,12 @@ def _compare(words: list[str]) -> None:
 _SHORT = {"--attack": "--attacks", "--eps": "--threat.eps", "--norm": "--threat.norm"}
 
 
+_EVALUATE = """\
+What is measured, and how. Beside the options below: --config PRESET; --out FOLDER, for report.json,
+report.html, report.txt and adversarial.pt, or --out FILE.json for the report alone; --attack, --eps
+and --norm are short for --attacks, --threat.eps and --threat.norm."""
+
+
 def _evaluate(words: list[str]) -> None:
     default = EvaluateConfig()
     if words and not words[0].startswith("-"):
@@ -165,7 +171,9 @@ def _evaluate(words: list[str]) -> None:
     again = [option for option in ("--attacks", "--radii") if _count(words, option) > 1]
     if again:
         raise ValueError(f"{again[0]} is given twice; give all of them after one.")
-    config = _parse(EvaluateConfig, default, words, "robust-plugin evaluate [RUN FOLDER]")
+    config = _parse(
+        EvaluateConfig, default, words, "robust-plugin evaluate [RUN FOLDER]", _EVALUATE
+    )
     if config.weights == EvaluateConfig().weights and not config.weights.exists():
         raise ValueError("evaluate what? Give a run folder, or --model and --weights of a network.")
     with processes() as first:
@@ -220,8 +228,8 @@ def _dry(words: Sequence[str]) -> tuple[bool, list[str]]:
     return "--dry-run" in words, [word for word in words if word != "--dry-run"]
 
 
-def _parse(kind: type[T], default: T, words: list[str], prog: str) -> T:
-    parsed: Any = tyro.cli(kind, default=default, args=words, prog=prog)
+def _parse(kind: type[T], default: T, words: list[str], prog: str, about: str = "") -> T:
+    parsed: Any = tyro.cli(kind, default=default, args=words, prog=prog, description=about or None)
     return parsed  # type: ignore[no-any-return]
 
 

@@ -147,17 +147,20 @@ class Evaluated:
         report: the figures; a check that fails is among its findings.
         checks: of obfuscated gradients, if they were asked for.
         radii: for the curve.
+        note: why checks that were asked for did not run.
     """
 
     report: Report
     checks: Obfuscation | None
     radii: tuple[str, ...]
+    note: str = ""
 
     def __str__(self) -> str:
         """Return all tables."""
         curve = self.report.curve
         parts = [str(self.report), *([curve.table(self.radii)] if curve is not None else [])]
-        return "\n\n".join([*parts, *([str(self.checks)] if self.checks is not None else [])])
+        said = self.note if self.checks is None else str(self.checks)
+        return "\n\n".join([*parts, *([said] if said else [])])
 
 
 def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluated:
@@ -221,7 +224,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     report = evaluate(model, points, attacks=attacks, certifier=certifier, adversarial=images)
     if checks is not None and checks.failed:
         report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))
-    found = Evaluated(report, checks, radii)
+    found = Evaluated(report, checks, radii, _unchecked(threat) if config.checks else "")
     if folder is not None and images is not None:
         _write(folder, found, config, data, torch.load(images, weights_only=True))
     elif out is not None:
@@ -237,11 +240,18 @@ def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
     return model
 
 
+def _unchecked(threat: ThreatModel) -> str:
+    """Why there are no checks of obfuscated gradients in a threat model; nothing if there are."""
+    if threat.norm != "L1" and threat.eps > 0:
+        return ""
+    return f"no checks for obfuscated gradients in {threat}: they take a radius in Linf or L2"
+
+
 def _checks(
     model: nn.Module, test: Dataset[Any], config: EvaluateConfig, data: Data, threat: ThreatModel
 ) -> Obfuscation | None:
     """The checks on the first points, if they are asked for and PGD knows the ball."""
-    if not config.checks or threat.norm == "L1" or threat.eps == 0:
+    if not config.checks or _unchecked(threat):
         return None
     few = Subset(test, range(min(config.checks, len(test))))  # type: ignore[arg-type]
     batches = list(loader(few, batch_size=config.checks, seed=0, epoch=0, shuffle=False))

@@ -135,16 +135,24 @@ def effective_weight(model: nn.Module, name: str) -> Tensor:
     return weight.detach()
 
 
+# DDP outside or inside of torch.compile.
+_WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
+
+
 def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a plain architecture's state into a model with or without a pruner attached.
 
-    Masks and scores stay as they are.
+    Masks and scores stay as they are. What a wrapper put before every name (``module.`` of DDP,
+    ``_orig_mod.`` of torch.compile) is taken off.
 
     Raises:
         ValueError: naming the tensors that are missing, unknown or of another shape.
     """
     own = model.state_dict(keep_vars=True)
     expected = {name: own[under] for name, under in dense_names(model).items()}
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in state) and not expected.keys() & state.keys():
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     wrong = sorted(
         name
         for name in expected.keys() | state.keys()

@@ -146,12 +146,12 @@ class Smoothed:
 
         model = unwrapped(model)
 
-        def decided(first: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        def vote(first: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
             chosen = self._votes(model, x, y, first, "choose", self.n0).argmax(1)
             votes = self._votes(model, x, y, first, "certify", self.n)
             return {"chosen": chosen, "count": votes.gather(1, chosen[:, None])[:, 0]}
 
-        found = self._by_units("certify", model, x, y, decided, journal, progress)
+        found = self._by_units("certify", model, x, y, vote, journal, progress)
         chosen, count = found["chosen"], found["count"]
         # The formula has no value at k = 0, where the bound is 0.
         bounds = [beta.ppf(self.alpha, k, self.n - k + 1) if k else 0.0 for k in count.tolist()]
@@ -189,12 +189,12 @@ class Smoothed:
 
         model, none = unwrapped(model), torch.zeros(len(x), dtype=torch.long, device=x.device)
 
-        def decided(first: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        def vote(first: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
             votes = self._votes(model, x, y, first, "predict", self.n)
             top = votes.topk(min(2, votes.shape[1]), dim=1)
             return {"votes": top.values, "classes": top.indices}
 
-        found = self._by_units("predict", model, x, none, decided, journal, progress)
+        found = self._by_units("predict", model, x, none, vote, journal, progress)
         votes = found["votes"].tolist()
         sure = [binomtest(each[0], sum(each), 0.5).pvalue <= self.alpha for each in votes]
         return torch.where(torch.tensor(sure), found["classes"][:, 0], ABSTAIN)
@@ -205,11 +205,11 @@ class Smoothed:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        decided: Callable[[int, Tensor, Tensor], dict[str, Tensor]],
+        vote: Callable[[int, Tensor, Tensor], dict[str, Tensor]],
         journal: str | Path | None,
         progress: Callable[[int, int], None] | None,
     ) -> dict[str, Tensor]:
-        """What ``decided(first, x, y)`` finds of all points, some at a time, by a journal."""
+        """What ``vote(first, x, y)`` finds of all points, some at a time, by a journal."""
         _check_points(x)
         opened = None
         if journal is not None:
@@ -221,7 +221,7 @@ class Smoothed:
             unit, rows = f"points-{first:06d}", slice(first, first + _UNIT)
             done = opened.get(unit) if opened is not None else None
             if done is None:
-                done = decided(first, x[rows], y[rows])
+                done = vote(first, x[rows], y[rows])
                 if opened is not None:
                     opened.put(unit, done)
             found.append(done)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from robust_plugin.projection import project_on_l1_ball
@@ -174,7 +175,7 @@ class ThreatModel:
             )
         farthest = float(self.norms(x_adv.double() - x.double()).max())
         # The input's own precision bounds what an attack in that dtype can promise.
-        slack = _TOLERANCE if x.element_size() >= 4 else 0.01 * max(abs(self.low), abs(self.high))
+        slack = max(_TOLERANCE, torch.finfo(x.dtype).eps * max(abs(self.low), abs(self.high)))
         if not farthest <= self.eps * (1 + _TOLERANCE) + slack:
             raise ValueError(
                 f"the attack moved a point by {farthest:g} in {self.norm}, beyond "

@@ -29,6 +29,20 @@ def test_dense_state_of_a_plain_network_is_its_own(cnn):
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_what_wrappers_put_before_the_names_is_taken_off(cnn, prefix):
+    source, model = cnn(5), cnn()
+    load_dense_state_dict(model, {f"{prefix}{k}": v for k, v in source.state_dict().items()})
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
+    inner = nn.Sequential()
+    inner.add_module("module", cnn())  # names of its own
+    load_dense_state_dict(inner, inner.state_dict())
+    with pytest.raises(ValueError, match="these differ: "):
+        load_dense_state_dict(cnn(), {f"net.{k}": v for k, v in source.state_dict().items()})
+
+
 def test_dense_state_goes_back_in(cnn, batch):
     source, model = cnn(5), cnn()
     pruner = HydraPruner(model, density=0.1)

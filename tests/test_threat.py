@@ -126,3 +126,11 @@ def test_what_covers_what():
     assert not ball.covers(ThreatModel("Linf", 0.11))
     assert not ball.covers(ThreatModel("Linf", 0.1, low=-1))
     assert not ThreatModel("L1", 0.1).covers(ThreatModel("L2", 0.05))
+
+
+@pytest.mark.parametrize(("dtype", "room"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_half_precision_has_the_room_of_its_rounding(dtype, room):
+    ball, x = ThreatModel("Linf", "8/255"), torch.full((1, 4), 0.75, dtype=dtype)
+    ball.check_result(x + ball.eps, x)
+    with pytest.raises(ValueError, match="beyond eps"):
+        ball.check_result((x + ball.eps + 2 * room).to(dtype), x)

@@ -52,6 +52,8 @@ def test_help_lists_the_settings(command: str, capsys: pytest.CaptureFixture[str
     assert stop.value.code == 0 and f"usage: robust-plugin {command}" in printed
     base = "--base." if command == "compare" else "--"
     assert f"{base}threat.eps" in printed and f"{base}data.name" in printed
+    if command == "evaluate":
+        assert all(option in printed for option in ("--out", "--attack,", "--eps", "--norm"))
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

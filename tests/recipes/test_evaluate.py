@@ -347,6 +347,9 @@ def test_checks_can_be_left_out_and_the_screening_names_itself_everywhere(
     words = ["evaluate", str(run), "--attack=screen", "--n=8", "--checks=0", f"--out={out}"]
     assert main(words) == 0
     assert "obfuscated" not in capsys.readouterr().out
+    unseen = ["evaluate", str(run), "--attack=screen", "--norm=L1", "--eps=1", "--n=8"]
+    assert main(unseen) == 0
+    assert "no checks for obfuscated gradients in L1 eps=1: they take" in capsys.readouterr().out
     for name in ("report.txt", "report.json", "report.html"):
         assert "screening (apgd-ce, apgd-t)" in (out / name).read_text()
     assert not (out / "robustbench.json").exists()  # a screening is no entry
