@@ -116,7 +116,7 @@ class AutoAttack:
         """Return adversarial inputs of the shape of ``x``."""
         return guarded(self._run, self.threat)(model, x, y)
 
-    def check(self, classes: int) -> None:
+    def check_classes(self, classes: int) -> None:
         """Raise now what a call would raise after hours of training.
 
         Raises:
@@ -162,7 +162,7 @@ class AutoAttack:
         few, labels = x[:_LOOK], y[:_LOOK]
         with torch.no_grad():
             logits = check_logits(model(few), labels)
-            self.check(logits.shape[1])
+            self.check_classes(logits.shape[1])
             if self.for_random:  # noise is no gradient's
                 return
             refuse_random(model, few, logits)

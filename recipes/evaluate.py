@@ -197,7 +197,7 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     data = load_data(of.name, folder=of.folder, image_size=of.image_size, test=of.test)
     for attack in attacks:
         if isinstance(attack, AutoAttack):
-            attack.check(data.classes)  # now, and not after hours
+            attack.check_classes(data.classes)  # now, and not after hours
     model = _network(config, data, config.weights)
     if config.small is not None:
         model = without_channels(config.small, model, data.shape)

@@ -86,7 +86,8 @@ class Run:
             torch.set_num_threads(config.threads)
         self.data = data_of(config.data)
         if config.evaluation.autoattack:
-            AutoAttack(self.threat, version=config.evaluation.version).check(self.data.classes)
+            of = AutoAttack(self.threat, version=config.evaluation.version)
+            of.check_classes(self.data.classes)
         self._certifier(None)
         self._identity = identity_of(config)
         self.progress = Progress({})

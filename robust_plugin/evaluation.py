@@ -158,8 +158,8 @@ def _check_first(
     """What the first batch shows, before anything takes hours."""
     attacks = [row for row in rows.values() if isinstance(row, AttackRow)]
     for row in attacks:
-        if row.check is not None:
-            row.check(logits.shape[1])
+        if row.check_classes is not None:
+            row.check_classes(logits.shape[1])
     for_random = [row.for_random for row in attacks]
     if for_random and all(for_random) and len(attacks) == len(rows):
         if is_random(model, x, logits):

@@ -35,7 +35,7 @@ class AttackRow:
         keep: whether its inputs are kept.
         searches: whether it looks for distances, beyond the ball.
         for_random: whether it is made for networks that are random on purpose.
-        check: raises for a number of classes that the attack does not take.
+        check_classes: raises for a number of classes that the attack does not take.
         room: how many points it still gets.
         flags: whether each point withstood.
         distances: how far each point was moved to fool it, infinite where it stands.
@@ -48,7 +48,7 @@ class AttackRow:
     keep: bool
     searches: bool = False
     for_random: bool = False
-    check: Callable[[int], None] | None = None
+    check_classes: Callable[[int], None] | None = None
     room: float = math.inf
     flags: list[bool] = field(default_factory=list)
     distances: list[float] = field(default_factory=list)
@@ -66,11 +66,11 @@ class AttackRow:
         return cls(
             search or plain,
             threat,
-            bool(getattr(attack, "whole", False)),
-            keep,
-            search is not None,
-            bool(getattr(attack, "for_random", False)),
-            getattr(attack, "check", None),
+            at_once=bool(getattr(attack, "whole", False)),
+            keep=keep,
+            searches=search is not None,
+            for_random=bool(getattr(attack, "for_random", False)),
+            check_classes=getattr(attack, "check_classes", None),
         )
 
     def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:

@@ -332,8 +332,8 @@ def test_fewer_classes_than_its_loss_needs_are_refused(classes: int) -> None:
     with pytest.raises(ValueError, match=rf"{classes} classes; .*needs 4\. Take pgd\(threat"):
         attack(network(classes), x, y)
     with pytest.raises(ValueError, match=f"{classes} classes"):
-        attack.check(classes)
-    attack.check(4)
+        attack.check_classes(classes)
+    attack.check_classes(4)
 
 
 def test_another_box_gives_the_same_verdicts(
@@ -365,7 +365,7 @@ def test_without_the_library_one_sentence_says_what_to_type(
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     attack = AutoAttack(ThreatModel("Linf", 0.1))  # making one needs nothing
     monkeypatch.setitem(sys.modules, "autoattack", None)
-    for call in (lambda: attack(model, x, y), lambda: attack.check(10)):
+    for call in (lambda: attack(model, x, y), lambda: attack.check_classes(10)):
         with pytest.raises(ImportError) as error:
             call()
         assert str(error.value) == "AutoAttack needs: pip install pyautoattack"
