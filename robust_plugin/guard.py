@@ -84,6 +84,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, kinds) else model
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """Return the network inside DDP, DataParallel and torch.compile, which bounds are of."""
+    model = unwrapped(model)
+    inner = getattr(model, "_orig_mod", model)
+    return model if inner is model else bare(inner)
+
+
 def guarded(attack: Attack, threat: ThreatModel) -> Attack:
     """Wrap any attack so that it leaves the model untouched and stays in the threat model.
 

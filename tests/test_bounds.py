@@ -277,6 +277,15 @@ def test_what_a_trace_does_not_see_is_refused(batch, threat):
         IBP(threat)(model, x, y)
 
 
+def test_wrappers_are_seen_through(cnn, batch, threat):
+    model = cnn()
+    wanted = IBP(threat).margins(model, *batch)
+    compiled = torch.compile(model)
+    for wrapped in (compiled, nn.DataParallel(model), nn.DataParallel(compiled)):
+        assert torch.equal(IBP(threat).margins(wrapped, *batch), wanted)
+        assert torch.equal(ibp_margins(wrapped.eval(), *batch, threat), wanted)
+
+
 def test_masks_of_torch_are_seen(cnn, batch, threat):
     model = cnn().eval()
     plain = IBP(threat).margins(model, *batch)

@@ -235,6 +235,13 @@ def test_a_model_that_is_gone_is_forgotten_and_another_form_is_built_anew(cnn, b
     assert len(certifier._built) == 0
 
 
+def test_a_compiled_network_is_seen_through(cnn, batch, threat):
+    model = cnn()
+    compiled, certifier = torch.compile(model), LiRPA(threat, "CROWN-IBP")
+    assert torch.equal(certifier.margins(compiled, *batch), certifier.margins(model, *batch))
+    assert certified(threat, bounds=certifier.bounds)(compiled.eval(), *batch).isfinite()
+
+
 def test_a_wrapper_and_dropout_at_rest_are_seen_through(cnn, batch, threat):
     model = cnn().eval()
     with_dropout = nn.Sequential(*model[:5], nn.Dropout2d(0.3), *model[5:]).eval()
