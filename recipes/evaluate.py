@@ -294,7 +294,7 @@ def _attack(name: str, config: EvaluateConfig, threat: ThreatModel) -> Attack:
             seed=config.seed,
             batch_size=config.batch_size,
             journal=_journal(config, name),
-            progress=_bar(),
+            progress=_bar(name),
         )
     if name == "fab":
         return MinimumNorm(threat)
@@ -309,13 +309,15 @@ def _journal(config: EvaluateConfig, name: str) -> Path | None:
     return None if config.journal is None else config.journal / name
 
 
-def _bar() -> Callable[[Progress], None]:
-    """Return what shows a cascade: batches done, points that stand, time left."""
-    bar = tqdm(unit="batch", disable=None)
+def _bar(what: str) -> Callable[[Progress], None]:
+    """Return what shows a cascade from its first batch on: points that stand, time left."""
+    bar: Any = None
 
     def show(progress: Progress) -> None:
-        bar.total = progress.of
-        bar.set_description(f"{progress.attack}, {progress.left} points stand", refresh=False)
+        nonlocal bar
+        bar = bar or tqdm(total=progress.of, unit="batch", disable=None)
+        said = f"{what}: {progress.attack}, {progress.left} points stand"
+        bar.set_description(said, refresh=False)
         bar.update(progress.done - bar.n)
 
     return show
