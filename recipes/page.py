@@ -40,6 +40,7 @@ _TEMPLATE = (
 {% for row in rows %}<tr><td>{{ row.name }}</td><td>{{ row.accuracy }} %</td>
 <td>[{{ row.low }}, {{ row.high }}]</td><td>{{ row.n }}</td><td>{{ row.balanced }} %</td></tr>
 {% endfor %}</table>
+{% if proofs %}<p class="note">Proofs by {{ certifier }}: {{ proofs }}.</p>{% endif %}
 {% for finding in findings %}<p class="fails">{{ finding }}</p>{% endfor %}
 {% if checks %}<h2>Can the figures be trusted?</h2>
 <p{% if checks.failed %} class="fails"{% endif %}>{{ checks.verdict }}</p>
@@ -89,6 +90,8 @@ def page(
             style=STYLE,
             about=about,
             rows=[_row(report, name) for name in _names(report)],
+            proofs=report.proofs,
+            certifier=report.certifier,
             findings=[f for f in report.findings if checks is None or f != checks.verdict],
             checks=checks,
             marks={True: "holds", False: "fails", None: "not run"},

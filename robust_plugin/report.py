@@ -81,6 +81,13 @@ class Report:
         each = [d for row, d in self.distances.items() if self.threats[row].norm == norm]
         return SecurityCurve(norm, tuple(min(found) for found in zip(*each, strict=False)))
 
+    @property
+    def proofs(self) -> str | None:
+        """How many points have which verdict of the certifier, in words; None without one."""
+        if self.verdicts is None:
+            return None
+        return ", ".join(f"{n} {words}" for words, n in counted(self.verdicts).items())
+
     def accuracy(self, row: str = "clean") -> float:
         """Return the share of a row's points that are right, in [0, 1]."""
         flags = self._row(row)
@@ -268,9 +275,7 @@ class Report:
                 f"[{100 * low:.1f}, {100 * high:.1f}]  n={len(self._row(row))}  "
                 f"balanced {100 * self.balanced(row):.1f}"
             )
-        if self.verdicts is not None:
-            counts = counted(self.verdicts).items()
-            lines.append("proofs: " + ", ".join(f"{count} {words}" for words, count in counts))
+        lines += [f"proofs: {self.proofs}"] if self.proofs else []
         return "\n".join([*lines, *(f"finding: {text}" for text in self.findings)])
 
 
