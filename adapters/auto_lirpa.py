@@ -24,7 +24,7 @@ from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (its own)
 )
 from robust_plugin.attacks import pgd
 from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
-from robust_plugin.guard import Attack, bare
+from robust_plugin.guard import Attack, innermost
 from robust_plugin.precision import exact
 from robust_plugin.threat import ThreatModel, check_threat
 from robust_plugin.verdicts import Prover
@@ -122,7 +122,7 @@ class LiRPA:
         if threat.norm != "Linf":
             raise ValueError(_NORM.format(threat.norm))
         threat.check_inputs(x)
-        model = bare(model)
+        model = innermost(model)
         built = self._built.get(model)
         if built is None or built.form != form_of(model, x):
             few = model, x[:2].detach(), y[:2]

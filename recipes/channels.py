@@ -27,7 +27,8 @@ from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
 from robust_plugin.recipes.processes import is_first, wait_for_all
-from robust_plugin.recipes.run import Run, load_weights
+from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.weights import load_weights
 from robust_plugin.report import Report
 
 # Inputs in a forward pass whose latency is measured.

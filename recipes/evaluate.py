@@ -31,8 +31,9 @@ from robust_plugin.recipes.data import Data, load_data, loader
 from robust_plugin.recipes.identity import seed_of
 from robust_plugin.recipes.models import build_model, check_takes
 from robust_plugin.recipes.page import page
-from robust_plugin.recipes.run import device_of, load_weights
+from robust_plugin.recipes.run import device_of
 from robust_plugin.recipes.settings import check_folder
+from robust_plugin.recipes.weights import load_weights
 from robust_plugin.report import Report
 from robust_plugin.threat import ThreatModel, parse_eps
 

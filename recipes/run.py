@@ -30,7 +30,6 @@ from torch import nn
 from robust_plugin import checkpoint
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.attacks import pgd
-from robust_plugin.dense import load_dense_state_dict
 from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.pruner import Pruner
@@ -232,42 +231,12 @@ class Run:
                 return Report.from_json(json.dumps(content["report"]))
         # Where an interrupted evaluation by these settings goes on.
         journal = self.folder / f"{_UNFINISHED}{seed_of(json.dumps(identity)):016x}"
-        attacks: list[Attack] = [
-            pgd(self.threat, steps=of.steps, restarts=of.restarts, keep="best")
-        ]
-        limits = {}
-        if of.autoattack:
-            cascade = AutoAttack(
-                self.threat,
-                version=of.version,
-                seed=self.config.seed,
-                journal=journal / "autoattack",
-            )
-            attacks.append(cascade)
-            limits[cascade.name] = of.autoattack
-        if of.verify:
-            limits["certified"] = of.verify
-        certifier = self._certifier(journal / "proofs")
-        points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
-        torch.manual_seed(seed_of(self.config.seed, "evaluation"))
-        measured = model if small is None else small
-        report = evaluate(
-            measured.eval(), points, attacks=attacks, certifier=certifier, limits=limits
-        )
+        measured = (model if small is None else small).eval()
+        report = self._measured(measured, journal)
         wait_for_all()  # nobody writes to the journal from here on
         if not is_first():
             return report
-        smoothing = None
-        if of.smooth:
-            smoothed = Smoothed(self.config.objective.sigma, n=of.votes, seed=self.config.seed)
-            smoothing = smooth(
-                measured,
-                self.data.test,
-                of.smooth,
-                smoothed,
-                self.folder,
-                journal=journal / "smoothing",
-            )
+        smoothing = self._smoothed(measured, journal) if of.smooth else None
         self.save_model(model, self.folder / "model.safetensors")
         if kept is None:
             table = sparsity(model, self.example)
@@ -285,6 +254,32 @@ class Run:
             shutil.rmtree(left)
         return report
 
+    def _measured(self, model: nn.Module, journal: Path) -> Report:
+        """Attack and prove the test points."""
+        of, seed = self.config.evaluation, self.config.seed
+        attacks: list[Attack] = [
+            pgd(self.threat, steps=of.steps, restarts=of.restarts, keep="best")
+        ]
+        limits = {"certified": of.verify} if of.verify else {}
+        if of.autoattack:
+            cascade = AutoAttack(
+                self.threat, version=of.version, seed=seed, journal=journal / "autoattack"
+            )
+            attacks.append(cascade)
+            limits[cascade.name] = of.autoattack
+        points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
+        certifier = self._certifier(journal / "proofs")
+        torch.manual_seed(seed_of(seed, "evaluation"))
+        return evaluate(model, points, attacks=attacks, certifier=certifier, limits=limits)
+
+    def _smoothed(self, model: nn.Module, journal: Path) -> dict[str, Any]:
+        """Certify the first test points by votes under noise."""
+        of, sigma = self.config.evaluation, self.config.objective.sigma
+        smoothed = Smoothed(sigma, n=of.votes, seed=self.config.seed)
+        return smooth(
+            model, self.data.test, of.smooth, smoothed, self.folder, journal=journal / "smoothing"
+        )
+
     def _certifier(self, journal: Path | None) -> Certifier | None:
         of = self.config.evaluation
         name = of.certify if of.verify else "none"
@@ -296,30 +291,6 @@ class Run:
             return
         self._write_config()
         checkpoint.write_tensors(path, model.state_dict(), {"identity": self._identity})
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a dense network: safetensors, or a state_dict that ``weights_only`` can read.
-
-    Raises:
-        ValueError: if the file is missing, unreadable or of another model.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint at {path}.")
-    if path.suffix == ".safetensors":
-        tensors, _ = checkpoint.read_tensors(path)
-        stage = {k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")}
-        state: Mapping[str, Any] = stage or tensors
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds; none of them names the file
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{path} holds no plain state_dict: {reason}") from error
-        state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
-        if not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
-            raise ValueError(f"{path} holds no plain state_dict: no mapping of names to tensors.")
-    load_dense_state_dict(model, state)
 
 
 @lru_cache(maxsize=1)

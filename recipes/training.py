@@ -19,10 +19,11 @@ from robust_plugin.recipes.config import StageConfig
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
 from robust_plugin.recipes.processes import summed
-from robust_plugin.recipes.run import Run, load_weights
+from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.stages import Length, length_of
 from robust_plugin.recipes.steps import Steps
 from robust_plugin.recipes.validation import validated
+from robust_plugin.recipes.weights import load_weights
 
 _PLACE = ("stage", "epoch")  # where a record of the log belongs; the rest is measured
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.guard import attacked, bare, check_logits
+from robust_plugin.guard import attacked, check_logits, innermost
 from robust_plugin.precision import exact
 from robust_plugin.propagation import Propagation, refuse_unseen
 from robust_plugin.threat import ThreatModel, check_threat
@@ -86,7 +86,7 @@ def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> 
             operation without a rule.
     """
     with torch.autocast(x.device.type, enabled=False):  # differences of sums, which bfloat16 drowns
-        last, z = Propagation(bare(model), x, threat).last_linear()
+        last, z = Propagation(innermost(model), x, threat).last_linear()
         if last is None:
             out = z.box()
             _check_labels(out.centre, y)
@@ -119,7 +119,7 @@ def checked_margins(
             or of half precision, hooks, whatever ``bounds`` refuses, and bounds that are of another
             network: at eps = 0 they are not its margins, or they lie above them.
     """
-    model = bare(model)
+    model = innermost(model)
     refuse_unseen(model)
     with attacked(model), torch.no_grad(), exact(x):
         threat.check_inputs(x)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from robust_plugin.bounds import Bounds, ibp_margins
 from robust_plugin.draws import few_of, happens
-from robust_plugin.guard import bare
+from robust_plugin.guard import innermost
 from robust_plugin.objectives import cross_entropy
 from robust_plugin.propagation import Propagation
 from robust_plugin.ramp import Ramp
@@ -53,7 +53,7 @@ class Certified:
         # First, so that the bounds see BatchNorm statistics of this batch too; and always, because
         # DDP and BatchNorm need a forward pass of the wrapper.
         clean, y = cross_entropy(model(x), y), y.long()
-        network, threat = bare(model), replace(self.threat, eps=self.risen * self.threat.eps)
+        network, threat = innermost(model), replace(self.threat, eps=self.risen * self.threat.eps)
         kappa = self._between(self.kappa)
         loss: Tensor = kappa * clean
         if kappa < 1:
@@ -151,7 +151,7 @@ class MixTrain:
             if len(few):  # of the points that are computed here
                 few = few.to(x.device)
                 threat = replace(self.threat, eps=self.risen * self.threat.eps)
-                margins = self.bounds(bare(model), x[few], y[few], threat)
+                margins = self.bounds(innermost(model), x[few], y[few], threat)
                 worst = F.cross_entropy(-margins, y[few], reduction="sum") / count
                 loss = loss + self.weight * worst
         return loss

@@ -84,11 +84,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, kinds) else model
 
 
-def bare(model: nn.Module) -> nn.Module:
+def innermost(model: nn.Module) -> nn.Module:
     """Return the network inside DDP, DataParallel and torch.compile, which bounds are of."""
     model = unwrapped(model)
     inner = getattr(model, "_orig_mod", model)
-    return model if inner is model else bare(inner)
+    return model if inner is model else innermost(inner)
 
 
 def guarded(attack: Attack, threat: ThreatModel) -> Attack:

@@ -18,7 +18,8 @@ from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import RecipeConfig
 from robust_plugin.recipes.execute import RECIPES
 from robust_plugin.recipes.identity import refuse_other_settings
-from robust_plugin.recipes.run import Run, load_weights
+from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.weights import load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
 CHANNELS = ("--structure=channels", "--budget=channels", "--density=0.5")
