@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ def refusing_own_backward() -> Iterator[None]:
     operations in it and autograd differentiates those. A straight-through estimator has another
     backward pass on purpose.
     """
-    apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+    apply = inspect.getattr_static(torch.autograd.Function, "apply")
 
     def checked(cls: type, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(each, fx.Proxy) for each in (*args, *kwargs.values())):
@@ -31,7 +32,7 @@ def refusing_own_backward() -> Iterator[None]:
                 f"{cls.__name__} is a torch.autograd.Function with a backward pass of its own, "
                 "which a trace of the network would lose"
             )
-        return apply(cls, *args, **kwargs)
+        return apply.__get__(None, cls)(*args, **kwargs)
 
     with mock.patch.object(torch.autograd.Function, "apply", classmethod(checked)):
         yield
