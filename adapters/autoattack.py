@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,10 +28,10 @@ from robust_plugin.attacks import dlr_loss, targeted_dlr_loss
 from robust_plugin.cascade import Progress, cascade, rank_and_world
 from robust_plugin.fab import FabSettings, fab
 from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import Attack, UnitBox, check_logits, guarded
+from robust_plugin.guard import Attack, SuspectNetwork, UnitBox, check_logits, guarded
 from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
-from robust_plugin.sanity import SuspectNetwork, findings, refuse_random
+from robust_plugin.sanity import findings, refuse_random
 from robust_plugin.square import square
 from robust_plugin.standing import AllFooled, Standing
 from robust_plugin.threat import ThreatModel, check_threat
@@ -81,8 +81,8 @@ class AutoAttack:
     version: Version = "standard"
     seed: int | None = None
     batch_size: int = 250
-    journal: Path | None = None
-    progress: Callable[[Progress], None] | None = None
+    journal: Path | None = field(default=None, repr=False)
+    progress: Callable[[Progress], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_threat(self.threat)
@@ -125,10 +125,34 @@ class AutoAttack:
         """
         _library()
         if classes < _LEAST_CLASSES:
+            instead = (
+                "No attack here moves in L1 with so few; take torchattack('EADL1', threat)"
+                if self.threat.norm == "L1"
+                else "Take pgd(threat, loss='margin', restarts=..., keep='best')"
+            )
             raise ValueError(
                 f"the model has {classes} classes; AutoAttack's DLR loss needs {_LEAST_CLASSES}. "
-                "Take pgd(threat, loss='margin', restarts=...)."
+                f"{instead}."
             )
+
+    def check_points(self, x: Tensor) -> None:
+        """Raise now what the last component would raise after all the others have run.
+
+        Raises:
+            ValueError: for inputs that are no images, of which Square draws squares.
+        """
+        if x.dim() != 4 and "square" in _COMPONENTS[self.version]:
+            raise ValueError(
+                f"inputs have shape {tuple(x.shape)}; AutoAttack's Square draws squares on images, "
+                "[batch, channels, height, width]. Take version='screen' (apgd-ce and apgd-t), or "
+                "give images that the model reshapes."
+            )
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The library's version by its name."""
+        package = _library()[0]
+        return {package: metadata.version(package)}
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         self._look(model, x, y)
@@ -137,12 +161,14 @@ class AutoAttack:
         seed = self.seed if self.seed is not None else int(torch.randint(2**31, (1,)))
         journal = None if self.journal is None else self._open(self.journal, model, x, y)
         fast = model if self.version == "rand" else fast_copy(model, x[: self.batch_size])
-        box = UnitBox(fast, self.threat)
+        box = UnitBox(fast, self.threat, x)
 
         def component(name: str) -> Attack:
             def attack(_: nn.Module, x: Tensor, y: Tensor) -> Tensor:
                 run = _Component(name, self.version, box.threat, x.device)
-                return box.grown(run(box, box.shrunk(x), y))
+                x_adv = box.grown(run(box, box.shrunk(x), y))
+                # Scaled back, a point may lie outside the ball by a rounding of the box.
+                return x_adv if box.width == 1 else self.threat.project(x_adv, x)
 
             return attack
 
@@ -163,6 +189,7 @@ class AutoAttack:
         with torch.no_grad():
             logits = check_logits(model(few), labels)
             self.check_classes(logits.shape[1])
+            self.check_points(few)
             if self.for_random:  # noise is no gradient's
                 return
             refuse_random(model, few, logits)
@@ -170,7 +197,7 @@ class AutoAttack:
             warnings.warn(f"{self.name}: {found}.", SuspectNetwork, stacklevel=5)
 
     def _open(self, folder: Path, model: nn.Module, x: Tensor, y: Tensor) -> Journal:
-        package = _library()[0]
+        ((package, version),) = self.versions.items()
         fingerprint = {
             "model": str(Fingerprint(model)),
             "points": str(Fingerprint(x, y)),
@@ -178,7 +205,7 @@ class AutoAttack:
             "version": self.version,
             "seed": str(self.seed),
             "batch size": str(self.batch_size),
-            "library": f"{package} {metadata.version(package)}",
+            "library": f"{package} {version}",
         }
         journal = Journal(folder, fingerprint)
         if not self.for_random:

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ _REFUSED = {
 # Of the classes with a radius, those that take no norm move in Linf, but for these.
 _L2 = ("PGDL2", "PGDRSL2")
 _RADIUS = ("eps", "max_epsilon")
+# By what share of the box's width rounding may take a class out of it.
+_OUTSIDE = 1e-4
 # What the threat model, the seed and the network's logits decide.
 _GIVEN = ("model", "norm", "seed", "n_classes", *_RADIUS)
 
@@ -132,16 +135,27 @@ class TorchAttack:
         return guarded(self._run, self.threat)(model, x, y)
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        box = UnitBox(model, self.threat)
+        box = UnitBox(model, self.threat, x)
         seed = self.seed if self.seed is not None else int(torch.randint(2**31, (1,)))
         with forked(seed, x.device), _numpy_seeded(seed), self._failures(x):
             attack = self._build(box, box.shrunk(x), seed)
             result: Tensor = attack(box.shrunk(x), y)
-        x_adv = box.grown(result.detach().to(x))
+        x_adv = self._in_box(box.grown(result.detach().to(x)))
         if self._radius:
             return x_adv
         inside = self.threat.norms(x_adv - x) <= self.threat.eps
         return torch.where(per_point(inside, x), x_adv, x)
+
+    def _in_box(self, x_adv: Tensor) -> Tensor:
+        """Clamp what a class leaves outside the box by its rounding, such as EADL1 by 1e-5."""
+        inside = x_adv.clamp(self.threat.low, self.threat.high)
+        rounding = _OUTSIDE * (self.threat.high - self.threat.low)
+        return torch.where((x_adv - inside).abs() <= rounding, inside, x_adv)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The library's version by its name."""
+        return {"torchattacks": metadata.version("torchattacks")}
 
     @contextmanager
     def _failures(self, x: Tensor) -> Iterator[None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust_plugin.attacks import input_gradient
+from robust_plugin.attacks import finite, input_gradient
 from robust_plugin.standing import Run, Standing
 from robust_plugin.threat import per_point
 
@@ -107,7 +107,7 @@ def _look(points: Standing, run: _Climb, loss: Callable[[Tensor, Tensor], Tensor
     with torch.enable_grad():
         logits = points.model(x_adv)
         losses = loss(logits, run.rows)
-        run.gradient = input_gradient(losses.sum(), x_adv)
+        run.gradient = finite(input_gradient(losses.sum(), x_adv))
     losses = losses.detach()
     standing = points.keep(run.rows, run.x_adv, logits.detach())
     run.only(standing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin.draws import normal_like, uniform_like
-from robust_plugin.guard import check_logits, guarded
+from robust_plugin.guard import NotFiniteGradient, check_logits, guarded
 from robust_plugin.threat import ThreatModel, check_threat, parse_eps, per_point
 
 AttackLoss = Literal["ce", "kl", "margin", "dlr"]
@@ -19,6 +20,19 @@ Keep = Literal["last", "best"]
 
 # TRADES and MART start their attack at x + .001 N(0, 1).
 _GAUSSIAN_START = 1e-3
+# All steps together have to be at least this share of eps, or the attack hardly leaves its start.
+_LEAST_WAY = 0.5
+
+
+def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """s = log sum_{j != y} exp(z_j) - z_y; shape [B].
+
+    Cross-entropy is log(1 + exp(s)), which rises with s: both have the same direction of steepest
+    ascent at every point. The gradient of cross-entropy is smaller by the factor sigmoid(s), which
+    float32 rounds to 0 for logits that are far apart; that of s has no such factor.
+    """
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - true
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -57,6 +71,28 @@ def input_gradient(value: Tensor, x: Tensor) -> Tensor:
     return grad
 
 
+def finite(grad: Tensor) -> Tensor:
+    """Return an input gradient [B, ...] in which every entry can be followed.
+
+    NaN becomes 0. An infinite entry keeps its sign and takes the largest finite size of its point.
+
+    Warns:
+        NotFiniteGradient: if an entry was not finite.
+    """
+    if bool(grad.isfinite().all()):
+        return grad
+    warnings.warn(
+        "the gradient of the outputs by the inputs is NaN or infinite at some inputs (the square "
+        "root, norm or logarithm of 0?); attacks by gradients do not see what such an entry does",
+        NotFiniteGradient,
+        stacklevel=2,
+    )
+    known = grad.nan_to_num(0.0, 0.0, 0.0)
+    largest = per_point(known.flatten(1).abs().amax(1), grad)
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    return torch.where(grad.isinf(), grad.sign() * largest, known)
+
+
 def kl_divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(adversarial)) of each point; shape [B]."""
     log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
@@ -68,8 +104,9 @@ class PGD:
     """Projected gradient ascent on a loss, by steps of fixed size in the threat model's norm.
 
     x <- project(x + step_size direction(grad)), the direction being sign(grad) for Linf and
-    grad / ||grad||_2 for L2 (Madry et al. 2018, equation 4). Draws from the global generator,
-    or see ``draws``.
+    grad / ||grad||_2 for L2 (Madry et al. 2018, equation 4). Cross-entropy is climbed by the
+    gradient of ``soft_margin``, which has the same direction and does not underflow. Draws from
+    the global generator, or see ``draws``.
 
     Attributes:
         threat: norm, eps and bounds.
@@ -138,11 +175,11 @@ class PGD:
             if step == 0:
                 check_logits(logits, y)
             losses = self._losses(logits, y, clean)
-            grad = input_gradient(losses.sum(), x_adv)
+            grad = finite(input_gradient(losses.sum(), x_adv))
             x_adv = x_adv.detach()
             if measured and self.keep == "best":
                 kept, best = _better(kept, best, x_adv, _rank(logits, y, losses))
-            x_adv = self.threat.project(x_adv + self.step_size * self._direction(grad), x)
+            x_adv = self.threat.project(x_adv + self.step_size * self.threat.direction(grad), x)
         if not measured:
             return x_adv, best
         with torch.no_grad():
@@ -175,12 +212,7 @@ class PGD:
             if logits.shape[1] < 3:
                 raise ValueError("loss 'dlr' needs at least three classes; take 'margin'.")
             return dlr_loss(logits, y)
-        return F.cross_entropy(logits, y, reduction="none")
-
-    def _direction(self, grad: Tensor) -> Tensor:
-        if self.threat.norm == "Linf":
-            return grad.sign()
-        return grad * per_point(1 / self.threat.norms(grad).clamp(min=1e-12), grad)
+        return soft_margin(logits, y)
 
 
 def _rank(logits: Tensor, y: Tensor, losses: Tensor) -> Tensor:
@@ -239,4 +271,11 @@ def pgd(
     size = 2.5 * threat.eps / steps
     if step_size is not None:
         size = parse_eps(step_size, name="step_size")
+        if steps * size < _LEAST_WAY * threat.eps:
+            raise ValueError(
+                f"step_size is {step_size!r}: {steps} steps of it lead {steps * size:g} far, and "
+                f"eps is {threat.eps:g}, so that the attack would hardly leave its start. Legal: "
+                f"at least {_LEAST_WAY * threat.eps / steps:g}; the default is "
+                f"{2.5 * threat.eps / steps:g}."
+            )
     return PGD(threat, steps, size, loss, start, restarts, keep)

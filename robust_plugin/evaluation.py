@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import robust_plugin
 from robust_plugin.checkpoint import write_bytes
 from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import Attack, attacked, check_logits
+from robust_plugin.guard import (
+    Attack,
+    NotFiniteGradient,
+    SuspectNetwork,
+    attacked,
+    check_logits,
+    naming_dtypes,
+)
 from robust_plugin.report import Report
 from robust_plugin.rows import AttackRow, Certifier, ProofRow, Row, rows_of
-from robust_plugin.sanity import SuspectNetwork, findings, is_random, refuse_random
+from robust_plugin.sanity import findings, is_random, refuse_random
 from robust_plugin.threat import ThreatModel
 
 
@@ -104,16 +113,36 @@ def evaluate(
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         attacked(model),
-        warnings.catch_warnings(),
+        _findings_of_attacks() as lost,
     ):
-        warnings.simplefilter("ignore", SuspectNetwork)  # the report has them
         seen = _pass(model, loader, rows, device, hold=hold)
+    if lost and not any("NaN" in finding for finding in seen.findings):
+        seen.findings.append(lost[0])
     if str(Fingerprint(*model.parameters())) != before:
         raise ValueError("an attack has changed the model's parameters; its figures are of no use.")
     report = _report(seen, rows)
     if adversarial is not None:
         _write(Path(adversarial), seen, rows)
     return report
+
+
+@contextmanager
+def _findings_of_attacks() -> Iterator[list[str]]:
+    """Collect what attacks warn of gradients; hide what the report finds by itself."""
+    found: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, NotFiniteGradient):
+                found.append(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = shown
+        warnings.simplefilter("ignore", SuspectNetwork)
+        warnings.simplefilter("always", NotFiniteGradient)
+        yield found
 
 
 def _pass(
@@ -131,7 +160,7 @@ def _pass(
         for point in x:  # in one way whatever the batches
             seen.inputs.add(point)
         x, y = x.to(device), y.to(device)
-        with torch.no_grad():
+        with torch.no_grad(), naming_dtypes(model, x):
             logits = check_logits(model(x), y)
             if not seen.labels:
                 _check_first(model, x, y, logits, rows, seen)
@@ -160,6 +189,8 @@ def _check_first(
     for row in attacks:
         if row.check_classes is not None:
             row.check_classes(logits.shape[1])
+        if row.check_points is not None:
+            row.check_points(x)
     for_random = [row.for_random for row in attacks]
     if for_random and all(for_random) and len(attacks) == len(rows):
         if is_random(model, x, logits):
@@ -187,9 +218,17 @@ def _report(seen: _Seen, rows: Mapping[str, Row]) -> Report:
         {name: tuple(row.distances) for name, row in measured},
         proofs.name if isinstance(proofs, ProofRow) else None,
         tuple(proofs.words) if isinstance(proofs, ProofRow) else None,
+        {name: row.made_of for name, row in rows.items()},
+        _versions(rows),
+        torch.initial_seed(),
     )
     report.refuse_contradiction()
     return report
+
+
+def _versions(rows: Mapping[str, Row]) -> dict[str, str]:
+    ours = {"robust_plugin": robust_plugin.__version__, "torch": torch.__version__}
+    return {name: each for row in rows.values() for name, each in row.versions.items()} | ours
 
 
 def _write(path: Path, seen: _Seen, rows: Mapping[str, Row]) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robust_plugin.attacks import input_gradient
+from robust_plugin.attacks import finite, input_gradient
 from robust_plugin.projection import project_on_hyperplane
 from robust_plugin.standing import Run, Standing
 from robust_plugin.threat import per_point
@@ -113,7 +113,7 @@ def _difference(points: Standing, search: _Search) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         logits = points.model(at)
         gap = logits.gather(1, search.target[:, None]) - logits.gather(1, search.y[:, None])
-        normal = input_gradient(gap.sum(), at)
+        normal = finite(input_gradient(gap.sum(), at))
     return gap.detach().squeeze(1), normal
 
 
@@ -124,7 +124,11 @@ def _nearest(points: Standing, search: _Search) -> tuple[Tensor, Tensor]:
         logits = points.model(at)
         gaps = logits - logits.gather(1, search.y[:, None])
         normals = torch.stack(
-            [torch.autograd.grad(gap.sum(), at, retain_graph=True)[0] for gap in gaps.unbind(1)], 1
+            [
+                finite(torch.autograd.grad(gap.sum(), at, retain_graph=True)[0])
+                for gap in gaps.unbind(1)
+            ],
+            1,
         )
     gaps = gaps.detach()
     slopes = normals.flatten(2).norm(p=1 if points.threat.norm == "Linf" else 2, dim=2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,16 @@ from robust_plugin.threat import ThreatModel, check_threat
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
+# A radius is worth attacking if it is this many times the rounding of the values that it moves.
+_ROUNDINGS = 100
 
-class NamedAttack(Protocol):
-    """An attack that says what it is and what it may do; ``evaluate`` reads both."""
 
-    name: str
-    threat: ThreatModel
+class SuspectNetwork(UserWarning):
+    """An attack does not see all that the network does; ``evaluate`` reports it as a finding."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return adversarial inputs of the shape of ``x``."""
+
+class NotFiniteGradient(SuspectNetwork):
+    """Some input gradient is NaN or infinite, and an attack went on without it."""
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def attacked(model: nn.Module) -> Iterator[None]:
         if grad is not None:
             parameter.grad = None
     try:
-        model.eval()
+        _evaluation_mode(model)
         with torch.inference_mode(False), torch.enable_grad(), held_weights(model):
             yield
     finally:
@@ -68,6 +68,36 @@ def attacked(model: nn.Module) -> Iterator[None]:
     for name, parameter in model.named_parameters():
         if _version(parameter) != versions.get(name):
             raise ValueError(f"the attack wrote to the parameter {name}; attack a copy instead.")
+
+
+def _evaluation_mode(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:  # torch.export's programs
+        raise ValueError(
+            f"{type(model).__name__} has no evaluation mode ({error}); give the network that it "
+            "was exported from."
+        ) from error
+
+
+@contextmanager
+def naming_dtypes(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Turn torch's error for inputs of another dtype than the weights into one sentence.
+
+    Raises:
+        ValueError: if a forward pass inside fails and the two differ; some networks cast inputs.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        weights = (p.dtype for p in model.parameters() if p.is_floating_point())
+        dtype = next(weights, x.dtype)
+        if dtype == x.dtype:
+            raise
+        raise ValueError(
+            f"inputs are {x.dtype} and the weights of {type(model).__name__} {dtype}, on which its "
+            f"forward pass fails; give x.to({dtype})."
+        ) from error
 
 
 def _version(parameter: Tensor) -> int:
@@ -112,7 +142,8 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
             # A clone: the attack may work in place, and tensors made in inference mode cannot take
             # part in a backward pass.
             labels = y.clone() if y.is_floating_point() else y.clone().long()
-            x_adv = attack(model, x.detach().clone(), labels)
+            with naming_dtypes(model, x):
+                x_adv = attack(model, x.detach().clone(), labels)
         if not isinstance(x_adv, Tensor):
             raise TypeError(f"the attack returned a {type(x_adv).__name__}; legal: a tensor.")
         threat.check_result(x_adv.detach(), x)
@@ -126,16 +157,36 @@ class UnitBox(nn.Module):
 
     Args:
         model: a network for inputs in [low, high].
-        threat: its threat model.
+        threat: its threat model; where its box is very wide or has no bounds, a smaller one is
+            scaled to [0, 1] in which the attack can do the same.
+        x: all inputs that are attacked, shape [B, ...].
+        reach: how far the attack may look beyond the values of ``x``; by default eps.
 
     Attributes:
         threat: the same ball in the unit box: eps / (high - low).
+
+    Raises:
+        ValueError: if eps is so small beside the spread of the values that it would be lost to
+            rounding.
     """
 
-    def __init__(self, model: nn.Module, threat: ThreatModel) -> None:
+    def __init__(
+        self, model: nn.Module, threat: ThreatModel, x: Tensor, *, reach: float | None = None
+    ) -> None:
         super().__init__()
+        given = threat
+        threat = threat.narrowed(x, reach=threat.eps if reach is None else reach)
         self.model, self.low, self.width = model, threat.low, threat.high - threat.low
-        self.threat = ThreatModel(threat.norm, threat.eps / self.width)
+        # Half precision has a finding of its own.
+        dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+        if 0 < threat.eps < _ROUNDINGS * torch.finfo(dtype).eps * self.width:
+            raise ValueError(
+                f"the threat model is {given}, and the inputs span {self.width:g}: beside that, "
+                f"{dtype} rounds a radius of {given.eps:g} away. Scale the features alike "
+                "(each to mean 0 and standard deviation 1, say), or give model.double() and "
+                "x.double()."
+            )
+        self.threat = threat.in_unit_box
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's logits."""
@@ -143,11 +194,11 @@ class UnitBox(nn.Module):
         return logits
 
     def shrunk(self, x: Tensor) -> Tensor:
-        """Return what [0, 1] has for an input of the network."""
+        """Scale inputs of the network to [0, 1]."""
         return x if (self.low, self.width) == (0, 1) else (x - self.low) / self.width
 
     def grown(self, x: Tensor) -> Tensor:
-        """Return the network's input for one in [0, 1]."""
+        """Scale inputs in [0, 1] to those of the network."""
         return x if (self.low, self.width) == (0, 1) else self.low + self.width * x
 
 
@@ -185,6 +236,11 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
         raise ValueError(
             f"the model returned shape {tuple(logits.shape)} for {len(y)} labels; legal: "
             "[batch, classes]."
+        )
+    if logits.shape[1] < 2:
+        raise ValueError(
+            "the model returns one output a point, of which the largest is always the first; give "
+            "two classes: torch.cat([-z, z], 1) of an output z whose sign decides."
         )
     if not bool(logits.isfinite().all()):
         raise NotFinite("the model returned logits that are not finite.")

@@ -13,6 +13,9 @@ from robust_plugin.inference import fast_copy
 from robust_plugin.standing import AllFooled, Standing
 from robust_plugin.threat import ThreatModel, per_point
 
+# In a box without bounds, how far beyond the inputs' values it looks, in radii.
+_FARTHEST = 8
+
 
 @dataclass(frozen=True)
 class MinimumNorm:
@@ -72,7 +75,9 @@ class MinimumNorm:
         return x_adv, distances
 
     def _nearest(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        box = UnitBox(fast_copy(model, x), self.threat)
+        spread = float(x.max() - x.min())
+        reach = max(_FARTHEST * self.threat.eps, spread)
+        box = UnitBox(fast_copy(model, x), self.threat, x, reach=reach)
         # In a ball of radius 0 nobody is fooled, and nobody leaves the run.
         ball = ThreatModel(self.threat.norm, 0.0)
         points = Standing(box, box.shrunk(x), y, ball)

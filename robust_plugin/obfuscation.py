@@ -30,6 +30,8 @@ _NOTHING = 0.02
 # points open (95 %, the rule of three).
 _ENOUGH = 50
 _QUERIES = 500
+# In a box without bounds, how many radii beyond the inputs' values the unbounded radius goes.
+_FAR = 100
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def _scaled(threat: ThreatModel, factor: float) -> ThreatModel:
 
 
 def _unbounded(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Check:
+    threat = threat.narrowed(x, reach=_FAR * threat.eps)
     width = threat.high - threat.low
     whole = width if threat.norm == "Linf" else width * x[0].numel() ** 0.5
     attack = pgd(_scaled(threat, whole / threat.eps), steps=50, restarts=2, keep="best")
@@ -215,11 +218,11 @@ def _without_gradients(
         return Check(name, None, f"Square needs images, these are of shape {tuple(x.shape)}")
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        box = UnitBox(model, threat)
+        box = UnitBox(model, threat, x)
         points = Standing(box, box.shrunk(x), y, box.threat)
         with suppress(AllFooled):
             square(points, queries=_QUERIES, share=0.8)
-        return box.grown(points.x_adv)
+        return threat.project(box.grown(points.x_adv), x)
 
     black = _stands(model, guarded(attack, threat), x, y)
     only = _share(white & ~black)

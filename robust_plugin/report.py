@@ -13,6 +13,9 @@ from robust_plugin.statistics import mcnemar, wilson_interval
 from robust_plugin.threat import ThreatModel
 from robust_plugin.verdicts import counted
 
+# What a row says of others that fooled its points: a share of them, or so many.
+_MORE, _FEW = 0.03, 2
+
 __all__ = ["Report", "mcnemar", "wilson_interval"]
 
 
@@ -35,6 +38,9 @@ class Report:
         certifier: what the certifier calls itself.
         verdicts: what the certifier knows of each point, such as ``"verified by CROWN"``,
             ``"falsified by PGD"``, ``"misclassified"`` or ``"unknown"``.
+        attacks: by row, the attack or certifier with its settings, in words.
+        versions: of this package, torch and the libraries behind the rows, by name.
+        seed: of torch's global generator, from which attacks without a seed of their own drew.
     """
 
     labels: tuple[int, ...]
@@ -47,6 +53,27 @@ class Report:
     distances: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     certifier: str | None = None
     verdicts: tuple[str, ...] | None = None
+    attacks: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """Why a row's robust accuracy is too high, by row; nothing of a row without reason.
+
+        The findings speak of the network, and so of all its attacks. Another attack within the
+        same ball may have fooled points that this one left.
+        """
+        said: dict[str, list[str]] = {}
+        for row, threat in self.threats.items():
+            if self.findings:
+                said.setdefault(row, []).append("doubtful, see the findings")
+            for other, ball in self.threats.items():
+                both = list(zip(self.flags[row], self.flags[other], strict=False))
+                missed = sum(stands and not there for stands, there in both)
+                if threat.covers(ball) and missed > max(_FEW, _MORE * len(both)):
+                    said.setdefault(row, []).append(f"{other} fools {missed} points that it leaves")
+        return {row: "; ".join(each) for row, each in said.items()}
 
     @property
     def threat(self) -> str | None:
@@ -133,16 +160,18 @@ class Report:
         mine, theirs = self._row(row), other._row(row)
         if self.labels != other.labels or self.inputs != other.inputs:
             raise ValueError("the two reports are not of the same test points.")
-        one, two = (report._threat_of(row) for report in (self, other))
+        one, two = (report._threats_of(row) for report in (self, other))
         if one != two:
-            raise ValueError(f"one report's {row} is of {one}, the other's of {two}.")
+            shown = [", ".join(map(str, each)) or "no threat model" for each in (one, two)]
+            raise ValueError(f"one report's {row} is of {shown[0]}, the other's of {shown[1]}.")
         return mcnemar(mine, theirs)
 
-    def _threat_of(self, row: str) -> str | None:
-        """In words, what a row is of; the worst case is of all."""
-        of = {"worst case": self.threat, "certified": self.certified_threat}
-        found = of[row] if row in of else self.threats.get(row)
-        return None if found is None else str(found)
+    def _threats_of(self, row: str) -> list[ThreatModel]:
+        """The threat models that a row is of; the worst case is of all attacks'."""
+        if row == "worst case":
+            return sorted(set(self.threats.values()), key=repr)
+        found = self.certified_threat if row == "certified" else self.threats.get(row)
+        return [] if found is None else [found]
 
     def refuse_contradiction(self) -> None:
         """Raise if a point is certified and an attack within the certified ball fooled it.
@@ -173,14 +202,14 @@ class Report:
             "certified_acc": None if self.certified is None else 100 * self.accuracy("certified"),
             "balanced_acc": {row: 100 * self.balanced(row) for row in self.flags},
             "threat": self.threat,
-            "threats": {row: asdict(threat) for row, threat in self.threats.items()},
+            "threats": {row: _plain(threat) for row, threat in self.threats.items()},
             "n": {row: len(flags) for row, flags in self.flags.items()},
             "findings": list(self.findings),
             "inputs": self.inputs,
             "labels": list(self.labels),
             "flags": {row: _bits(flags) for row, flags in self.flags.items()},
             "certified": None if self.certified is None else _bits(self.certified),
-            "certified_threat": self.certified_threat and asdict(self.certified_threat),
+            "certified_threat": self.certified_threat and _plain(self.certified_threat),
             "certifier": self.certifier,
             "verdicts": None if self.verdicts is None else list(self.verdicts),
             # JSON has no infinity.
@@ -188,6 +217,10 @@ class Report:
                 row: [d if math.isfinite(d) else None for d in each]
                 for row, each in self.distances.items()
             },
+            "remarks": self.remarks,
+            "attacks": dict(self.attacks),
+            "versions": dict(self.versions),
+            "seed": self.seed,
         }
         return json.dumps(content, indent=1, allow_nan=False)
 
@@ -223,6 +256,9 @@ class Report:
             },
             content.get("certifier"),
             None if content.get("verdicts") is None else tuple(content["verdicts"]),
+            content.get("attacks", {}),
+            content.get("versions", {}),
+            content.get("seed"),
         )
 
     def robustbench(self, **about: str) -> dict[str, Any]:
@@ -233,7 +269,7 @@ class Report:
                 additional_data...
 
         Raises:
-            ValueError: without a row of AutoAttack itself on all points.
+            ValueError: without a row of AutoAttack itself on all points, or without bounds.
         """
         flags = self.flags.get("AutoAttack")
         if flags is None or len(flags) < self.n:
@@ -242,17 +278,21 @@ class Report:
                 f"points, {self.n} here."
             )
         threat = self.threats["AutoAttack"]
+        if not math.isfinite(threat.high - threat.low):
+            raise ValueError(
+                f"the threat model is {threat}; RobustBench lists radii of images scaled to [0, 1]."
+            )
         return {
             **about,
             "threat_model": threat.norm,
-            "eps": threat.fraction,
+            "eps": threat.in_unit_box.fraction,
             "n": self.n,
             "clean_acc": f"{100 * self.accuracy():.2f}",
             "autoattack_acc": f"{100 * self.accuracy('AutoAttack'):.2f}",
         }
 
     def __str__(self) -> str:
-        """Return a table: accuracy in per cent, 95 % interval, n, balanced accuracy."""
+        """Return a table: accuracy in per cent, 95 % interval, n, balanced accuracy, remarks."""
         rows = {row: row for row in self.rows}
         if len(self.flags) > 2:
             some = len(self.worst) < self.n
@@ -264,7 +304,8 @@ class Report:
         if ";" in (self.threat or ""):  # several: each row says whose it is
             for row in (*self.threats, "certified"):
                 if row in rows:
-                    rows[row] += f", {self._threat_of(row)}"
+                    rows[row] += f", {self._threats_of(row)[0]}"
+        remarks = self.remarks
         width = max(len(shown) for shown in rows.values())
         lines = [f"threat model: {self.threat}"] if self.threat else []
         lines += [f"certified by {self.certifier}"] if self.certifier else []
@@ -274,9 +315,17 @@ class Report:
                 f"{shown:<{width}}  {100 * self.accuracy(row):5.1f} "
                 f"[{100 * low:.1f}, {100 * high:.1f}]  n={len(self._row(row))}  "
                 f"balanced {100 * self.balanced(row):.1f}"
+                + (f"  ({remarks[row]})" if row in remarks else "")
             )
         lines += [f"proofs: {self.proofs}"] if self.proofs else []
         return "\n".join([*lines, *(f"finding: {text}" for text in self.findings)])
+
+
+def _plain(threat: ThreatModel) -> dict[str, Any]:
+    # JSON has no infinity; ThreatModel reads "inf" and "-inf".
+    bounds = {name: getattr(threat, name) for name in ("low", "high")}
+    shown = {name: each if math.isfinite(each) else str(each) for name, each in bounds.items()}
+    return {**asdict(threat), **shown}
 
 
 def _bits(flags: tuple[bool, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ class AttackRow:
         searches: whether it looks for distances, beyond the ball.
         for_random: whether it is made for networks that are random on purpose.
         check_classes: raises for a number of classes that the attack does not take.
+        check_points: raises for inputs [B, ...] of a shape that the attack does not take.
+        made_of: the attack with its settings, in words.
+        versions: of the libraries behind it, by name.
         room: how many points it still gets.
         flags: whether each point withstood.
         distances: how far each point was moved to fool it, infinite where it stands.
@@ -49,6 +53,9 @@ class AttackRow:
     searches: bool = False
     for_random: bool = False
     check_classes: Callable[[int], None] | None = None
+    check_points: Callable[[Tensor], None] | None = None
+    made_of: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
     room: float = math.inf
     flags: list[bool] = field(default_factory=list)
     distances: list[float] = field(default_factory=list)
@@ -71,6 +78,9 @@ class AttackRow:
             searches=search is not None,
             for_random=bool(getattr(attack, "for_random", False)),
             check_classes=getattr(attack, "check_classes", None),
+            check_points=getattr(attack, "check_points", None),
+            made_of=_described(attack),
+            versions=getattr(attack, "versions", {}),
         )
 
     def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
@@ -106,6 +116,8 @@ class ProofRow:
         threat: norm, eps and bounds.
         name: what it calls itself.
         at_once: whether it gets all points in one call.
+        made_of: the certifier with its settings, in words.
+        versions: of the libraries behind it, by name.
         room: how many points it still gets.
         flags: whether each point is proved.
         words: each point's verdict.
@@ -115,6 +127,8 @@ class ProofRow:
     threat: ThreatModel
     name: str
     at_once: bool = False
+    made_of: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
     room: float = math.inf
     flags: list[bool] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
@@ -192,8 +206,7 @@ def rows_of(
     rows: dict[str, Row] = {}
     given = attacks.items() if isinstance(attacks, Mapping) else ((None, a) for a in attacks)
     for title, attack in given:
-        if not callable(attack):
-            raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
+        _check_attack(attack)
         own, name = getattr(attack, "threat", threat), title or _name(attack)
         if own is None:
             raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
@@ -208,7 +221,10 @@ def rows_of(
         if own is None:
             raise ValueError("the certifier says no threat model; give evaluate(..., threat=...).")
         whole = bool(getattr(certifier, "whole", False))
-        rows["certified"] = ProofRow(certifier, own, _name(certifier), whole)
+        versions = getattr(certifier, "versions", {})
+        rows["certified"] = ProofRow(
+            certifier, own, _name(certifier), whole, _described(certifier), versions
+        )
     if unknown := set(limits) - set(rows):
         raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
     for name, room in limits.items():
@@ -216,6 +232,40 @@ def rows_of(
             raise ValueError(f"the limit of {name} is {room!r}; legal: at least 1 point, whole.")
         rows[name].room = room
     return rows
+
+
+def _check_attack(attack: object) -> None:
+    """Raise a TypeError unless it can be called as ``attack(model, x, y)``."""
+    shown = getattr(attack, "__name__", type(attack).__name__)
+    if isinstance(attack, type):
+        raise TypeError(f"{shown} is a class; give an attack made of it, such as {shown}(threat).")
+    if not callable(attack):
+        raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
+    if any(kind.__module__.startswith("torchattacks.") for kind in type(attack).__mro__):
+        raise TypeError(
+            f"torchattacks.{shown} is called as attack(x, y), on a model of its own; give "
+            f"TorchAttack(torchattacks.{shown}, threat) of robust_plugin.adapters.torchattacks."
+        )
+    try:
+        signature = inspect.signature(attack)
+    except (TypeError, ValueError):  # some callables written in C have none
+        return
+    try:
+        signature.bind("model", "x", "y")
+    except TypeError as error:
+        raise TypeError(
+            f"{shown}{signature} cannot be called as attack(model, x, y) ({error}); if it makes an "
+            f"attack, give what it returns, such as {shown}(threat)."
+        ) from error
+
+
+def _described(of: object) -> str:
+    """Return what a row ran, in words that another process would give too."""
+    text = repr(of)
+    if " at 0x" not in text:
+        return text
+    function = of if hasattr(of, "__qualname__") else type(of)
+    return f"{function.__module__}.{function.__qualname__}"  # type: ignore[attr-defined]
 
 
 def _name(of: Any) -> str:

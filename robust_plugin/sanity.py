@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robust_plugin.attachment import held_weights
-from robust_plugin.attacks import margin_loss
+from robust_plugin.attacks import margin_loss, soft_margin
 from robust_plugin.precision import exact
+from robust_plugin.threat import per_point
 
 # Points that are looked at, and the length of the step along the gradient, in input units.
 _POINTS = 32
 _STEP = 1e-3
 # The loss should grow along its gradient as the gradient says; rounding and kinks leave room.
 _AGREE = (0.5, 2.0)
-
-
-class SuspectNetwork(UserWarning):
-    """An attack that is called by itself, on a network that attacks do not see through."""
+# Cross-entropy's gradient has underflowed where it is this small beside that of ``soft_margin``
+# (logits 28 apart), and attacks feel it where that is so at more than this share of the points.
+_UNDERFLOWN, _OFTEN = 1e-12, 0.25
+# Two forward passes of the same points differ by rounding, relative to the largest logit.
+_SAME = 1e-3
 
 
 def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
     """Return what looks wrong, in sentences; nothing for a network that gradients attack fairly.
 
-    Outputs that are probabilities, logits that autograd does not connect to the inputs, gradients
-    that are exactly zero, and gradients that are not those of the function (a detached layer, a
-    backward pass of its own). Checked on the first points, in evaluation mode.
+    Outputs that are probabilities; logits that depend on the other points of the batch, or that
+    autograd does not connect to the inputs; gradients that are zero, not finite, underflow in
+    cross-entropy, or are not those of the function (a detached layer, a backward pass of its own).
+    Checked on the first points, in evaluation mode.
 
     Args:
         model: in evaluation mode.
@@ -35,67 +40,152 @@ def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
     x, y = x[:_POINTS].detach().clone(), y[:_POINTS]
     with torch.enable_grad():
         logits = model(x.requires_grad_())
-        found = _probabilities(logits.detach())
-        gradient = None
-        if logits.requires_grad:
-            (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x, allow_unused=True)
+        gradient = _gradient(margin_loss(logits, y), x)
+    found = [*_probabilities(logits.detach()), *_by_batch(model, x.detach(), logits.detach())]
     if gradient is None:
         return [
             *found,
             "the outputs do not depend on the inputs by autograd (a detached layer?); attacks by "
             "gradients see nothing",
         ]
-    size = gradient.flatten(1).norm(dim=1)
-    zero = int((size == 0).sum())
+    lost = ~gradient.flatten(1).isfinite().all(1)
+    if bool(lost.any()):
+        found.append(
+            f"the gradient is NaN or infinite at {int(lost.sum())} of {len(x)} points (the square "
+            "root, norm or logarithm of 0?); attacks by gradients do not see what it hides"
+        )
+    size = gradient.nan_to_num(0.0, 0.0, 0.0).flatten(1).norm(dim=1)
+    zero = int(((size == 0) & ~lost).sum())
     if zero:
         found.append(
             f"the gradient is exactly zero at {zero} of {len(x)} points; attacks by gradients see "
             "nothing there"
         )
+    rows = ((size > 0) & ~lost).nonzero().flatten()
+    if len(rows):
+        found += _underflow(model, x.detach()[rows], y[rows])
     if x.dtype not in (torch.float32, torch.float64):
         found.append(
             f"the network computes in {x.dtype}, whose rounding hides small steps from attacks; "
             "evaluate model.float()"
         )
-    elif zero < len(x):
-        found += _disagreement(model, x.detach(), y, gradient, size)
+    elif len(rows):
+        found += _disagreement(model, x.detach()[rows], y[rows], gradient[rows], size[rows])
+    return found
+
+
+def _gradient(losses: Tensor, x: Tensor) -> Tensor | None:
+    if not losses.requires_grad:
+        return None
+    found: Tensor | None
+    (found,) = torch.autograd.grad(losses.sum(), x, allow_unused=True, retain_graph=True)
     return found
 
 
 def _probabilities(logits: Tensor) -> list[str]:
-    sums_to_one = torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4)
-    if bool((logits >= 0).all()) and sums_to_one:
+    if not bool(((logits >= 0) & (logits <= 1)).all()):
+        return []
+    if torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
         return [
             "the outputs look like probabilities; return logits, or gradients vanish and the "
             "robust accuracy is too high"
         ]
-    return []
+    return [
+        "the outputs all lie in [0, 1], like those of a sigmoid; return logits, or gradients "
+        "vanish and the robust accuracy is too high"
+    ]
+
+
+def _by_batch(model: nn.Module, x: Tensor, logits: Tensor) -> list[str]:
+    """Compare the logits of all points with those of the first half alone."""
+    half = len(x) // 2
+    if half < 2:  # a BatchNorm without running statistics takes no single point
+        return []
+    with torch.no_grad(), exact(x):
+        alone, together = model(x[:half]), model(x)[:half]
+    if _same(alone, together):
+        return []
+    return [
+        "the logits of a point depend on the other points of its batch (BatchNorm without running "
+        "statistics, or adaptation at test time?); every figure is one of this batch size and order"
+    ]
+
+
+def _underflow(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
+    """Compare the gradient of cross-entropy with that of ``soft_margin``, its direction."""
+    with torch.enable_grad():
+        logits = model(x.requires_grad_())
+        losses = (F.cross_entropy(logits, y, reduction="none"), soft_margin(logits, y))
+        ours, theirs = (_gradient(loss, x) for loss in losses)
+    if ours is None or theirs is None:
+        return []
+    small, size = (
+        g.nan_to_num(0.0, 0.0, 0.0).flatten(1).double().norm(dim=1) for g in (ours, theirs)
+    )
+    wrong = int((small < _UNDERFLOWN * size).sum())
+    if wrong <= _OFTEN * len(x):
+        return []
+    apart = float((logits.amax(1) - logits.amin(1)).max())
+    return [
+        f"cross-entropy's gradient underflows at {wrong} of {len(x)} points, since logits lie up "
+        f"to {apart:.3g} apart; attacks that climb it as it is are misled (pgd of this package "
+        "and losses of margins are not)"
+    ]
 
 
 def _disagreement(
     model: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, size: Tensor
 ) -> list[str]:
     """Compare the slope along the gradient, by central differences, with the gradient's length."""
-    rows = size > 0
-    x, y, size = x[rows], y[rows], size[rows]
-    step = _STEP * gradient[rows] / size.view(-1, *[1] * (x.dim() - 1))
+    step = _STEP * gradient / per_point(size, x)
     with torch.no_grad(), exact(x):  # TF32 rounds such a step away
         ahead, behind = (margin_loss(model(x + way * step), y) for way in (1, -1))
     ratio = (ahead - behind) / (2 * _STEP) / size
     wrong = int(((ratio < _AGREE[0]) | (ratio > _AGREE[1])).sum())
     if 2 * wrong <= len(x):
         return []
+    if (dtype := _narrowest(model, x)) is not None:
+        return [
+            f"the network computes in {dtype} on the way (autocast in its forward?), whose "
+            "rounding hides small steps from attacks; evaluate it in float32"
+        ]
     return [
         f"the gradient is not that of the outputs at {wrong} of {len(x)} points (a detached "
         "branch, or a backward pass of its own?); attacks by gradients are misled"
     ]
 
 
+class _Dtypes(TorchDispatchMode):
+    """Collects the dtypes of what the operations inside return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.seen.add(out.dtype)
+        return out
+
+
+def _narrowest(model: nn.Module, x: Tensor) -> torch.dtype | None:
+    """Return the half-precision type that a forward pass computes in, if it does."""
+    with torch.no_grad(), _Dtypes() as dtypes:
+        model(x)
+    halves = (torch.float16, torch.bfloat16)
+    return next((dtype for dtype in halves if dtype in dtypes.seen), None)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    size = float(other.abs().max())
+    return torch.allclose(one, other, rtol=_SAME, atol=_SAME * size)
+
+
 def is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     """Return whether a second forward pass gives other logits than the first one's."""
     with held_weights(model):
-        again = model(x)
-    return not torch.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+        return not _same(model(x), logits)
 
 
 def refuse_random(model: nn.Module, x: Tensor, logits: Tensor) -> None:
@@ -107,6 +197,7 @@ def refuse_random(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     if is_random(model, x, logits):
         raise ValueError(
             "the model gives different logits for the same input in evaluation mode; attacks and "
-            "figures would measure noise. Look for dropout or noise that ignores model.eval(); "
-            'for a network that is random on purpose there is AutoAttack(threat, version="rand").'
+            "figures would measure noise. Look for dropout or noise that ignores model.eval(), or "
+            "for a state that a forward pass changes; for a network that is random on purpose "
+            'there is AutoAttack(threat, version="rand").'
         )

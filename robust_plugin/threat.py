@@ -14,6 +14,11 @@ from robust_plugin.projection import project_on_l1_ball
 
 Norm = Literal["Linf", "L2", "L1"]  # a ball of each lies in that of the one before
 
+# A box this many times as wide as the inputs and their balls is narrowed for attacks in its units.
+_WIDE = 4
+# In a box of grey levels, 0 to 255, radii below these are meant for inputs in [0, 1].
+_LEAST_GREY = {"Linf": 0.2, "L2": 5.0, "L1": 100.0}
+
 # Float32 rounding of x + delta moves a point by up to half a unit in the last place of x.
 _TOLERANCE = 1e-5
 
@@ -37,8 +42,8 @@ def parse_eps(eps: float | str, *, name: str = "eps") -> float:
             value = float(Fraction(above) / Fraction(below))
         else:
             value = float(eps)
-    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
-        value = math.nan
+    except (ValueError, ZeroDivisionError, OverflowError, TypeError, RuntimeError):
+        value = math.nan  # RuntimeError: a tensor of several values
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f'{name} is {eps!r}; give a number >= 0 or a fraction such as "8/255".')
     return value
@@ -51,12 +56,13 @@ class ThreatModel:
     Args:
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: radius in input units (pixels in [0, 1]), a number or a fraction as a string.
-        low: smallest legal input value.
-        high: largest legal input value.
+        low: smallest legal input value, -inf for none.
+        high: largest legal input value, inf for none.
 
     Raises:
-        ValueError: for an unknown norm, an eps that is no finite number >= 0, low >= high, or an
-            Linf radius beyond the whole box (8 where "8/255" was meant).
+        ValueError: for an unknown norm, an eps that is no finite number >= 0, bounds that are not
+            one number each, low >= high, an Linf radius beyond the whole box (8 where "8/255" was
+            meant), or a radius of [0, 1] in a box of grey levels (8/255 where 8 was meant).
 
     >>> ThreatModel("Linf", eps="8/255").eps
     0.03137254901960784
@@ -72,6 +78,7 @@ class ThreatModel:
     ) -> None:
         if norm not in get_args(Norm):
             raise ValueError(f"norm is {norm!r}; legal: {', '.join(get_args(Norm))}.")
+        low, high = _bound("low", low), _bound("high", high)
         if not low < high:
             raise ValueError(f"low is {low} and high is {high}; low must be below high.")
         radius = parse_eps(eps)
@@ -80,20 +87,36 @@ class ThreatModel:
                 f"eps is {eps!r}, more than the whole box [{low:g}, {high:g}] is wide; eps is in "
                 'input units, such as "8/255".'
             )
+        if high - low == 255 and 0 < radius < _LEAST_GREY[norm]:
+            raise ValueError(
+                f"eps is {eps!r} in the box [{low:g}, {high:g}], where it is not even a grey "
+                f"level; eps is in input units: give {255 * radius:g} for a radius of "
+                f"{radius:g} in [0, 1]."
+            )
         for name, value in (
             ("norm", norm),
             ("eps", radius),
-            ("low", float(low)),
-            ("high", float(high)),
+            ("low", low),
+            ("high", high),
         ):
             object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
-        return f"{self.norm} eps={self.fraction}"
+        box = "" if (self.low, self.high) == (0, 1) else f" in [{self.low:g}, {self.high:g}]"
+        return f"{self.norm} eps={self.fraction}{box}"
+
+    @property
+    def in_unit_box(self) -> ThreatModel:
+        """The same ball for inputs scaled from [low, high] to [0, 1]: radius eps / (high - low).
+
+        >>> str(ThreatModel("Linf", "16/255", low=-1, high=1).in_unit_box)
+        'Linf eps=8/255'
+        """
+        return ThreatModel(self.norm, self.eps / (self.high - self.low))
 
     @property
     def fraction(self) -> str:
-        """The radius as papers write it: in 255ths where it is whole ones, else the number.
+        """The radius as papers write it: in [0, 1] and whole 255ths as a fraction, else the number.
 
         >>> ThreatModel("Linf", 8 / 255).fraction, ThreatModel("L2", 0.5).fraction
         ('8/255', '0.5')
@@ -101,6 +124,7 @@ class ThreatModel:
         levels = 255 * self.eps
         # .2 is 51/255, and nobody means that.
         whole = self.norm == "Linf" and abs(levels - round(levels)) < 1e-9 and 1 <= levels <= 32
+        whole = whole and (self.low, self.high) == (0, 1)
         return f"{round(levels)}/255" if whole else f"{self.eps:.6g}"
 
     def covers(self, other: ThreatModel) -> bool:
@@ -122,6 +146,35 @@ class ThreatModel:
             return flat.abs().amax(1)
         norms: Tensor = flat.norm(p=2 if self.norm == "L2" else 1, dim=1)
         return norms
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return the steepest ascent of Linf or L2: sign(grad), or grad / ||grad||_2 of each point.
+
+        The length of the gradient does not matter: it may be as small as floats get.
+        """
+        if self.norm == "Linf":
+            return grad.sign()
+        tiny = torch.finfo(grad.dtype).tiny
+        # By the largest entry first: the square of a small one would be 0.
+        grad = grad / per_point(grad.flatten(1).abs().amax(1).clamp(min=tiny), grad)
+        return grad / per_point(self.norms(grad).clamp(min=tiny), grad)
+
+    def narrowed(self, x: Tensor, *, reach: float) -> ThreatModel:
+        """Return the same ball in a smaller box where the present one is far wider than needed.
+
+        No point of the ball lies more than ``eps`` beyond the values of ``x``, whatever the norm,
+        so that attacks which compute in units of the box may as well take a box that ends there.
+        In a very wide one, a small radius would be lost to rounding.
+
+        Args:
+            x: inputs of finite values, shape [B, ...].
+            reach: how far beyond the values of ``x`` the box has to go, at least eps.
+        """
+        least, largest = (float(v) for v in x.aminmax())
+        low, high = max(self.low, least - reach), min(self.high, largest + reach)
+        if self.high - self.low <= _WIDE * (high - low):
+            return self
+        return ThreatModel(self.norm, self.eps, low=low, high=high)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the point of the threat model nearest to ``x_adv``, for each point of a batch.
@@ -167,6 +220,12 @@ class ThreatModel:
             raise ValueError(
                 f"the attack returned shape {tuple(x_adv.shape)} for inputs of {tuple(x.shape)}."
             )
+        lost = int((~x_adv.flatten(1).isfinite()).any(1).sum())
+        if lost:
+            raise ValueError(
+                f"the attack returned NaN or infinite values for {lost} of {len(x)} points; legal: "
+                f"finite values in [{self.low:g}, {self.high:g}]."
+            )
         low, high = (float(v) for v in x_adv.aminmax())
         if not (self.low - _TOLERANCE <= low and high <= self.high + _TOLERANCE):
             raise ValueError(
@@ -175,12 +234,23 @@ class ThreatModel:
             )
         farthest = float(self.norms(x_adv.double() - x.double()).max())
         # The input's own precision bounds what an attack in that dtype can promise.
-        slack = max(_TOLERANCE, torch.finfo(x.dtype).eps * max(abs(self.low), abs(self.high)))
+        slack = max(_TOLERANCE, torch.finfo(x.dtype).eps * float(x.abs().max()))
         if not farthest <= self.eps * (1 + _TOLERANCE) + slack:
             raise ValueError(
                 f"the attack moved a point by {farthest:g} in {self.norm}, beyond "
                 f"eps = {self.eps:g}; give the attack the same eps, norm and bounds."
             )
+
+
+def _bound(name: str, value: object) -> float:
+    """Return a bound of the box as a number; a tensor of one value is one, too."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} is {value!r}; legal: one number. All channels have one box: keep the inputs "
+            "in it, and normalise inside the model (Normalize)."
+        ) from error
 
 
 def check_threat(threat: object) -> ThreatModel:

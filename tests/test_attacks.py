@@ -388,7 +388,7 @@ def test_bad_labels_and_inputs(cnn, batch, threat):
     ("broken", "says"),
     [
         (lambda m, x, y: x + 0.2, "moved a point by 0.2"),
-        (lambda m, x, y: x * torch.nan, "nan"),
+        (lambda m, x, y: x * torch.nan, "NaN or infinite"),
         (lambda m, x, y: x[:3], r"shape \(3, 1, 8, 8\) for inputs of \(16, 1, 8, 8\)"),
         (lambda m, x, y: x.flatten(1), r"shape \(16, 64\)"),
         (lambda m, x, y: torch.full_like(x, torch.inf), "inf"),

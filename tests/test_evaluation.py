@@ -324,7 +324,7 @@ def test_bad_input(cnn, batch, threat):
             [(x, right)],
             {"attacks": [lambda m, x, y: x * torch.nan], "threat": threat},
             ValueError,
-            "nan",
+            "NaN or infinite",
         ),
         ([(x, right)], {"attacks": [lambda m, x, y: x[:1]], "threat": threat}, ValueError, "shape"),
     ]:

@@ -21,7 +21,7 @@ from robust_plugin.adapters import autoattack
 from robust_plugin.adapters.autoattack import AutoAttack, Version
 from robust_plugin.cascade import Progress
 from robust_plugin.fab import FabSettings
-from robust_plugin.sanity import SuspectNetwork
+from robust_plugin.guard import SuspectNetwork
 from robust_plugin.standing import Standing
 
 Trained = Callable[[int], tuple[nn.Module, Tensor, Tensor]]
