@@ -265,7 +265,10 @@ def pgd(
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} is {count!r}; legal: at least 1, whole.")
     if threat.norm == "L1":
-        raise ValueError("pgd moves in Linf and L2; for L1 take AutoAttack, whose APGD knows it.")
+        raise ValueError(
+            "pgd moves in Linf and L2; for L1 take AutoAttack (four classes or more), or "
+            "torchattack('EADL1', threat)."
+        )
     if loss == "kl" and start == "clean":
         raise ValueError("loss 'kl' has no gradient at the clean point; take another start.")
     size = 2.5 * threat.eps / steps

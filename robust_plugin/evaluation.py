@@ -22,7 +22,7 @@ from robust_plugin.guard import (
     SuspectNetwork,
     attacked,
     check_logits,
-    naming_dtypes,
+    naming_inputs,
 )
 from robust_plugin.report import Report
 from robust_plugin.rows import AttackRow, Certifier, ProofRow, Row, rows_of
@@ -160,7 +160,7 @@ def _pass(
         for point in x:  # in one way whatever the batches
             seen.inputs.add(point)
         x, y = x.to(device), y.to(device)
-        with torch.no_grad(), naming_dtypes(model, x):
+        with torch.no_grad(), naming_inputs(model, x):
             logits = check_logits(model(x), y)
             if not seen.labels:
                 _check_first(model, x, y, logits, rows, seen)

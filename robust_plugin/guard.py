@@ -81,23 +81,33 @@ def _evaluation_mode(model: nn.Module) -> None:
 
 
 @contextmanager
-def naming_dtypes(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Turn torch's error for inputs of another dtype than the weights into one sentence.
+def naming_inputs(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Turn torch's error for inputs that the network does not take into one sentence.
+
+    Args:
+        model: the network that is called inside, in evaluation mode.
+        x: the inputs, shape [B, ...].
 
     Raises:
-        ValueError: if a forward pass inside fails and the two differ; some networks cast inputs.
+        ValueError: if something inside fails, and a plain forward pass of ``x`` does, too.
     """
     try:
         yield
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        weights = (p.dtype for p in model.parameters() if p.is_floating_point())
-        dtype = next(weights, x.dtype)
-        if dtype == x.dtype:
-            raise
-        raise ValueError(
-            f"inputs are {x.dtype} and the weights of {type(model).__name__} {dtype}, on which its "
-            f"forward pass fails; give x.to({dtype})."
-        ) from error
+        try:
+            with torch.no_grad():
+                model(x)
+        except RuntimeError as failure:
+            weights = {str(p.dtype) for p in model.parameters() if p.is_floating_point()}
+            reason = str(failure).strip().splitlines()[0]
+            raise ValueError(
+                f"{type(model).__name__} does not take inputs of shape {tuple(x.shape)} and "
+                f"{x.dtype} ({reason}); its weights are {', '.join(sorted(weights)) or 'none'}. "
+                "Give a batch, [B, ...], as its forward pass takes it."
+            ) from error
+        raise
 
 
 def _version(parameter: Tensor) -> int:
@@ -142,7 +152,7 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
             # A clone: the attack may work in place, and tensors made in inference mode cannot take
             # part in a backward pass.
             labels = y.clone() if y.is_floating_point() else y.clone().long()
-            with naming_dtypes(model, x):
+            with naming_inputs(model, x):
                 x_adv = attack(model, x.detach().clone(), labels)
         if not isinstance(x_adv, Tensor):
             raise TypeError(f"the attack returned a {type(x_adv).__name__}; legal: a tensor.")
@@ -179,7 +189,8 @@ class UnitBox(nn.Module):
         self.model, self.low, self.width = model, threat.low, threat.high - threat.low
         # Half precision has a finding of its own.
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-        if 0 < threat.eps < _ROUNDINGS * torch.finfo(dtype).eps * self.width:
+        scaled = (self.low, self.width) != (0, 1)
+        if scaled and 0 < threat.eps < _ROUNDINGS * torch.finfo(dtype).eps * self.width:
             raise ValueError(
                 f"the threat model is {given}, and the inputs span {self.width:g}: beside that, "
                 f"{dtype} rounds a radius of {given.eps:g} away. Scale the features alike "

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin.attacks import PGD, pgd
-from robust_plugin.guard import Attack, UnitBox, attacked, check_logits, forked, guarded
+from robust_plugin.guard import (
+    Attack,
+    UnitBox,
+    attacked,
+    check_logits,
+    forked,
+    guarded,
+    naming_inputs,
+)
 from robust_plugin.sanity import refuse_random
 from robust_plugin.square import square
 from robust_plugin.standing import AllFooled, Standing
@@ -120,7 +128,7 @@ def obfuscation(
     if check_threat(threat).eps == 0:
         raise ValueError("eps is 0; there is nothing to check without a radius.")
     with forked(seed, x.device), attacked(model):
-        with torch.no_grad():
+        with torch.no_grad(), naming_inputs(model, x):
             logits = check_logits(model(x), y)
             refuse_random(model, x, logits)
             right = (logits.argmax(1) == y).nonzero().flatten()

@@ -254,8 +254,8 @@ def _check_attack(attack: object) -> None:
         signature.bind("model", "x", "y")
     except TypeError as error:
         raise TypeError(
-            f"{shown}{signature} cannot be called as attack(model, x, y) ({error}); if it makes an "
-            f"attack, give what it returns, such as {shown}(threat)."
+            f"{shown} cannot be called as attack(model, x, y) ({error}); if it makes an attack, "
+            f"give what it returns, such as {shown}(threat)."
         ) from error
 
 

@@ -83,7 +83,7 @@ def test_norms_by_hand():
     [
         (torch.full((2, 3), 1.5), r"\[1.5, 1.5\], outside the threat model's \[0, 1\]"),
         (torch.full((2, 3), -0.1), r"\[-0.1, -0.1\], outside"),
-        (torch.full((2, 3), torch.nan), "NaN or infinite"),
+        (torch.full((2, 3), torch.nan), "nan"),
         (torch.full((2, 3), torch.inf), "inf"),
         (torch.zeros(2, 3, dtype=torch.uint8), "dtype torch.uint8"),
         (torch.zeros(0, 3), "empty"),
