@@ -14,7 +14,7 @@ from robust_plugin.threat import ThreatModel
 from robust_plugin.verdicts import counted
 
 # What a row says of others that fooled its points: a share of them, or so many.
-_MORE, _FEW = 0.03, 2
+_MORE, _FEW = 0.05, 4
 
 __all__ = ["Report", "mcnemar", "wilson_interval"]
 

@@ -1,0 +1,159 @@
+"""Boxes other than [0, 1]: in words, in files, and so wide that a ball is lost in them."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_plugin import Report, ThreatModel, evaluate, pgd
+from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin.guard import UnitBox
+from robust_plugin.minimum_norm import MinimumNorm
+from robust_plugin.obfuscation import obfuscation
+
+sys.path.append(str(Path(__file__).parent))
+from suspect_networks import HONEST, digits, trained  # noqa: E402
+
+X, Y = digits(60)
+MEAN, STD = float(X.mean()), float(X.std())
+
+
+class Standardised(nn.Module):
+    """The network for inputs of mean 0 and standard deviation 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x * STD + MEAN)
+
+
+@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_box_that_binds_nothing_changes_no_figure(name: str, norm: str) -> None:
+    """From 10 standard deviations on it makes no difference where the box ends."""
+    model = Standardised(trained(name, HONEST[name])).eval()
+    x = (X - MEAN) / STD
+    eps = (0.08 if norm == "Linf" else 0.4) / STD
+    found = {}
+    for width in (10.0, 1e6, 1e7, math.inf):
+        threat = ThreatModel(norm, eps, low=-width, high=width)
+        attacks = [
+            pgd(threat, steps=20, restarts=2, keep="best"),
+            MinimumNorm(threat, targets=3, steps=20),
+            AutoAttack(threat, version="screen", seed=0),
+        ]
+        torch.manual_seed(0)
+        report = evaluate(model, [(x, Y)], attacks=attacks)
+        assert Report.from_json(report.to_json()) == report
+        found[width] = [100 * report.accuracy(row) for row in report.threats]
+        assert report.findings == () and report.remarks == {}
+    for width, each in found.items():
+        assert each == pytest.approx(found[10.0], abs=2), width
+    assert max(found[math.inf]) < 75 and min(found[math.inf]) > 10
+
+
+def test_the_checks_for_obfuscation_take_a_box_without_bounds() -> None:
+    model = Standardised(trained("cnn", HONEST["cnn"])).eval()
+    x = (X - MEAN) / STD
+    threat = ThreatModel("Linf", 0.05 / STD, low=-math.inf, high=math.inf)
+    assert "no sign of obfuscated gradients" in obfuscation(model, x, Y, threat).verdict
+
+
+def test_a_narrowed_box_holds_every_point_of_every_ball() -> None:
+    x = torch.tensor([[0.5, -3.0], [2.0, 1.0]])
+    wide = ThreatModel("L2", 0.5, low=-1e6, high=math.inf)
+    narrow = wide.narrowed(x, reach=0.5)
+    assert (narrow.norm, narrow.eps, narrow.low, narrow.high) == ("L2", 0.5, -3.5, 2.5)
+    one_side = ThreatModel("Linf", 0.5, low=-3.25, high=1e4).narrowed(x, reach=0.5)
+    assert (one_side.low, one_side.high) == (-3.25, 2.5)
+    unit = ThreatModel("Linf", 0.1)
+    assert unit.narrowed(torch.rand(5, 4), reach=0.1) is unit
+
+
+def test_a_radius_below_the_rounding_of_the_box_is_refused() -> None:
+    x = torch.tensor([[1e6, 0.5], [-1e6, 0.2]])
+    threat = ThreatModel("Linf", 0.1, low=-1e7, high=1e7)
+    with pytest.raises(ValueError, match=r"rounds a radius of 0.1 away. Scale the features alike"):
+        UnitBox(nn.Identity(), threat, x)
+    UnitBox(nn.Identity(), threat, x.double())
+
+
+def test_a_step_out_of_a_wide_ball_is_refused() -> None:
+    """The slack for rounding is that of the inputs, not of the bounds of the box."""
+    x = torch.zeros(2, 3)
+    for width in (1e6, math.inf):
+        threat = ThreatModel("Linf", 0.1, low=-width, high=width)
+        threat.check_result(x + 0.1, x)
+        with pytest.raises(ValueError, match="moved a point by 0.15 in Linf"):
+            threat.check_result(x + 0.15, x)
+        with pytest.raises(ValueError, match="NaN or infinite values for 2 of 2 points"):
+            threat.check_result(x + math.inf, x)
+
+
+@pytest.mark.parametrize(
+    ("threat", "words", "unit"),
+    [
+        (ThreatModel("Linf", "8/255"), "Linf eps=8/255", "8/255"),
+        (
+            ThreatModel("Linf", "16/255", low=-1, high=1),
+            "Linf eps=0.0627451 in [-1, 1]",
+            "8/255",
+        ),
+        (ThreatModel("Linf", 8, low=0, high=255), "Linf eps=8 in [0, 255]", "8/255"),
+        (ThreatModel("L2", 0.5, low=-1, high=1), "L2 eps=0.5 in [-1, 1]", "0.25"),
+    ],
+)
+def test_a_threat_model_says_its_box(threat: ThreatModel, words: str, unit: str) -> None:
+    """RobustBench's radius is of images in [0, 1]: eps / (high - low)."""
+    assert str(threat) == words
+    report = Report((0,), {"clean": (True,), "AutoAttack": (True,)}, {"AutoAttack": threat})
+    assert report.robustbench()["eps"] == unit
+    assert f"threat model: {words}" in str(report)
+
+
+def test_robustbench_has_no_entry_without_bounds() -> None:
+    threat = ThreatModel("Linf", 1, low=-math.inf, high=math.inf)
+    report = Report((0,), {"clean": (True,), "AutoAttack": (True,)}, {"AutoAttack": threat})
+    with pytest.raises(ValueError, match="lists radii of images scaled to"):
+        report.robustbench()
+
+
+def test_reports_in_two_boxes_are_not_compared() -> None:
+    one, other = (
+        Report((0,), {"clean": (True,), "PGD": (True,)}, {"PGD": threat})
+        for threat in (ThreatModel("L2", 0.5, low=-1), ThreatModel("L2", 0.5, high=2))
+    )
+    for row in ("PGD", "worst case"):
+        with pytest.raises(ValueError, match=r"is of .* in \[-1, 1\], .* in \[0, 2\]"):
+            one.compare(other, row)
+        assert one.compare(one, row) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "meant"),
+    [("Linf", "8/255", "8"), ("Linf", 16 / 255, "16"), ("L2", 0.5, "127.5"), ("L1", 12, "3060")],
+)
+def test_a_radius_of_the_unit_box_among_grey_levels_is_refused(
+    norm: str, eps: float | str, meant: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"not even a grey level; .* give {meant} for a radius"):
+        ThreatModel(norm, eps, low=0, high=255)
+    assert ThreatModel(norm, float(meant), low=0, high=255).eps == float(meant)
+    assert ThreatModel(norm, 0, low=0, high=255).eps == 0
+
+
+def test_bounds_are_one_number_each() -> None:
+    threat = ThreatModel("Linf", 0.1, low=torch.tensor(-1.0), high=torch.tensor([2.0]))
+    assert (threat.low, threat.high) == (-1.0, 2.0) and type(threat.low) is float
+    for low in (torch.zeros(3), None, "a", [0.0, 0.0]):
+        with pytest.raises(ValueError, match=r"^low is .*; legal: one number"):
+            ThreatModel("Linf", 0.1, low=low)
+    with pytest.raises(ValueError, match="eps is tensor"):
+        ThreatModel("Linf", torch.tensor([0.1, 0.2]))
+    with pytest.raises(ValueError, match="low must be below high"):
+        ThreatModel("Linf", 0.1, low=math.nan)
