@@ -1,4 +1,4 @@
-"""Three kinds of networks on digits, trained in a second each, and what misleads attacks on them."""
+"""Networks on digits, trained in a second each, and what misleads attacks on them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,12 +1,14 @@
 """Wrong words in the public calls: each raises one sentence that names the value and what to do."""
 
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchattacks
 from torch import nn
 
 from robust_plugin import (
@@ -33,7 +35,8 @@ from robust_plugin import (
 from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.adapters.onnx import export_onnx
-from robust_plugin.guard import guarded
+from robust_plugin.guard import Attack, guarded
+from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.obfuscation import obfuscation
 from robust_plugin.objectives import Objective
 from robust_plugin.sparsity import sparsity as table
@@ -104,6 +107,33 @@ WITHOUT_ATTACK = [
     smoothadv(ThreatModel("L2", eps=0.1), sigma=0.1, steps=2),
 ]
 EVALUATION: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (
+        lambda: evaluate(net(), [(X, Y)], attacks=[pgd], threat=THREAT),
+        TypeError,
+        "pgd cannot be called as attack(model, x, y)",
+    ),
+    (
+        lambda: evaluate(net(), [(X, Y)], attacks=[AutoAttack], threat=THREAT),
+        TypeError,
+        "AutoAttack is a class; give an attack made of it, such as AutoAttack(threat)",
+    ),
+    (
+        lambda: evaluate(net(), [(X, Y)], attacks=[torchattacks.PGD(net())], threat=THREAT),
+        TypeError,
+        "give TorchAttack(torchattacks.PGD, threat) of robust_plugin.adapters.torchattacks",
+    ),
+    (lambda: pgd(THREAT, step_size=0), ValueError, "step_size is 0: 10 steps of it lead 0 far"),
+    (
+        lambda: pgd(THREAT, steps=20, step_size=1e-4),
+        ValueError,
+        "so that the attack would hardly leave its start. Legal: at least 0.0025",
+    ),
+    (
+        lambda: AutoAttack(ThreatModel("L1", 2), seed=0)(net(), X, Y),
+        ValueError,
+        "No attack here moves in L1 with so few; take torchattack('EADL1', threat)",
+    ),
+    (lambda: pgd(ThreatModel("L1", 2)), ValueError, "AutoAttack (four classes or more), or"),
     (lambda: pgd(THREAT)(None, X, Y), TypeError, "model is a NoneType; give an nn.Module"),
     (lambda: pgd(THREAT)(net(), [(X, Y)], Y), TypeError, "inputs are a list; give a tensor"),
     (lambda: guarded(pgd(THREAT), "Linf"), TypeError, "threat is 'Linf'; give a ThreatModel"),
@@ -173,3 +203,81 @@ def test_a_checkpoint_with_masks_tells_a_plain_network_what_it_lacks(tmp_path: P
 def test_a_pruner_says_what_it_is() -> None:
     pruner = HydraPruner(net(), density=0.5)
     assert repr(pruner) == ("HydraPruner(phase='attached', 2 groups, keeps 20 of 40, budget 0.5)")
+
+
+ONE_OUTPUT = nn.Sequential(nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda y: evaluate(ONE_OUTPUT, [(X, y)]),
+        lambda y: pgd(THREAT)(ONE_OUTPUT, X, y),
+        lambda y: trades(THREAT)(ONE_OUTPUT, X, y),
+        lambda y: IBP(THREAT)(ONE_OUTPUT, X, y),
+        lambda y: verify(ONE_OUTPUT, X, y, {"IBP": IBP(THREAT)}),
+        lambda y: Smoothed(0.1, n=10).certify(ONE_OUTPUT, X, y),
+        lambda y: obfuscation(ONE_OUTPUT, X, y, THREAT),
+    ],
+    ids=["evaluate", "pgd", "trades", "IBP", "verify", "smoothing", "obfuscation"],
+)
+def test_one_output_is_refused(call: Callable[[torch.Tensor], Any]) -> None:
+    """Of one output the largest is always the first: all labels 0 would be 100 % robust."""
+    with pytest.raises(
+        ValueError, match=r"returns one output a point, .* torch.cat\(\[-z, z\], 1\)"
+    ):
+        call(torch.zeros(4, dtype=torch.long))
+
+
+class Uncopied(nn.Module):
+    """A network that copy.deepcopy does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.lock = net(), threading.Lock()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    "attack", [pgd(THREAT), MinimumNorm(THREAT, steps=3)], ids=["pgd", "minimum norm"]
+)
+def test_networks_of_any_make_are_attacked_or_refused_in_words(attack: Attack) -> None:
+    plain = net()
+    wanted = evaluate(plain, [(X, Y)], attacks=[attack]).flags
+    uncopied = Uncopied()
+    uncopied.layers = plain
+    for model in (torch.jit.script(plain), torch.jit.trace(plain, X), uncopied):
+        assert evaluate(model, [(X, Y)], attacks=[attack]).flags == wanted
+    exported = torch.export.export(plain, (X,)).module()
+    with pytest.raises(ValueError, match="has no evaluation mode .* give the network that it was"):
+        evaluate(exported, [(X, Y)], attacks=[attack])
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (X.double(), r"shape \(4, 8\) and torch.float64 .* its weights are torch.float32"),
+        (X[:, :3], r"shape \(4, 3\) and torch.float32 .* Give a batch"),
+    ],
+    ids=["float64", "shape"],
+)
+def test_inputs_that_a_network_does_not_take_are_named(x: torch.Tensor, says: str) -> None:
+    for call in (
+        lambda: pgd(THREAT)(net(), x, Y),
+        lambda: MinimumNorm(THREAT)(net(), x, Y),
+        lambda: evaluate(net(), [(x, Y)]),
+        lambda: obfuscation(net(), x, Y, THREAT),
+        lambda: guarded(lambda model, x, y: model(x), THREAT)(net(), x, Y),
+    ):
+        with pytest.raises(ValueError, match=rf"Sequential does not take inputs of {says}"):
+            call()
+
+
+def test_an_attacks_own_failure_stays_its_own() -> None:
+    def broken(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("of the attack")
+
+    with pytest.raises(RuntimeError, match="^of the attack$"):
+        guarded(broken, THREAT)(net(), X, Y)

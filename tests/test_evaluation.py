@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from robust_plugin import (
+    IBP,
     HydraPruner,
     MagnitudePruner,
     Report,
@@ -568,3 +569,31 @@ def test_a_detached_network_is_named(cnn, batch, threat):
     assert any("do not depend on the inputs by autograd" in text for text in found)
     with pytest.raises(ValueError, match="a detached layer.*no attack by gradients can run"):
         evaluate(model, [(x, y)], attacks=[pgd(threat)])
+
+
+def test_a_report_keeps_what_made_it(cnn, batch):
+    model, (x, y) = cnn().eval(), batch
+    box = ThreatModel("Linf", 0.1, low=-1, high=1)
+
+    def mine(model, x, y):
+        return x
+
+    attacks = {"mine": mine, "PGD": pgd(box, steps=7, restarts=2)}
+    torch.manual_seed(1234)
+    report = evaluate(model, [(x, y)], attacks=attacks, threat=box, certifier=IBP(box))
+    assert report.attacks == {
+        "mine": f"{__name__}.test_a_report_keeps_what_made_it.<locals>.mine",
+        "PGD": "PGD(threat=ThreatModel(norm='Linf', eps=0.1, low=-1.0, high=1.0), steps=7, "
+        "step_size=0.03571428571428571, loss='ce', start='uniform', restarts=2, keep='last')",
+        "certified": "IBP(threat=ThreatModel(norm='Linf', eps=0.1, low=-1.0, high=1.0))",
+    }
+    assert report.versions["torch"] == torch.__version__ and "robust_plugin" in report.versions
+    assert report.seed == 1234
+    content = json.loads(report.to_json())
+    for key in ("attacks", "versions", "seed", "remarks"):
+        assert content[key] == getattr(report, key)
+    assert content["threats"]["PGD"] == {"norm": "Linf", "eps": 0.1, "low": -1.0, "high": 1.0}
+    assert Report.from_json(report.to_json()) == report
+    for key in ("attacks", "versions", "seed", "remarks"):  # a report of an earlier version
+        del content[key]
+    assert Report.from_json(json.dumps(content)).flags == report.flags

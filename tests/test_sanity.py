@@ -1,5 +1,8 @@
 """Planted faults are found, and sound networks are left in peace."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -7,6 +10,9 @@ import torchvision
 from torch import nn
 
 from robust_plugin import HydraPruner, ThreatModel, evaluate
+
+sys.path.append(str(Path(__file__).parent))
+from suspect_networks import HONEST, digits, mlp, normed_cnn, trained  # noqa: E402
 
 
 class Quantise(nn.Module):
@@ -109,3 +115,64 @@ def test_masked_networks_give_no_finding(cnn, batch):
     model = cnn().eval()
     HydraPruner(model, 0.3)
     assert found(model, batch) == ()
+
+
+class Centred(nn.Module):
+    """Takes the mean of the batch from its inputs, as adaptation at test time does."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        return self.layers(x - x.mean(0) + 0.3)
+
+
+class Ranked(nn.Module):
+    """Gives each point's logits less their mean over the batch."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        logits = self.layers(x)
+        return logits - logits.mean(0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: normed_cnn(statistics=False), lambda: Centred(mlp()), lambda: Ranked(mlp())],
+    ids=["BatchNorm without statistics", "centred inputs", "centred logits"],
+)
+def test_logits_that_depend_on_the_batch_are_a_finding(build):
+    x, y = digits(40)
+    model = build().eval()
+    with torch.no_grad():  # so it is: each point alone, or two of them, give other logits
+        together, apart = model(x), torch.cat([model(part) for part in x.split(2)])
+    assert not torch.allclose(together, apart, atol=1e-3)
+    report = evaluate(model, [(x, y)], attacks=[lambda m, x, y: x], threat=ThreatModel("Linf", 0.1))
+    assert ["depend on the other points of its batch" in each for each in report.findings] == [True]
+    assert set(report.remarks.values()) == {"doubtful, see the findings"}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_logits_of_each_point_by_itself_are_no_finding(name):
+    assert found(trained(name, HONEST[name]), digits(40)) == ()
+
+
+class Narrow(nn.Module):
+    """Computes in half precision on the way, and returns float32."""
+
+    def __init__(self, layers, dtype):
+        super().__init__()
+        self.layers, self.dtype = layers, dtype
+
+    def forward(self, x):
+        with torch.autocast("cpu", self.dtype):
+            return self.layers(x).float()
+
+
+def test_autocast_in_the_forward_is_called_by_its_name():
+    (finding,) = found(Narrow(trained("mlp", mlp), torch.bfloat16), digits(40))
+    assert "computes in torch.bfloat16 on the way (autocast" in finding

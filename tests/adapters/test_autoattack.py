@@ -520,3 +520,30 @@ def test_masks_count_while_they_are_learned(
     assert not torch.equal(found, attack(model, x, y))
     with torch.no_grad():
         assert 0 < (masked(found).argmax(1) == y).sum() < (masked(x).argmax(1) == y).sum()
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 4, 4, 4)], ids=["flat", "audio", "video"])
+def test_inputs_that_are_no_images_are_refused_before_anything_runs(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Square draws squares; it is the last of four."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x = torch.rand(8, *shape)
+    y = model(x).argmax(1)
+
+    def run(*words: Any) -> Tensor:
+        raise AssertionError("a component ran")
+
+    monkeypatch.setattr(autoattack._Component, "__call__", run)
+    threat = ThreatModel("Linf", 0.05)
+    for version in ("standard", "plus"):
+        attack = AutoAttack(threat, version=version, seed=0)  # type: ignore[arg-type]
+        for call in (
+            lambda attack=attack: attack(model, x, y),
+            lambda attack=attack: evaluate(model, [(x, y)], attacks=[pgd(threat), attack]),
+        ):
+            with pytest.raises(ValueError, match=r"Square draws squares .* version='screen'"):
+                call()
+    monkeypatch.undo()
+    report = evaluate(model, [(x, y)], attacks=[AutoAttack(threat, version="screen", seed=0)])
+    assert report.accuracy("screening (apgd-ce, apgd-t)") < 1

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from robust_plugin import ThreatModel, evaluate
 from robust_plugin.adapters.torchattacks import TorchAttack
+
+sys.path.append(str(Path(__file__).parents[1]))
+from suspect_networks import cnn, digits, trained  # noqa: E402
 
 Points = tuple[Tensor, Tensor]
 
@@ -335,3 +339,22 @@ def test_without_the_library_one_sentence_says_what_to_type(
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     with pytest.raises(ImportError, match="pip install --no-deps torchattacks"):
         TorchAttack(torchattacks.PGD, ThreatModel("Linf", 0.1))
+
+
+@pytest.mark.parametrize("name", ["EADL1", "EADEN"])
+def test_what_a_class_leaves_the_box_by_is_clamped(name: str) -> None:
+    """Both leave [0, 1] by some 1e-5, and only what leaves it by that little is clamped."""
+    model, (x, y) = trained("cnn", cnn), digits(30)
+    kind, threat = getattr(torchattacks, name), ThreatModel("L1", 64.0)
+    raw = kind(model)(x, y)
+    assert max(float(-raw.min()), float(raw.max() - 1)) > 1e-5  # what the guard refuses
+    x_adv = TorchAttack(kind, threat)(model, x, y)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    torch.testing.assert_close(x_adv, raw.clamp(0, 1), rtol=0, atol=1e-6)
+
+    class Far(kind):  # type: ignore[misc, valid-type]
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            return images - 0.01
+
+    with pytest.raises(ValueError, match="outside the threat model's"):
+        TorchAttack(Far, threat)(model, x, y)
