@@ -20,6 +20,8 @@ Keep = Literal["last", "best"]
 
 # TRADES and MART start their attack at x + .001 N(0, 1).
 _GAUSSIAN_START = 1e-3
+# Below this cross-entropy, float32 rounds too much of its gradient away.
+_LOST = 1e-6
 # All steps together have to be at least this share of eps, or the attack hardly leaves its start.
 _LEAST_WAY = 0.5
 
@@ -29,7 +31,7 @@ def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Cross-entropy is log(1 + exp(s)), which rises with s: both have the same direction of steepest
     ascent at every point. The gradient of cross-entropy is smaller by the factor sigmoid(s), which
-    float32 rounds to 0 for logits that are far apart; that of s has no such factor.
+    underflows for logits that are far apart; that of s has no such factor.
     """
     true = logits.gather(1, y[:, None]).squeeze(1)
     return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - true
@@ -104,9 +106,9 @@ class PGD:
     """Projected gradient ascent on a loss, by steps of fixed size in the threat model's norm.
 
     x <- project(x + step_size direction(grad)), the direction being sign(grad) for Linf and
-    grad / ||grad||_2 for L2 (Madry et al. 2018, equation 4). Cross-entropy is climbed by the
-    gradient of ``soft_margin``, which has the same direction and does not underflow. Draws from
-    the global generator, or see ``draws``.
+    grad / ||grad||_2 for L2 (Madry et al. 2018, equation 4). Where cross-entropy is so small that
+    its gradient underflows, that of ``soft_margin`` is taken, which has the same direction. Draws
+    from the global generator, or see ``draws``.
 
     Attributes:
         threat: norm, eps and bounds.
@@ -212,7 +214,9 @@ class PGD:
             if logits.shape[1] < 3:
                 raise ValueError("loss 'dlr' needs at least three classes; take 'margin'.")
             return dlr_loss(logits, y)
-        return soft_margin(logits, y)
+        losses = F.cross_entropy(logits, y, reduction="none")
+        # Both rise together, and a soft margin of so small a loss is negative: the order stays.
+        return torch.where(losses > _LOST, losses, soft_margin(logits, y))
 
 
 def _rank(logits: Tensor, y: Tensor, losses: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ Norm = Literal["Linf", "L2", "L1"]  # a ball of each lies in that of the one bef
 
 # A box this many times as wide as the inputs and their balls is narrowed for attacks in its units.
 _WIDE = 4
+# Gradients below it are scaled up before their length is taken.
+_SMALL = 1e-6
 # In a box of grey levels, 0 to 255, radii below these are meant for inputs in [0, 1].
 _LEAST_GREY = {"Linf": 0.2, "L2": 5.0, "L1": 100.0}
 
@@ -154,10 +156,10 @@ class ThreatModel:
         """
         if self.norm == "Linf":
             return grad.sign()
-        tiny = torch.finfo(grad.dtype).tiny
-        # By the largest entry first: the square of a small one would be 0.
-        grad = grad / per_point(grad.flatten(1).abs().amax(1).clamp(min=tiny), grad)
-        return grad / per_point(self.norms(grad).clamp(min=tiny), grad)
+        largest = grad.flatten(1).abs().amax(1).clamp(min=torch.finfo(grad.dtype).tiny)
+        # Small gradients by their largest entry first: their squares would be 0.
+        grad = grad / per_point(torch.where(largest < _SMALL, largest, 1.0).to(grad), grad)
+        return grad * per_point(1 / self.norms(grad).clamp(min=1e-12), grad)
 
     def narrowed(self, x: Tensor, *, reach: float) -> ThreatModel:
         """Return the same ball in a smaller box where the present one is far wider than needed.
