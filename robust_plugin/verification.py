@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.description import description
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, forked, unwrapped
 from robust_plugin.inference import fast_copy
@@ -99,11 +100,13 @@ def verify(
         seconds: budget a point; what has used it up stays unknown. A stage that has begun is
             finished, its time shared evenly by its points.
         seed: of the attacks' noise, anew for each batch.
-        journal: a folder from which an interrupted verification goes on.
+        journal: a folder from which an interrupted verification goes on. Its stages are told
+            from others by ``description``.
         progress: called with the points done, and all of them.
 
     Raises:
-        TypeError: for stages that are no mapping.
+        TypeError: for stages that are no mapping, and, with a journal, for a stage whose state
+            cannot be read.
         ValueError: for stages of several threat models or none, and if an attack finds a
             counterexample to a point that was verified.
     """
@@ -183,14 +186,10 @@ def _fingerprint(
     seconds: float | None,
     seed: int,
 ) -> dict[str, str]:
-    # The text of a function has its address in it, which no other process shares.
-    plain = {
-        name: getattr(stage, "__qualname__", None) or repr(stage) for name, stage in stages.items()
-    }
     return {
         "model": str(Fingerprint(model)),
         "points": str(Fingerprint(x, y)),
-        "stages": str(plain),
+        "stages": str({name: description(stage) for name, stage in stages.items()}),
         "batch size": str(batch_size),
         "seconds": str(seconds),
         "seed": str(seed),
