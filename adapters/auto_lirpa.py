@@ -103,7 +103,8 @@ class LiRPA:
     ) -> Tensor:
         """Return lower bounds of f_y - f_j with a graph to weights, scores and rates.
 
-        For objectives. BatchNorm uses its running statistics, whatever the mode.
+        For objectives. BatchNorm uses its running statistics, whatever the mode, but inside
+        ``clean_pass`` as in ``ibp_margins``.
 
         Args:
             model: with or without a pruner attached; its modes and gradients are left alone.

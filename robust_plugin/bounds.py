@@ -70,7 +70,8 @@ def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> 
 
     A last linear layer is merged with the differences of its rows, radius |w_y - w_j| r, which is
     tighter than the difference of two bounds (Gowal et al. 2018, section 3). BatchNorm uses its
-    running statistics, whatever the mode.
+    running statistics, whatever the mode; in the objectives by bounds, and so inside
+    ``clean_pass``, those of the clean batch where it is in training mode.
 
     Args:
         model: a network of layers and operations that ``rules`` knows.

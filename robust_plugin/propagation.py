@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import reduce
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 
+from robust_plugin.clean_pass import statistics_of
 from robust_plugin.intervals import Ball, Bounded, Interval
 from robust_plugin.rules import (
     ALIASES,
@@ -44,7 +46,8 @@ class Propagation:
 
     Args:
         model: bare, a single layer too; traced by torch.fx at each call, so that it may change
-            between calls.
+            between calls. Inside ``clean_pass``, BatchNorms in training mode use the statistics of
+            the clean batch; all others use their running ones.
         x: shape [B, ...], within [low, high].
         threat: Linf or L2; eps and bounds.
 
@@ -59,6 +62,7 @@ class Propagation:
         self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.values: dict[fx.Node, Any] = {}
+        self._calls: Counter[nn.Module] = Counter()
         *self.nodes, end = _traced(model)
         self.out: Any = end.args[0]
         inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
@@ -115,7 +119,9 @@ class Propagation:
         if layer is not None:
             if len(args) != 1 or kwargs or not isinstance(args[0], Interval | Ball):
                 raise ValueError(f"layer {node.target!r} takes more than one input; bounds do not.")
-            return through_layer(str(node.target), layer, args[0])
+            statistics = statistics_of(str(node.target), layer, self._calls[layer])
+            self._calls[layer] += 1
+            return through_layer(str(node.target), layer, args[0], statistics)
         sets = [isinstance(self.values[each], Interval | Ball) for each in node.all_input_nodes]
         if not any(sets):
             of_constants: Any = node.target
