@@ -26,6 +26,7 @@ from robust_plugin.attacks import pgd
 from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
 from robust_plugin.guard import Attack, innermost
 from robust_plugin.precision import exact
+from robust_plugin.propagation import traced
 from robust_plugin.threat import ThreatModel, check_threat
 from robust_plugin.verdicts import Prover
 
@@ -133,6 +134,10 @@ class LiRPA:
                 built = TwinBounds(model, few[1], self.method, self.iterations, _library())
                 built.check(*few, self.threat)
             self._built[model] = built
+        graph = torch.is_grad_enabled() and not self.method.startswith("alpha")
+        if graph and not built.learns:
+            traced(model)  # which refuses a backward pass that the library would lose
+            built.learns = True
         # All methods give the same of a single point, the margins themselves.
         method = "IBP" if threat.eps == 0 else self.method
         with torch.autocast(x.device.type, enabled=False):  # as in ibp_margins

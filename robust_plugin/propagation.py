@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import reduce
 from typing import Any
 
@@ -23,6 +24,7 @@ from robust_plugin.rules import (
     works_in_place,
 )
 from robust_plugin.threat import ThreatModel
+from robust_plugin.tracing import OwnBackward, refusing_own_backward
 
 
 def input_set(x: Tensor, threat: ThreatModel) -> Bounded:
@@ -63,7 +65,7 @@ class Propagation:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.values: dict[fx.Node, Any] = {}
         self._calls: Counter[nn.Module] = Counter()
-        *self.nodes, end = _traced(model)
+        *self.nodes, end = traced(model)
         self.out: Any = end.args[0]
         inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
         if len(inputs) != 1:
@@ -165,9 +167,23 @@ def refuse_unseen(model: nn.Module) -> None:
             )
 
 
-def _traced(model: nn.Module) -> list[fx.Node]:
+def traced(model: nn.Module) -> list[fx.Node]:
+    """Return the operations of a network in their order, traced by torch.fx.
+
+    Raises:
+        ValueError: for one that cannot be traced, and, where gradients are enabled, for a
+            ``torch.autograd.Function``: values are right without its backward pass, gradients are
+            not.
+    """
     try:
-        return list(fx.Tracer().trace(model).nodes)
+        with refusing_own_backward() if torch.is_grad_enabled() else nullcontext():
+            return list(fx.Tracer().trace(model).nodes)
+    except OwnBackward as error:
+        raise ValueError(
+            f"{error}, so there is no training of {type(model).__name__} by bounds: take another "
+            "objective, or write the function's forward pass with operations of torch. Proofs, "
+            "under torch.no_grad(), need no gradients."
+        ) from error
     except Exception as error:  # tracing fails in as many ways as there are networks
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.fx ({error}), so there are no "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from robust_plugin.attachment import masked_weights
 from robust_plugin.clean_pass import statistics_of
@@ -34,6 +35,8 @@ class Twin:
         if next(masked_weights(self.network), None) is not None:
             finalize(self.network)
         for name, layer in list(self.network.named_modules()):
+            if parametrize.is_parametrized(layer):
+                _make_plain(layer)
             if isinstance(layer, nn.modules.dropout._DropoutNd):
                 parent, _, key = name.rpartition(".")
                 setattr(self.network.get_submodule(parent), key, nn.Identity())
@@ -96,6 +99,20 @@ class Twin:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.network.named_parameters()
         yield from self.network.named_buffers()
+
+
+def _make_plain(layer: nn.Module) -> None:
+    """Give a layer its parametrized weights as leaves, which the library differentiates by.
+
+    The parametrization itself stays in the live network, whose autograd knows its backward pass.
+    """
+    names = list(cast(nn.ModuleDict, layer.parametrizations))
+    weights = {name: getattr(layer, name).detach().clone() for name in names}
+    # Not remove_parametrizations, which takes the property from the live layer's class too.
+    del layer.parametrizations
+    layer.__class__ = type(layer).__bases__[0]
+    for name, weight in weights.items():
+        layer._parameters[name] = nn.Parameter(weight)
 
 
 def _live(model: nn.Module, name: str) -> Tensor:
