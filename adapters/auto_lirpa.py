@@ -22,6 +22,7 @@ from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (its own)
     accept_remove_duplicate,
     importable,
 )
+from robust_plugin.answers import check_pairs
 from robust_plugin.attacks import pgd
 from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
 from robust_plugin.guard import Attack, innermost
@@ -92,6 +93,7 @@ class LiRPA:
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return lower bounds of f_y - f_j of shape [B, classes] (see ``checked_margins``)."""
         self.threat.check_inputs(x)  # an empty batch, too
+        check_pairs(x, y)
         size = self.batch_size
         found = [
             checked_margins(self.bounds, model, x[i : i + size], y[i : i + size], self.threat)
@@ -124,6 +126,7 @@ class LiRPA:
         if threat.norm != "Linf":
             raise ValueError(_NORM.format(threat.norm))
         threat.check_inputs(x)
+        check_pairs(x, y)
         model = innermost(model)
         built = self._built.get(model)
         if built is None or built.form != form_of(model, x):

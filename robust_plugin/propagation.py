@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 
+from robust_plugin.answers import refuse_inputs
 from robust_plugin.clean_pass import statistics_of
 from robust_plugin.intervals import Ball, Bounded, Interval
 from robust_plugin.rules import (
@@ -75,7 +76,10 @@ class Propagation:
             if node.op == "placeholder":
                 self.values.setdefault(node, *node.args)  # an option at its default
             else:
-                self.values[node] = self._value(node)
+                try:
+                    self.values[node] = self._value(node)
+                except (RuntimeError, IndexError) as error:
+                    refuse_inputs(model, x, error)
 
     def output(self) -> Bounded:
         """Return the set of the network's outputs."""

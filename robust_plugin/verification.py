@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.answers import check_pairs, logits_of
 from robust_plugin.description import description
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, forked, unwrapped
@@ -112,6 +113,7 @@ def verify(
     """
     threat = threat_of(stages)
     threat.check_inputs(x)
+    check_pairs(x, y)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}; legal: at least 1, whole.")
     if seconds is not None and not seconds > 0:
@@ -120,13 +122,13 @@ def verify(
     if journal is not None:
         opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
         with attacked(model), torch.no_grad():
-            opened.check_answers(model(x[:batch_size]))
+            opened.check_answers(logits_of(model, x[:batch_size], y[:batch_size]))
     # For attacks; the network itself judges their points. Not needed where the journal has all.
     fast = cache(lambda: fast_copy(model, x[:batch_size]))
 
     def decided(first: int) -> dict[str, Tensor]:
         rows = slice(first, first + batch_size)
-        batch = Batch(model, fast(), x[rows], y[rows], threat, first)
+        batch = Batch(model, fast, x[rows], y[rows], threat, first)
         with forked(seed, x.device):
             for number, (name, stage) in enumerate(stages.items()):
                 batch.run(number, name, stage, seconds)

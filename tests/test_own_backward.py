@@ -1,4 +1,4 @@
-"""Bounds of networks with a torch.autograd.Function: right or refused, never by another gradient."""
+"""Bounds of networks with a torch.autograd.Function: right, or refused."""
 
 import pytest
 import torch
