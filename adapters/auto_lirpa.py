@@ -22,10 +22,12 @@ from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (its own)
     accept_remove_duplicate,
     importable,
 )
+from robust_plugin.answers import check_pairs
 from robust_plugin.attacks import pgd
 from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
 from robust_plugin.guard import Attack, innermost
 from robust_plugin.precision import exact
+from robust_plugin.propagation import traced
 from robust_plugin.threat import ThreatModel, check_threat
 from robust_plugin.verdicts import Prover
 
@@ -91,6 +93,7 @@ class LiRPA:
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return lower bounds of f_y - f_j of shape [B, classes] (see ``checked_margins``)."""
         self.threat.check_inputs(x)  # an empty batch, too
+        check_pairs(x, y)
         size = self.batch_size
         found = [
             checked_margins(self.bounds, model, x[i : i + size], y[i : i + size], self.threat)
@@ -103,7 +106,8 @@ class LiRPA:
     ) -> Tensor:
         """Return lower bounds of f_y - f_j with a graph to weights, scores and rates.
 
-        For objectives. BatchNorm uses its running statistics, whatever the mode.
+        For objectives. BatchNorm uses its running statistics, whatever the mode, but inside
+        ``clean_pass`` as in ``ibp_margins``.
 
         Args:
             model: with or without a pruner attached; its modes and gradients are left alone.
@@ -122,6 +126,7 @@ class LiRPA:
         if threat.norm != "Linf":
             raise ValueError(_NORM.format(threat.norm))
         threat.check_inputs(x)
+        check_pairs(x, y)
         model = innermost(model)
         built = self._built.get(model)
         if built is None or built.form != form_of(model, x):
@@ -132,6 +137,10 @@ class LiRPA:
                 built = TwinBounds(model, few[1], self.method, self.iterations, _library())
                 built.check(*few, self.threat)
             self._built[model] = built
+        graph = torch.is_grad_enabled() and not self.method.startswith("alpha")
+        if graph and not built.learns:
+            traced(model)  # which refuses a backward pass that the library would lose
+            built.learns = True
         # All methods give the same of a single point, the margins themselves.
         method = "IBP" if threat.eps == 0 else self.method
         with torch.autocast(x.device.type, enabled=False):  # as in ibp_margins

@@ -37,12 +37,14 @@ class TwinBounds:
 
     Attributes:
         form: what it was built for (``form_of``).
+        learns: whether the network is known to have no backward pass that a trace would lose.
     """
 
     def __init__(
         self, model: nn.Module, x: Tensor, method: str, iterations: int, library: Any
     ) -> None:
         self.method, self.form, self.library = method, form_of(model, x), library
+        self.learns = False
         self.twin = Twin(model)
         self.network, self.matrices = self.twin.network, dict[str, Tensor]()
         if method.startswith("alpha"):  # many passes, and no gradient to the weights

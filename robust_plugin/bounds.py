@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.answers import check_pairs, logits_of
 from robust_plugin.guard import attacked, check_logits, innermost
 from robust_plugin.precision import exact
 from robust_plugin.propagation import Propagation, refuse_unseen
@@ -70,7 +71,8 @@ def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> 
 
     A last linear layer is merged with the differences of its rows, radius |w_y - w_j| r, which is
     tighter than the difference of two bounds (Gowal et al. 2018, section 3). BatchNorm uses its
-    running statistics, whatever the mode.
+    running statistics, whatever the mode; in the objectives by bounds, and so inside
+    ``clean_pass``, those of the clean batch where it is in training mode.
 
     Args:
         model: a network of layers and operations that ``rules`` knows.
@@ -85,6 +87,7 @@ def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> 
         ValueError: for inputs outside the bounds, labels out of range, or a norm, a layer or an
             operation without a rule.
     """
+    check_pairs(x, y)
     with torch.autocast(x.device.type, enabled=False):  # differences of sums, which bfloat16 drowns
         last, z = Propagation(innermost(model), x, threat).last_linear()
         if last is None:
@@ -123,7 +126,7 @@ def checked_margins(
     refuse_unseen(model)
     with attacked(model), torch.no_grad(), exact(x):
         threat.check_inputs(x)
-        logits, y = check_logits(model(x), y), y.long()
+        logits, y = logits_of(model, x, y), y.long()
         if logits.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"the network computes in {logits.dtype}, whose rounding is larger than margins; "

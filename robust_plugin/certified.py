@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin.bounds import Bounds, ibp_margins
+from robust_plugin.clean_pass import clean_pass
 from robust_plugin.draws import few_of, happens
 from robust_plugin.guard import innermost
 from robust_plugin.objectives import cross_entropy
@@ -50,16 +51,18 @@ class Certified:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss; the clean forward pass runs in the model's own mode."""
-        # First, so that the bounds see BatchNorm statistics of this batch too; and always, because
-        # DDP and BatchNorm need a forward pass of the wrapper.
-        clean, y = cross_entropy(model(x), y), y.long()
-        network, threat = innermost(model), replace(self.threat, eps=self.risen * self.threat.eps)
-        kappa = self._between(self.kappa)
-        loss: Tensor = kappa * clean
-        if kappa < 1:
-            loss = loss + (1 - kappa) * F.cross_entropy(-self._margins(network, x, y, threat), y)
-        if self.nrs:
-            loss = loss + self.nrs * nrs_loss(network, x, threat)
+        # Always, because DDP and running statistics need a forward pass of the wrapper.
+        with clean_pass(model, x) as logits:
+            clean, y = cross_entropy(logits, y), y.long()
+            network = innermost(model)
+            threat = replace(self.threat, eps=self.risen * self.threat.eps)
+            kappa = self._between(self.kappa)
+            loss: Tensor = kappa * clean
+            if kappa < 1:
+                margins = self._margins(network, x, y, threat)
+                loss = loss + (1 - kappa) * F.cross_entropy(-margins, y)
+            if self.nrs:
+                loss = loss + self.nrs * nrs_loss(network, x, threat)
         return loss
 
     def _margins(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
@@ -86,8 +89,8 @@ def certified(
 
     m = beta m_bounds + (1 - beta) m_IBP; m_y = 0. eps, kappa and beta move together along the ramp
     (IBP: Gowal et al. 2018, section 4; CROWN-IBP: Zhang et al. 2020, equation 10; HYDRA takes
-    kappa 0 throughout). BatchNorm is in evaluation statistics in m and in the model's own mode in
-    f(x), which also moves the statistics.
+    kappa 0 throughout). A BatchNorm in training mode uses the statistics of the clean batch in f(x)
+    and in m, where their gradient counts too; in evaluation mode, its running ones.
 
     Args:
         threat: Linf or L2; CIFAR recipes train at 1.1 times the eps they test.
@@ -145,15 +148,16 @@ class MixTrain:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss; which points are bounded is drawn for the whole batch."""
-        loss, y = cross_entropy(model(x), y), y.long()
-        if happens(self.probability):
-            few, count = few_of(len(x), self.points)
-            if len(few):  # of the points that are computed here
-                few = few.to(x.device)
-                threat = replace(self.threat, eps=self.risen * self.threat.eps)
-                margins = self.bounds(innermost(model), x[few], y[few], threat)
-                worst = F.cross_entropy(-margins, y[few], reduction="sum") / count
-                loss = loss + self.weight * worst
+        with clean_pass(model, x) as logits:
+            loss, y = cross_entropy(logits, y), y.long()
+            if happens(self.probability):
+                few, count = few_of(len(x), self.points)
+                if len(few):  # of the points that are computed here
+                    few = few.to(x.device)
+                    threat = replace(self.threat, eps=self.risen * self.threat.eps)
+                    margins = self.bounds(innermost(model), x[few], y[few], threat)
+                    worst = F.cross_entropy(-margins, y[few], reduction="sum") / count
+                    loss = loss + self.weight * worst
         return loss
 
 
@@ -169,7 +173,8 @@ def mixtrain(
 
     The worst case has 0 for the label and upper bounds of f_j - f_y for the others (Wang et al.
     2018, MixTrain, as HYDRA's official code has it; there the bounds are symbolic intervals, which
-    are ``LiRPA(threat, "same-slope").bounds``).
+    are ``LiRPA(threat, "same-slope").bounds``). A BatchNorm in training mode uses the statistics of
+    the whole clean batch for those points too.
 
     Args:
         threat: norm, eps and bounds.

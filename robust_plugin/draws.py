@@ -16,6 +16,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+# Rounding, as where a threat model checks its inputs.
+_TOLERANCE = 1e-5
+
 
 @dataclass(frozen=True)
 class Share:
@@ -55,6 +58,36 @@ def check_sigma(sigma: float) -> None:
     """Raise a ValueError unless a standard deviation is a number above 0."""
     if not (isinstance(sigma, Real) and sigma > 0):
         raise ValueError(f"sigma is {sigma!r}; legal: a number above 0, in input units.")
+
+
+def check_box(low: float, high: float) -> None:
+    """Raise a ValueError unless low < high."""
+    if not low < high:
+        raise ValueError(f"low is {low} and high is {high}; low must be below high.")
+
+
+def check_units(x: Tensor, low: float, high: float, name: str) -> None:
+    """Raise unless inputs are floats within [low, high], the unit of sigma and of radii.
+
+    Raises:
+        TypeError: if they are no tensor.
+        ValueError: for other dtypes, an empty batch, or values outside, naming what takes low and
+            high.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"inputs are a {type(x).__name__}; give a tensor.")
+    if not x.is_floating_point() or x.numel() == 0 or x.dim() == 0:
+        raise ValueError(
+            f"inputs are {x.dtype} of shape {tuple(x.shape)}; the batch is empty, or not of floats "
+            "of shape [B, ...]."
+        )
+    least, most = (float(v) for v in x.aminmax())
+    if not (low - _TOLERANCE <= least and most <= high + _TOLERANCE):
+        raise ValueError(
+            f"inputs span [{least:g}, {most:g}], outside [{low:g}, {high:g}], so that sigma and "
+            "radii would be in another unit; normalise inside the model (Normalize), or give "
+            f"{name}(low=..., high=...)."
+        )
 
 
 def uniform_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -236,13 +236,30 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
     Raises:
         TypeError: if the model returned something else than a tensor.
         NotFinite: for NaN or infinity.
-        ValueError: for another shape, or labels outside 0..classes-1.
+        ValueError: for another shape, a single output, or labels outside 0..classes-1.
+    """
+    found = check_labels(logits, y)
+    if not bool(found.isfinite().all()):
+        raise NotFinite("the model returned logits that are not finite.")
+    return found
+
+
+def check_labels(logits: object, y: Tensor) -> Tensor:
+    """Return the logits if their shape is [B, classes] and the labels match; they may be infinite.
+
+    For losses: where a GradScaler finds gradients that are not finite, it skips the step.
+
+    Raises:
+        TypeError: if the model returned something else than a tensor.
+        ValueError: for another shape, a single output, or labels outside 0..classes-1.
     """
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"the model returned a {type(logits).__name__}; give a model that returns logits "
             "alone, e.g. a wrapper whose forward picks them."
         )
+    if y.dim() != 1:
+        raise ValueError(f"labels have shape {tuple(y.shape)}; legal: one integer a point.")
     if logits.dim() != 2 or len(logits) != len(y):
         raise ValueError(
             f"the model returned shape {tuple(logits.shape)} for {len(y)} labels; legal: "
@@ -250,16 +267,14 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
         )
     if logits.shape[1] < 2:
         raise ValueError(
-            "the model returns one output a point, of which the largest is always the first; give "
-            "two classes: torch.cat([-z, z], 1) of an output z whose sign decides."
+            "the model returned one output a point; legal: one for each of two classes or more. "
+            "Of a single logit z make two, torch.cat([-z, z], 1)."
         )
-    if not bool(logits.isfinite().all()):
-        raise NotFinite("the model returned logits that are not finite.")
-    if y.dim() != 1:
-        raise ValueError(f"labels have shape {tuple(y.shape)}; legal: one integer a point.")
-    if y.is_floating_point() or not bool(((y >= 0) & (y < logits.shape[1])).all()):
+    whole = y.long()
+    if y.is_floating_point() or not bool(((whole >= 0) & (whole < logits.shape[1])).all()):
+        least, most = (int(end) for end in whole.aminmax())
         raise ValueError(
-            f"labels are {y.dtype} from {y.min().item()} to {y.max().item()}; legal: integers 0 "
+            f"labels are {y.dtype} from {least} to {most}; legal: integers 0 "
             f"to {logits.shape[1] - 1}, the model has {logits.shape[1]} classes."
         )
     return logits

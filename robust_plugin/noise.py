@@ -11,25 +11,31 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.draws import check_sigma, normal_like
+from robust_plugin.answers import check_pairs
+from robust_plugin.draws import check_box, check_sigma, check_units, normal_like
 from robust_plugin.guard import check_logits, guarded
 from robust_plugin.objectives import Objective, cross_entropy
 from robust_plugin.ramp import Ramp
 from robust_plugin.threat import ThreatModel, check_threat, per_point
 
 
-def gaussian(*, sigma: float = 0.25) -> Objective:
+def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Objective:
     """CE(f(x + sigma N), y) (Cohen et al. 2019, section 3.3; HYDRA on ImageNet).
 
     Args:
         sigma: standard deviation of the noise, in input units.
+        low: smallest legal input value.
+        high: largest legal input value.
 
     Raises:
-        ValueError: unless sigma > 0.
+        ValueError: unless sigma > 0 and low < high; when called, for inputs outside [low, high],
+            where sigma would be in another unit.
     """
     check_sigma(sigma)
+    check_box(low, high)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_units(x, low, high, "gaussian")
         return cross_entropy(model(x + sigma * normal_like(x)), y)
 
     return objective
@@ -61,6 +67,7 @@ class SmoothAdv:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss; attack and loss share their noise."""
+        check_pairs(x, y)
         noise = self.sigma * normal_like(x, samples=self.samples)
 
         def attack(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:

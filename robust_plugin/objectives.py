@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin.attacks import kl_divergence, pgd
-from robust_plugin.draws import check_sigma, normal_like
-from robust_plugin.guard import Attack, check_logits, unwrapped
+from robust_plugin.draws import check_box, check_sigma, check_units, normal_like
+from robust_plugin.guard import Attack, check_labels, check_logits, unwrapped
 from robust_plugin.threat import ThreatModel, parse_eps, per_point
 
 Batch = TypeVar("Batch")
@@ -30,7 +30,7 @@ class Objective(Protocol):
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return CE(logits, y), mean over the points.
+    """Return CE(logits, y), mean over the points; the logits must be finite.
 
     Raises:
         TypeError, ValueError: for what ``check_logits`` refuses; of labels, torch would leave out
@@ -39,9 +39,28 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(check_logits(logits, y), y.long())
 
 
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """CE(logits, y) of logits that may overflow, as under a GradScaler, which skips the step."""
+    return F.cross_entropy(check_labels(logits, y), y.long())
+
+
 def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """CE(f(x), y): no adversary; y may hold probabilities, as after mixup."""
-    return F.cross_entropy(model(x), y)
+    """CE(f(x), y): no adversary; y may hold probabilities [B, classes], as after mixup.
+
+    Raises:
+        TypeError: if the model returns no tensor.
+        ValueError: for labels outside 0..classes-1, or logits or probabilities of another shape.
+    """
+    logits = model(x)
+    if not (y.is_floating_point() and y.dim() == 2):
+        return _cross_entropy(logits, y)
+    check_labels(logits, torch.zeros(len(y), dtype=torch.long))
+    if logits.shape != y.shape:
+        raise ValueError(
+            f"probabilities have shape {tuple(y.shape)} and logits {tuple(logits.shape)}; legal: "
+            "both [B, classes]."
+        )
+    return F.cross_entropy(logits, y)
 
 
 def adversarial(attack: Attack) -> Objective:
@@ -57,7 +76,7 @@ def adversarial(attack: Attack) -> Objective:
         raise TypeError(f"attack is {attack!r}; give a callable, such as pgd(threat).")
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(attack(unwrapped(model), x, y)), y)
+        return _cross_entropy(model(attack(unwrapped(model), x, y)), y)
 
     return objective
 
@@ -96,7 +115,7 @@ def trades(
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x_adv = attack(unwrapped(model), x, y)
         clean, robust = model(x), model(x_adv)
-        loss: Tensor = F.cross_entropy(clean, y) + beta * kl_divergence(clean, robust).mean()
+        loss: Tensor = _cross_entropy(clean, y) + beta * kl_divergence(clean, robust).mean()
         return loss
 
     return objective
@@ -129,8 +148,9 @@ def mart(
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x_adv = attack(unwrapped(model), x, y)
         clean, robust = model(x), model(x_adv)
+        robust_loss, y = _cross_entropy(robust, y), y.long()
         wrong = robust.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
-        boosted = F.cross_entropy(robust, y) - torch.log(1.0001 - wrong).mean()
+        boosted = robust_loss - torch.log(1.0001 - wrong).mean()
         true = clean.softmax(1).gather(1, y[:, None]).squeeze(1)
         loss: Tensor = boosted + beta * (kl_divergence(clean, robust) * (1 - true)).mean()
         return loss
@@ -138,20 +158,27 @@ def mart(
     return objective
 
 
-def stability(*, sigma: float = 0.25, beta: float = 6.0) -> Objective:
+def stability(
+    *, sigma: float = 0.25, beta: float = 6.0, low: float = 0.0, high: float = 1.0
+) -> Objective:
     """CE(f(x), y) + beta KL(f(x) || f(x + sigma N)), for randomized smoothing (HYDRA, section 4).
 
     Args:
         sigma: standard deviation of the noise, in input units; the noisy input is not clipped.
         beta: weight of stability.
+        low: smallest legal input value.
+        high: largest legal input value.
 
     Raises:
-        ValueError: for a negative beta, or unless sigma > 0.
+        ValueError: for a negative beta, unless sigma > 0 and low < high; when called, for inputs
+            outside [low, high], where sigma would be in another unit.
     """
     _check_beta(beta)
     check_sigma(sigma)
+    check_box(low, high)
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_units(x, low, high, "stability")
         clean, noisy = model(x), model(x + sigma * normal_like(x))
         return cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
 
@@ -187,7 +214,7 @@ class Free:
         delta = self._moved(x)
         self._leaf = delta.requires_grad_(True)
         x_adv = (x + delta).clamp(self.threat.low, self.threat.high)
-        return F.cross_entropy(model(x_adv), y)
+        return _cross_entropy(model(x_adv), y)
 
     def _moved(self, x: Tensor) -> Tensor:
         if self._delta is None or self._delta.shape[1:] != x.shape[1:]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import reduce
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 
+from robust_plugin.answers import refuse_inputs
+from robust_plugin.clean_pass import statistics_of
 from robust_plugin.intervals import Ball, Bounded, Interval
 from robust_plugin.rules import (
     ALIASES,
@@ -21,6 +25,7 @@ from robust_plugin.rules import (
     works_in_place,
 )
 from robust_plugin.threat import ThreatModel
+from robust_plugin.tracing import OwnBackward, refusing_own_backward
 
 
 def input_set(x: Tensor, threat: ThreatModel) -> Bounded:
@@ -44,7 +49,8 @@ class Propagation:
 
     Args:
         model: bare, a single layer too; traced by torch.fx at each call, so that it may change
-            between calls.
+            between calls. Inside ``clean_pass``, BatchNorms in training mode use the statistics of
+            the clean batch; all others use their running ones.
         x: shape [B, ...], within [low, high].
         threat: Linf or L2; eps and bounds.
 
@@ -59,7 +65,8 @@ class Propagation:
         self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.values: dict[fx.Node, Any] = {}
-        *self.nodes, end = _traced(model)
+        self._calls: Counter[nn.Module] = Counter()
+        *self.nodes, end = traced(model)
         self.out: Any = end.args[0]
         inputs = [node for node in self.nodes if node.op == "placeholder" and not node.args]
         if len(inputs) != 1:
@@ -69,7 +76,10 @@ class Propagation:
             if node.op == "placeholder":
                 self.values.setdefault(node, *node.args)  # an option at its default
             else:
-                self.values[node] = self._value(node)
+                try:
+                    self.values[node] = self._value(node)
+                except (RuntimeError, IndexError) as error:
+                    refuse_inputs(model, x, error)
 
     def output(self) -> Bounded:
         """Return the set of the network's outputs."""
@@ -115,7 +125,9 @@ class Propagation:
         if layer is not None:
             if len(args) != 1 or kwargs or not isinstance(args[0], Interval | Ball):
                 raise ValueError(f"layer {node.target!r} takes more than one input; bounds do not.")
-            return through_layer(str(node.target), layer, args[0])
+            statistics = statistics_of(str(node.target), layer, self._calls[layer])
+            self._calls[layer] += 1
+            return through_layer(str(node.target), layer, args[0], statistics)
         sets = [isinstance(self.values[each], Interval | Ball) for each in node.all_input_nodes]
         if not any(sets):
             of_constants: Any = node.target
@@ -159,9 +171,23 @@ def refuse_unseen(model: nn.Module) -> None:
             )
 
 
-def _traced(model: nn.Module) -> list[fx.Node]:
+def traced(model: nn.Module) -> list[fx.Node]:
+    """Return the operations of a network in their order, traced by torch.fx.
+
+    Raises:
+        ValueError: for one that cannot be traced, and, where gradients are enabled, for a
+            ``torch.autograd.Function``: values are right without its backward pass, gradients are
+            not.
+    """
     try:
-        return list(fx.Tracer().trace(model).nodes)
+        with refusing_own_backward() if torch.is_grad_enabled() else nullcontext():
+            return list(fx.Tracer().trace(model).nodes)
+    except OwnBackward as error:
+        raise ValueError(
+            f"{error}, so there is no training of {type(model).__name__} by bounds: take another "
+            "objective, or write the function's forward pass with operations of torch. Proofs, "
+            "under torch.no_grad(), need no gradients."
+        ) from error
     except Exception as error:  # tracing fails in as many ways as there are networks
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.fx ({error}), so there are no "

@@ -67,8 +67,17 @@ def kind_of(layer: nn.Module) -> type[nn.Module]:
     return kind.__bases__[0] if parametrize.is_parametrized(layer) else kind
 
 
-def through_layer(name: str, layer: Any, z: Bounded) -> Bounded:
-    """Return what a layer makes of a set; BatchNorm by its running statistics, whatever the mode.
+def through_layer(
+    name: str, layer: Any, z: Bounded, statistics: tuple[Tensor, Tensor] | None = None
+) -> Bounded:
+    """Return what a layer makes of a set.
+
+    Args:
+        name: for errors.
+        layer: of any class.
+        z: its inputs.
+        statistics: mean and variance that a BatchNorm uses, whatever its mode; None for its running
+            ones.
 
     Raises:
         ValueError: naming the layer, if there is no rule for it.
@@ -81,7 +90,9 @@ def through_layer(name: str, layer: Any, z: Bounded) -> Bounded:
         z = z if layer.padding_mode == "zeros" else z.box()
         return z.linear(layer._conv_forward, layer.weight, layer.bias)
     if kind in NORMS:
-        return z.affine(*_scale_and_shift(name, layer, z.box().centre.dim()))
+        scale, shift = scale_and_shift(name, layer, statistics)
+        shape = [1, -1, *[1] * (z.box().centre.dim() - 2)]
+        return z.affine(scale.view(shape), shift.view(shape))
     if kind in _RISING and not getattr(layer, "return_indices", False):
         return z.rising(layer.forward)
     if kind in _SLOPES and getattr(layer, _SLOPES[kind]) >= 0:
@@ -211,16 +222,27 @@ def _flattened(name: str, z: Bounded, start: int, end: int) -> Bounded:
     return z.reshaped(lambda v: v.flatten(1))
 
 
-def _scale_and_shift(name: str, norm: Any, dim: int) -> tuple[Tensor, Tensor]:
+def scale_and_shift(
+    name: str, norm: Any, statistics: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what a BatchNorm multiplies by and what it adds then; each of shape [channels].
+
+    Args:
+        name: for errors.
+        norm: the layer.
+        statistics: mean and variance; None for its running ones.
+
+    Raises:
+        ValueError: if it has no running statistics.
+    """
     if norm.running_mean is None:
         raise ValueError(
             f"layer {name!r} normalises by each batch's own statistics, for which no bounds hold; "
             "give it track_running_stats=True."
         )
-    scale = (norm.running_var + norm.eps).rsqrt()
+    # A later forward pass in training mode writes over running statistics, which this graph needs.
+    mean, variance = statistics or (norm.running_mean.clone(), norm.running_var)
+    scale = (variance + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
-    # A later forward pass in training mode writes over what this graph needs.
-    shift = -norm.running_mean.clone() * scale
-    shift = shift if norm.bias is None else shift + norm.bias
-    shape = [1, -1, *[1] * (dim - 2)]
-    return scale.view(shape), shift.view(shape)
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.draws import check_sigma
+from robust_plugin.answers import check_pairs, logits_of
+from robust_plugin.draws import check_box, check_sigma, check_units
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import attacked, check_logits, unwrapped
 from robust_plugin.journal import Journal
@@ -73,8 +74,10 @@ class Certificates:
 class Smoothed:
     """Monte Carlo estimates of the smoothed classifier, seeded by point.
 
-    A point's noise is a function of the seed, its place and nothing else: not of the batch size,
-    nor of how often a run was interrupted.
+    A point's noise is a function of the seed, the point's values, and the device that draws: not of
+    its place, of the points beside it, of the batch size, nor of how often a run was interrupted.
+    Equal points share their noise, and so their answers. Each certificate holds with probability
+    1 - alpha over the seed by itself, as the theorem says of one point; no two need be independent.
 
     Attributes:
         sigma: standard deviation of the noise, in input units.
@@ -83,6 +86,8 @@ class Smoothed:
         alpha: probability that a certificate is wrong.
         batch_size: noisy inputs in one forward pass, over several points.
         seed: of the noise.
+        low: smallest legal input value.
+        high: largest legal input value; sigma and radii are in this unit.
 
     Raises:
         ValueError: naming the value and what is legal.
@@ -105,9 +110,12 @@ class Smoothed:
     alpha: float = 0.001
     batch_size: int = 1000
     seed: int = 0
+    low: float = field(default=0.0, kw_only=True)
+    high: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
+        check_box(self.low, self.high)
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha is {self.alpha}; legal: between 0 and 1.")
         if min(self.n0, self.n, self.batch_size) < 1:
@@ -132,23 +140,24 @@ class Smoothed:
 
         Args:
             model: the base classifier f, run in evaluation mode and left as it was.
-            x: shape [n, ...].
+            x: shape [n, ...], within [low, high].
             y: shape [n].
             journal: a folder from which an interrupted run goes on.
             progress: called with the points done, and all of them.
 
         Raises:
-            ValueError: for labels out of range, logits that are not finite, or the journal of
-                something else.
+            ValueError: for inputs outside [low, high], which are in another unit than sigma, or
+                that the model cannot take, labels out of range, logits that are not finite, or the
+                journal of something else.
             ImportError: without scipy.
         """
         from scipy.stats import beta, norm
 
         model = unwrapped(model)
 
-        def vote(first: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-            chosen = self._votes(model, x, y, first, "choose", self.n0).argmax(1)
-            votes = self._votes(model, x, y, first, "certify", self.n)
+        def vote(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            chosen = self._votes(model, x, y, "choose", self.n0).argmax(1)
+            votes = self._votes(model, x, y, "certify", self.n)
             return {"chosen": chosen, "count": votes.gather(1, chosen[:, None])[:, 0]}
 
         found = self._by_units("certify", model, x, y, vote, journal, progress)
@@ -177,20 +186,22 @@ class Smoothed:
 
         Args:
             model: as in ``certify``.
-            x: shape [n, ...].
+            x: shape [n, ...], within [low, high].
             journal: a folder from which an interrupted run goes on.
             progress: called with the points done, and all of them.
 
         Raises:
-            ValueError: for logits that are not finite, or the journal of something else.
+            ValueError: for inputs outside [low, high] or that the model cannot take, logits that
+                are not finite, or the journal of something else.
             ImportError: without scipy.
         """
         from scipy.stats import binomtest
 
+        check_units(x, self.low, self.high, "Smoothed")
         model, none = unwrapped(model), torch.zeros(len(x), dtype=torch.long, device=x.device)
 
-        def vote(first: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-            votes = self._votes(model, x, y, first, "predict", self.n)
+        def vote(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            votes = self._votes(model, x, y, "predict", self.n)
             top = votes.topk(min(2, votes.shape[1]), dim=1)
             return {"votes": top.values, "classes": top.indices}
 
@@ -205,23 +216,24 @@ class Smoothed:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        vote: Callable[[int, Tensor, Tensor], dict[str, Tensor]],
+        vote: Callable[[Tensor, Tensor], dict[str, Tensor]],
         journal: str | Path | None,
         progress: Callable[[int, int], None] | None,
     ) -> dict[str, Tensor]:
-        """What ``vote(first, x, y)`` finds of all points, some at a time, by a journal."""
-        _check_points(x)
+        """What ``vote(x, y)`` finds of all points, some at a time, by a journal."""
+        check_units(x, self.low, self.high, "Smoothed")
+        check_pairs(x, y)
         opened = None
         if journal is not None:
             opened = Journal(journal, {"purpose": purpose, **self._fingerprint(model, x, y)})
             with attacked(model), torch.no_grad():
-                opened.check_answers(model(x[:_UNIT]))
+                opened.check_answers(logits_of(model, x[:_UNIT], y[:_UNIT]))
         found = []
         for first in range(0, len(x), _UNIT):
             unit, rows = f"points-{first:06d}", slice(first, first + _UNIT)
             done = opened.get(unit) if opened is not None else None
             if done is None:
-                done = vote(first, x[rows], y[rows])
+                done = vote(x[rows], y[rows])
                 if opened is not None:
                     opened.put(unit, done)
             found.append(done)
@@ -229,22 +241,21 @@ class Smoothed:
                 progress(min(first + _UNIT, len(x)), len(x))
         return {key: torch.cat([each[key] for each in found]) for key in found[0]}
 
-    def _votes(
-        self, model: nn.Module, x: Tensor, y: Tensor, first: int, purpose: str, samples: int
-    ) -> Tensor:
-        """Count the answers to noisy inputs: shape [n, classes]; ``first`` is the place of x[0]."""
+    def _votes(self, model: nn.Module, x: Tensor, y: Tensor, purpose: str, samples: int) -> Tensor:
+        """Count the answers to noisy inputs: shape [n, classes]."""
+        points = [str(Fingerprint(point)) for point in x]
         blocks = [
             (row, start) for row in range(len(x)) for start in range(0, samples, _BLOCK)
         ]  # several points share a forward pass where a block is smaller than a batch
         together = max(1, self.batch_size // _BLOCK)
         with attacked(model), torch.no_grad():
-            classes = check_logits(model(x[:1]).expand(len(x), -1), y).shape[1]
+            classes = logits_of(model, x[:1], y[:1]).shape[1]
             votes = torch.zeros(len(x), classes, dtype=torch.long)
             for place in range(0, len(blocks), together):
                 noisy, rows = [], []
                 for row, start in blocks[place : place + together]:
                     size = min(_BLOCK, samples - start)
-                    noise = self._noise(x[row], first + row, purpose, start, size)
+                    noise = self._noise(x[row], points[row], purpose, start, size)
                     noisy.append(x[row] + noise)
                     rows.append(torch.full((size,), row))
                 votes += self._counted(model, torch.cat(noisy), torch.cat(rows), y, votes.shape)
@@ -262,9 +273,9 @@ class Smoothed:
             votes += torch.bincount(at * shape[1] + answers, minlength=len(votes))
         return votes.view(shape)
 
-    def _noise(self, like: Tensor, place: int, purpose: str, start: int, size: int) -> Tensor:
+    def _noise(self, like: Tensor, point: str, purpose: str, start: int, size: int) -> Tensor:
         """One block of a point's noise, by a generator of its own."""
-        key = f"{self.seed}/{purpose}/{place}/{start}".encode()
+        key = f"{self.seed}/{purpose}/{point}/{start}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "little")
         generator = torch.Generator(like.device).manual_seed(seed)
         shape = (size, *like.shape)
@@ -277,11 +288,5 @@ class Smoothed:
             "model": str(Fingerprint(model)),
             "points": str(Fingerprint(x, y)),
             "smoothing": f"sigma {self.sigma}, n0 {self.n0}, n {self.n}, seed {self.seed}",
+            "noise": "seeded by each point's values",
         }
-
-
-def _check_points(x: Tensor) -> None:
-    if not x.is_floating_point() or len(x) == 0:
-        raise ValueError(
-            f"inputs are {x.dtype} of shape {tuple(x.shape)}; the batch is empty, or not of floats."
-        )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.answers import logits_of
 from robust_plugin.bounds import proved
-from robust_plugin.guard import Attack, attacked, check_logits, guarded
+from robust_plugin.guard import Attack, attacked, guarded
 from robust_plugin.precision import exact
 from robust_plugin.threat import ThreatModel
 
@@ -49,7 +50,7 @@ class Batch:
 
     Args:
         model: judges the points, and is what is proved.
-        fast: a copy of it, which attacks see.
+        fast: makes a copy of it, which attacks see; called where there is an attack.
         x: shape [B, ...].
         y: shape [B].
         threat: of all stages.
@@ -66,7 +67,7 @@ class Batch:
     def __init__(
         self,
         model: nn.Module,
-        fast: nn.Module,
+        fast: Callable[[], nn.Module],
         x: Tensor,
         y: Tensor,
         threat: ThreatModel,
@@ -75,7 +76,7 @@ class Batch:
         self.model, self.fast, self.x, self.y = model, fast, x, y
         self.threat, self.first = threat, first
         with attacked(model), torch.no_grad(), exact(x):
-            right = check_logits(model(x), y).argmax(1) == y
+            right = logits_of(model, x, y).argmax(1) == y
         self.verdict = torch.where(right, UNKNOWN, MISCLASSIFIED)
         self.stage = torch.full_like(self.verdict, -1)
         self.margin = torch.full_like(self.verdict, -torch.inf, dtype=torch.float32)
@@ -107,7 +108,7 @@ class Batch:
         self.verdict[sure], self.stage[sure] = VERIFIED, number
 
     def _attack(self, number: int, name: str, stage: Attack, rows: Tensor) -> None:
-        x_adv = guarded(stage, self.threat)(self.fast, self.x[rows], self.y[rows])
+        x_adv = guarded(stage, self.threat)(self.fast(), self.x[rows], self.y[rows])
         with attacked(self.model), torch.no_grad(), exact(x_adv):
             fooled = self.model(x_adv).argmax(1) != self.y[rows]
         wrong = rows[fooled & (self.verdict[rows] == VERIFIED)]

@@ -16,6 +16,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.answers import check_pairs, logits_of
+from robust_plugin.description import description
 from robust_plugin.fingerprint import Fingerprint
 from robust_plugin.guard import Attack, attacked, forked, unwrapped
 from robust_plugin.inference import fast_copy
@@ -99,16 +101,19 @@ def verify(
         seconds: budget a point; what has used it up stays unknown. A stage that has begun is
             finished, its time shared evenly by its points.
         seed: of the attacks' noise, anew for each batch.
-        journal: a folder from which an interrupted verification goes on.
+        journal: a folder from which an interrupted verification goes on. Its stages are told
+            from others by ``description``.
         progress: called with the points done, and all of them.
 
     Raises:
-        TypeError: for stages that are no mapping.
+        TypeError: for stages that are no mapping, and, with a journal, for a stage whose state
+            cannot be read.
         ValueError: for stages of several threat models or none, and if an attack finds a
             counterexample to a point that was verified.
     """
     threat = threat_of(stages)
     threat.check_inputs(x)
+    check_pairs(x, y)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}; legal: at least 1, whole.")
     if seconds is not None and not seconds > 0:
@@ -117,13 +122,13 @@ def verify(
     if journal is not None:
         opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
         with attacked(model), torch.no_grad():
-            opened.check_answers(model(x[:batch_size]))
+            opened.check_answers(logits_of(model, x[:batch_size], y[:batch_size]))
     # For attacks; the network itself judges their points. Not needed where the journal has all.
     fast = cache(lambda: fast_copy(model, x[:batch_size]))
 
     def decided(first: int) -> dict[str, Tensor]:
         rows = slice(first, first + batch_size)
-        batch = Batch(model, fast(), x[rows], y[rows], threat, first)
+        batch = Batch(model, fast, x[rows], y[rows], threat, first)
         with forked(seed, x.device):
             for number, (name, stage) in enumerate(stages.items()):
                 batch.run(number, name, stage, seconds)
@@ -183,14 +188,10 @@ def _fingerprint(
     seconds: float | None,
     seed: int,
 ) -> dict[str, str]:
-    # The text of a function has its address in it, which no other process shares.
-    plain = {
-        name: getattr(stage, "__qualname__", None) or repr(stage) for name, stage in stages.items()
-    }
     return {
         "model": str(Fingerprint(model)),
         "points": str(Fingerprint(x, y)),
-        "stages": str(plain),
+        "stages": str({name: description(stage) for name, stage in stages.items()}),
         "batch size": str(batch_size),
         "seconds": str(seconds),
         "seed": str(seed),

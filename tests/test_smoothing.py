@@ -46,7 +46,7 @@ def test_radii_of_given_counts_are_cohens(halves, monkeypatch):
     votes = torch.tensor([[k, 100 - k] for k in counts])
     chosen = torch.tensor([[1, 0]] * 6)
 
-    def given(self, model, x, y, first, purpose, samples):
+    def given(self, model, x, y, purpose, samples):
         return chosen if purpose == "choose" else votes
 
     monkeypatch.setattr(Smoothed, "_votes", given)
@@ -69,10 +69,14 @@ def test_coverage_over_1000_repetitions():
     """At alpha = .05 the radius is above the true one in at most 5 % (and noise) of them."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     row = (model[1].weight[0] - model[1].weight[1]).detach()
-    x = torch.zeros(1, 1, 2, 2)
+    # Points of one distance and with noise of their own: along the plane, from its middle.
+    along = torch.randn(1000, 4)
+    along = along - (along @ row)[:, None] * row / row.square().sum()
+    many = (0.5 + 0.1 * along.clamp(-3, 3)).clamp(0, 1)
+    along = (many - 0.5) @ row
+    many = (many - along[:, None] * row / row.square().sum()).view(1000, 1, 2, 2)
     with torch.no_grad():  # a distance of .8 sigma
-        model[1].bias.copy_(torch.tensor([0.2 * row.norm(), 0.0]))
-    many = x.expand(1000, 1, 2, 2)
+        model[1].bias.copy_(torch.tensor([0.2 * row.norm(), 0.5 * row.sum()]))
     found = Smoothed(0.25, n0=20, n=100, alpha=0.05).certify(model, many, torch.zeros(1000).long())
     held = (found.radii <= 0.2) | (found.predictions != 0)
     assert held.float().mean() >= 0.935
@@ -107,7 +111,66 @@ def test_no_attack_within_a_certified_radius(cnn, batch):
         assert upper >= 0.5
 
 
-def test_noise_is_a_function_of_seed_and_place_alone(halves):
+def test_a_subset_has_the_answers_that_it_has_in_the_whole_set(halves):
+    """In any order; equal points have equal answers."""
+    model, x, y, _ = halves
+    smoothed = Smoothed(0.25, n=250)
+    whole = smoothed.certify(model, x, y)
+    part = smoothed.certify(model, x[5:9], y[5:9])
+    assert torch.equal(part.radii, whole.radii[5:9]) and (part.radii > 0).any()
+    assert torch.equal(part.predictions, whole.predictions[5:9])
+    backwards = smoothed.certify(model, x.flip(0), y.flip(0))
+    assert torch.equal(backwards.radii, whole.radii.flip(0))
+    assert torch.equal(smoothed.predict(model, x)[5:9], smoothed.predict(model, x[5:9]))
+    twice = smoothed.certify(model, x[[7, 7]], y[[7, 7]])
+    assert torch.equal(twice.radii, whole.radii[[7, 7]])
+
+
+def test_points_have_noise_of_their_own():
+    """Neighbours too: the votes of two points that differ in one bit are independent."""
+    seen = []
+
+    class Records(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach())
+            return torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1)
+
+    x = torch.full((2, 1, 8, 8), 0.5)
+    x[1, 0, 0, 0] = torch.nextafter(x[1, 0, 0, 0], torch.ones(()))
+    Smoothed(0.5, n=100).predict(Records(), x)
+    drawn = torch.cat([each for each in seen if len(each) > 2])
+    one, other = (drawn - 0.5).flatten(1)[:100].flatten(), (drawn - 0.5).flatten(1)[100:].flatten()
+    correlation = torch.corrcoef(torch.stack([one, other]))[0, 1]
+    assert len(one) == len(other) == 6400 and abs(correlation) < 0.05
+
+
+@pytest.mark.parametrize("wrong", [lambda x: 255 * x, lambda x: (x - 0.5) / 0.25, lambda x: x - 1])
+def test_inputs_in_another_unit_are_refused(halves, wrong):
+    model, x, y, _ = halves
+    message = r"inputs span .* outside \[0, 1\].* Smoothed\(low=..., high=...\)"
+    with pytest.raises(ValueError, match=message):
+        Smoothed(0.25, n=10).certify(model, wrong(x), y)
+    with pytest.raises(ValueError, match=message):
+        Smoothed(0.25, n=10).predict(model, wrong(x))
+
+
+def test_a_box_of_ones_own_has_radii_in_its_unit():
+    """On pixels in 0..255 the network of x / 255 has radii 255 times as large."""
+    model = nn.Linear(1, 2)  # class 1 where x > 0.5
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        model.bias.copy_(torch.tensor([0.5, -0.5]))
+    inner = nn.Linear(1, 1)
+    with torch.no_grad():
+        inner.weight.fill_(1 / 255), inner.bias.zero_()
+    x, y = torch.tensor([[0.7], [1.0]]), torch.tensor([1, 1])
+    pixels = Smoothed(0.25 * 255, n=5000, low=0, high=255)
+    found = pixels.certify(nn.Sequential(inner, model), 255 * x, y)
+    for radius, true in zip(found.radii.tolist(), (0.2 * 255, 0.5 * 255), strict=True):
+        assert 0.85 * true < radius < true
+
+
+def test_noise_is_a_function_of_seed_and_point_alone(halves):
     model, x, y, _ = halves
     found = Smoothed(0.25, n=250, batch_size=1000).certify(model, x, y)
     assert torch.equal(Smoothed(0.25, n=250, batch_size=70).certify(model, x, y).radii, found.radii)
@@ -129,6 +192,7 @@ def test_noise_has_its_sigma_and_votes_are_fresh():
             return torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1)
 
     x = torch.zeros(2, 1, 8, 8)
+    x[1] = 1e-6  # equal points would share their noise
     Smoothed(0.5, n0=100, n=300).certify(Records(), x, torch.tensor([0, 1]))
     drawn = torch.cat([each for each in seen if len(each) > 2])
     assert drawn.shape == (800, 1, 8, 8) and len(drawn.unique(dim=0)) == 800
@@ -218,6 +282,7 @@ def test_accuracy_acr_and_table():
         ({"sigma": 0.0}, "sigma is 0.0; legal: a number above 0"),
         ({"sigma": 0.1, "alpha": 1.0}, "alpha is 1.0"),
         ({"sigma": 0.1, "n": 0}, "n 0 and"),
+        ({"sigma": 0.1, "low": 1.0}, "low is 1.0 and high is 1.0; low must be below high"),
     ],
 )
 def test_bad_options(options, message):
