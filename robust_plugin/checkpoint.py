@@ -141,9 +141,17 @@ def save(
         meta: anything JSON can hold: epoch, configuration, threat model, seeds, versions.
 
     Raises:
-        ValueError: for a folder that is not there, or settings that JSON cannot hold.
+        ValueError: for a folder that is not there, settings that JSON cannot hold, or a model
+            whose state holds something else than tensors.
     """
     tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name.removeprefix('model/')} is a {type(value).__name__} in the model's state, "
+                "which only a pickle could hold; legal: tensors. Let get_extra_state return a "
+                "tensor, or keep that state in meta."
+            )
     content: dict[str, Any] = {"meta": dict(meta or {}), "pruner": None, "optimizer": None}
     if pruner is not None:
         content["pruner"] = pruner.state_dict()

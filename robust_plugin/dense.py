@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import cast
 
@@ -11,6 +12,23 @@ from torch.nn.utils import parametrize
 
 from robust_plugin.attachment import GroupMask, MaskedWeight, chain_of, masked_weights
 from robust_plugin.masks import most_kept
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a network.
+
+    Raises:
+        ValueError: if it cannot be copied, with the reason.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # in as many ways as there are objects
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied: {reason[0]}. Weights that a hook makes "
+            "(torch.nn.utils.weight_norm and spectral_norm) are the usual reason: remove them, or "
+            "take those of torch.nn.utils.parametrizations."
+        ) from error
 
 
 def finalize(model: nn.Module) -> None:
@@ -79,15 +97,15 @@ def _detach(layer: nn.Module) -> None:
         layer._parameters[parameter] = layer._parameters.pop(parameter)
 
 
-def lend_masks(source: nn.Module, copy: nn.Module) -> None:
+def lend_masks(source: nn.Module, target: nn.Module) -> None:
     """Give a copy of a masked network, or what an averaged model wraps, the original's masks.
 
     Raises:
         ValueError: if the two are not masked in the same places.
     """
-    wrapped = getattr(copy, "module", None)  # torch's AveragedModel, timm's ModelEma
-    copy = wrapped if isinstance(wrapped, nn.Module) else copy
-    ours, theirs = list(masked_weights(source)), list(masked_weights(copy))
+    wrapped = getattr(target, "module", None)  # torch's AveragedModel, timm's ModelEma
+    target = wrapped if isinstance(wrapped, nn.Module) else target
+    ours, theirs = list(masked_weights(source)), list(masked_weights(target))
     if [(name, key) for name, _, key, _ in ours] != [(name, key) for name, _, key, _ in theirs]:
         raise ValueError("the model is no copy of the network that this pruner is attached to.")
     for (_, _, _, carrier), (_, _, _, other) in zip(ours, theirs, strict=True):
@@ -149,7 +167,10 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
         ValueError: naming the tensors that are missing, unknown or of another shape.
     """
     own = model.state_dict(keep_vars=True)
-    expected = {name: own[under] for name, under in dense_names(model).items()}
+    names = {name: own[under] for name, under in dense_names(model).items()}
+    # What a module returns from get_extra_state may be anything; only tensors are weights.
+    expected = {name: value for name, value in names.items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in state.items() if name in expected or name not in names}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in state) and not expected.keys() & state.keys():
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -159,7 +180,25 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
         if name not in expected or name not in state or expected[name].shape != state[name].shape
     )
     if wrong:
-        raise ValueError(f"the state does not fit the model; these differ: {', '.join(wrong[:5])}.")
+        raise ValueError(
+            f"the state does not fit {type(model).__name__}; {len(wrong)} names differ: "
+            f"{', '.join(_difference(name, expected, state) for name in wrong[:4])}. The state has "
+            f"{_first(state)}; the model has {_first(expected)}."
+        )
     with torch.no_grad():
         for name, tensor in state.items():
             expected[name].copy_(tensor)
+
+
+def _difference(name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    if name not in theirs:
+        return f"{name} is missing"
+    if name not in ours:
+        return f"{name} is unknown"
+    return f"{name} has shape {tuple(theirs[name].shape)} for {tuple(ours[name].shape)}"
+
+
+def _first(state: Mapping[str, object]) -> str:
+    names = list(state)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3]) or 'nothing'}{more}"

@@ -87,8 +87,20 @@ class Group:
 
     @property
     def producer(self) -> Member:
-        """The filters that a channel group is named after: where its channels are removed."""
-        return next(m for m in self.coupled if m.name == f"{self.name}.weight")
+        """The filters that a channel group is named after: where its channels are removed.
+
+        Raises:
+            ValueError: if the group has another name.
+        """
+        found = next((m for m in self.coupled if m.name == f"{self.name}.weight"), None)
+        if found is None:
+            made = [m.layer_name for m in self.coupled if m.parameter == "weight" and m.dim == 0]
+            raise ValueError(
+                f"group {self.name!r} is not named after the layer that makes its channels, so "
+                f"that nothing says where to cut them; keep the name that channel_groups gave, one "
+                f"of {made}."
+            )
+        return found
 
     @property
     def magnitudes(self) -> Tensor:

@@ -16,11 +16,11 @@ class Normalize(nn.Module):
     """(x - mean) / std by channel, x of shape [N, C, H, W] in [0, 1]: the first layer of a network.
 
     Args:
-        mean: one number a channel, in pixel units.
-        std: one positive number a channel, in pixel units.
+        mean: one number a channel, in pixel units; a sequence, a tensor or an array.
+        std: one positive number a channel, likewise.
 
     Raises:
-        TypeError: a single number.
+        TypeError: a single number, or something without numbers.
         ValueError: different lengths, or a std that is not positive.
 
     >>> from robust_plugin import IBP, ThreatModel
@@ -34,10 +34,14 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()
-        if isinstance(mean, float | int) or isinstance(std, float | int):
-            raise TypeError(f"mean={mean} and std={std}: one number a channel, as (0.5, 0.5, 0.5)")
+        try:
+            mean, std = [float(v) for v in mean], [float(v) for v in std]
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"mean={mean} and std={std}: one number a channel, as (0.5, 0.5, 0.5)"
+            ) from error
         if len(mean) != len(std) or not mean:
             raise ValueError(f"mean={mean} and std={std}: one number a channel in each")
         if min(std) <= 0:

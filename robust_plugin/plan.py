@@ -112,6 +112,11 @@ def plan(
         ValueError: naming the value and what is legal.
     """
     steps = block_sizes(groups, round_to)
+    if rates == "erk" and any(group.channels for group in groups):
+        raise ValueError(
+            "rates is 'erk', which follows the shapes of weights, and a channel has none; for "
+            "channels legal are uniform, lamp, global, a function, or a dict of densities."
+        )
     names, weights = [group.name for group in groups], [group.magnitudes for group in groups]
     for name, weight in zip(names, weights, strict=True):
         if not bool(weight.isfinite().all()):

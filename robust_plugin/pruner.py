@@ -290,15 +290,27 @@ class Pruner:
         pruned before ranks last.
 
         Raises:
-            ValueError: if something is learned, a pattern is set, or the density is outside
-                (0, 1].
+            ValueError: if something is learned, a pattern is set, the pruner is finalized, or the
+                density is outside (0, 1] or above the present one.
         """
+        if self.phase == "finalized":
+            raise ValueError(
+                "the pruner is finalized, so that no mask is left to change; attach a new "
+                "MagnitudePruner to prune further."
+            )
         if self.learn or self.pattern is not None:
             raise ValueError(
                 f"{type(self).__name__} cannot change its density on the way; iterative pruning "
                 "is MagnitudePruner's, without a pattern."
             )
         planned = self._plan(density)
+        if planned.budget.total > self.budget.total:
+            raise ValueError(
+                f"density is {density}, and {self.budget.density:g} is kept: weights that are "
+                "pruned are zero, and no magnitude says which of them should come back. Legal: at "
+                f"most {self.budget.density:g}; to keep more, attach a new pruner to the network "
+                "as it was."
+            )
         self.budget = planned.budget
         for group, mask, count in zip(self.groups, self.masks, planned.counts, strict=True):
             mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))
@@ -367,7 +379,12 @@ class Pruner:
             self.set_phase(self.phase)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise a ValueError unless ``state`` is of a pruner like this one."""
+        """Raise a ValueError unless ``state`` is of a pruner like this one, and not finalized."""
+        if state.get("phase") == "finalized" and self.phase != "finalized":
+            raise ValueError(
+                "the state is of a pruner that was finalized, whose network carries no masks any "
+                "more; load that network's weights into a model without a pruner."
+            )
         refuse_other(state, self._settings, self.budget.density)
 
 
