@@ -33,7 +33,7 @@ from robust_plugin.recipes.models import build_model, check_takes
 from robust_plugin.recipes.page import page
 from robust_plugin.recipes.run import device_of
 from robust_plugin.recipes.settings import check_folder
-from robust_plugin.recipes.weights import load_weights
+from robust_plugin.recipes.weights import dense_weights, load_weights
 from robust_plugin.report import Report
 from robust_plugin.threat import ThreatModel, parse_eps
 
@@ -129,15 +129,8 @@ def of_run(folder: Path) -> EvaluateConfig:
         device=base.device,
         threads=base.threads,
         small=small if (small := folder / "small.safetensors").is_file() else None,
-        parent=_parent_of(folder, base),
+        parent=parent if (parent := dense_weights(folder, base)).is_file() else None,
     )
-
-
-def _parent_of(folder: Path, config: RecipeConfig) -> Path | None:
-    """The dense network that a run began with, if it is still there."""
-    candidates = [config.checkpoint, folder / "pretrain.best.safetensors"]
-    candidates.append(folder / "pretrain.safetensors")
-    return next((path for path in candidates if path is not None and path.is_file()), None)
 
 
 @dataclass(frozen=True)

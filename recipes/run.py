@@ -320,10 +320,21 @@ def device_of(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = ["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    here += ["mps"] * torch.backends.mps.is_available()
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}: {error}") from error
+        device = torch.empty(0, device=name).device
+    # torch raises many kinds, of which some speak of its own operators and backends.
+    except Exception as error:
+        raise ValueError(
+            f"device is {name!r}, which there is not on this machine; legal here: "
+            f"{', '.join(here)}."
+        ) from error
+    if device.type == "meta":
+        raise ValueError(
+            f"device is {name!r}, whose tensors hold no values; legal here: {', '.join(here)}."
+        )
+    return device
 
 
 def _versions() -> dict[str, str]:
