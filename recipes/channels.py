@@ -26,6 +26,7 @@ from robust_plugin.presets import MagnitudePruner
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.models import example_of
 from robust_plugin.recipes.processes import is_first, wait_for_all
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.weights import dense_weights, load_weights
@@ -107,7 +108,7 @@ def without_channels(path: Path, model: nn.Module, shape: Sequence[int]) -> nn.M
     """
     from robust_plugin.adapters.torch_pruning import load
 
-    return load(path, copy.deepcopy(model).cpu(), torch.zeros(1, *shape))
+    return load(path, copy.deepcopy(model).cpu(), example_of(shape))
 
 
 def kept_channels(run: Run) -> dict[str, list[int]]:

@@ -97,7 +97,7 @@ def _state_in(content: Any, path: Path) -> Mapping[str, Tensor]:
     found = {"": content, **content} if isinstance(content, Mapping) else {"": content}
     states = {key: each for key, each in found.items() if _is_state(each)}
     if len(states) == 1:
-        (state,) = states.values()
+        state: Mapping[str, Tensor] = next(iter(states.values()))
         return state
     what = f"it is a {type(content).__name__}"
     if isinstance(content, Mapping):

@@ -57,7 +57,12 @@ TINY = {
 
 def tiny_words(command: str, out: Path, *more: str) -> list[str]:
     """The command line of a run in under a second; a later option replaces an earlier one."""
-    options = [f"--{'base.' * (command == 'compare')}{key}={value}" for key, value in TINY.items()]
+    compared = command == "compare"  # which takes --densities and --lrs
+    options = [
+        f"--{'base.' * compared}{key}={value}"
+        for key, value in TINY.items()
+        if not (compared and key in ("density", "finetune.lr"))
+    ]
     preset = "compare/digits-demo" if command == "compare" else f"{command}/digits"
     options.insert(0, f"--config={preset}")
     given = {word.partition("=")[0] for word in more}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from robust_plugin.recipes import training as training_module
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import RecipeConfig
-from robust_plugin.recipes.evaluate import of_run
+from robust_plugin.recipes.devices import device_of
+from robust_plugin.recipes.evaluation_settings import of_run
 from robust_plugin.recipes.execute import finished_run
 from robust_plugin.recipes.models import build_model
-from robust_plugin.recipes.run import device_of
 from robust_plugin.recipes.training import train
 from robust_plugin.recipes.weights import dense_weights, load_weights
 
