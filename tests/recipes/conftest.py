@@ -119,6 +119,7 @@ def left_by(out: Path) -> dict[str, Any]:
         "config": json.loads((out / "config.json").read_text()),
         "log": [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()],
     }
+    del found["report"]["settings"]  # config.json's, which also say on how many workers
     for path in sorted(out.glob("*.safetensors")):
         tensors = {k: t for k, t in load_file(path).items() if not k.startswith("rng")}
         found[path.name] = {k: t.numpy().tobytes() for k, t in tensors.items()}
