@@ -123,7 +123,7 @@ def _write(
         title=f"Comparison: {folder.resolve().name}",
         data=data,
         threat=threat,
-        settings=settings,
+        settings={**settings, "versions": content["versions"]},
         plots=plots,
     )
     write_text(folder / "report.html", page)

@@ -14,7 +14,7 @@ _LIBRARIES = ("pyautoattack", "autoattack", "torchattacks", "auto-LiRPA", "torch
 
 def versions() -> dict[str, str]:
     """Return the versions of torch, robust_plugin and the libraries that are installed, by name."""
-    found = {"torch": torch.__version__, "robust_plugin": __version__}
+    found = {"torch": str(torch.__version__), "robust_plugin": __version__}
     for name in _LIBRARIES:
         try:
             found[name] = metadata.version(name)

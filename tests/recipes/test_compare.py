@@ -404,6 +404,7 @@ def test_a_report_of_a_comparison_has_the_settings_that_were_used_and_the_versio
     assert base["finetune"]["epochs"] == 3 and content["settings"]["densities"] == [0.5]
     assert build(CompareConfig, content["settings"], where="report") == config
     assert content["versions"]["torch"] == torch.__version__
+    assert f"torch: {torch.__version__}" in (tmp_path / "report.html").read_text()
     # Two of every 4 input channels, where there are 4; the first layer has 3.
     assert list(content["kept"]["HYDRA, 0.5"].values())[1:] == [[576, 1152], [128, 256]]
 
