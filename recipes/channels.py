@@ -26,9 +26,10 @@ from robust_plugin.presets import MagnitudePruner
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.models import example_of
 from robust_plugin.recipes.processes import is_first, wait_for_all
 from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.weights import load_weights
+from robust_plugin.recipes.weights import dense_weights, load_weights
 from robust_plugin.report import Report
 
 # Inputs in a forward pass whose latency is measured.
@@ -107,7 +108,7 @@ def without_channels(path: Path, model: nn.Module, shape: Sequence[int]) -> nn.M
     """
     from robust_plugin.adapters.torch_pruning import load
 
-    return load(path, copy.deepcopy(model).cpu(), torch.zeros(1, *shape))
+    return load(path, copy.deepcopy(model).cpu(), example_of(shape))
 
 
 def kept_channels(run: Run) -> dict[str, list[int]]:
@@ -186,7 +187,7 @@ def before_after(run: Run) -> BeforeAfter:
             f"{run.folder} holds no small.safetensors; run a recipe with --structure channels."
         )
     dense, masked = run.fresh_model(), run.fresh_model()
-    load_weights(dense, _dense_weights(run))
+    load_weights(dense, dense_weights(run.folder, run.config))
     load_weights(masked, run.folder / "model.safetensors")
     small = small_network(run, masked)
     dense.eval(), small.eval()
@@ -205,14 +206,6 @@ def before_after(run: Run) -> BeforeAfter:
     write_text(run.folder / "before_after.json", json.dumps(found.plain(), indent=1))
     write_text(run.folder / "before_after.txt", f"{found}\n")
     return found
-
-
-def _dense_weights(run: Run) -> Path:
-    if run.config.checkpoint is not None:
-        return run.config.checkpoint
-    best = run.folder / "pretrain.best.safetensors"
-    use_best = run.config.pretrain.select == "best" and best.is_file()
-    return best if use_best else run.folder / "pretrain.safetensors"
 
 
 def _latency(run: Run, dense: nn.Module, small: nn.Module, batch: int) -> tuple[float, float]:

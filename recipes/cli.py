@@ -6,17 +6,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tyro
 
 from robust_plugin.recipes.allocator import keep_freed_memory
 from robust_plugin.recipes.channels import before_after
 from robust_plugin.recipes.compare import compare
-from robust_plugin.recipes.config import read_preset
+from robust_plugin.recipes.config import as_plain, build, read_preset
 from robust_plugin.recipes.dry_comparison import dry_comparison
 from robust_plugin.recipes.dry_run import dry_run
-from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
+from robust_plugin.recipes.evaluate import evaluate_network
+from robust_plugin.recipes.evaluation_settings import EvaluateConfig, of_run
 from robust_plugin.recipes.execute import RECIPES, execute, finished_run
 from robust_plugin.recipes.jobs import CompareConfig
 from robust_plugin.recipes.listing import listing
@@ -177,7 +178,7 @@ def _evaluate(words: list[str]) -> None:
     if config.weights == EvaluateConfig().weights and not config.weights.exists():
         raise ValueError("evaluate what? Give a run folder, or --model and --weights of a network.")
     with processes() as first:
-        found = evaluate_network(config, Path(out) if out and first else None)
+        found = evaluate_network(config, Path(out) if out and first else None, before=default)
         if first:
             print(found)
         if first and out:
@@ -229,8 +230,8 @@ def _dry(words: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def _parse(kind: type[T], default: T, words: list[str], prog: str, about: str = "") -> T:
-    parsed: Any = tyro.cli(kind, default=default, args=words, prog=prog, description=about or None)
-    return parsed  # type: ignore[no-any-return]
+    parsed = tyro.cli(kind, default=default, args=words, prog=prog, description=about or None)
+    return build(kind, as_plain(parsed), where="options")  # as strict as a preset: no NaN
 
 
 def _kept(folder: Path) -> dict[str, list[int]]:

@@ -16,10 +16,9 @@ from pathlib import Path
 from robust_plugin.checkpoint import load, write_text
 from robust_plugin.recipes.cells import Cell
 from robust_plugin.recipes.comparison_page import comparison_page
-from robust_plugin.recipes.config import as_plain
 from robust_plugin.recipes.differences import differences
 from robust_plugin.recipes.execute import execute, train_recipe
-from robust_plugin.recipes.jobs import CompareConfig, Job, jobs_of
+from robust_plugin.recipes.jobs import CompareConfig, Job, jobs_of, settings_of
 from robust_plugin.recipes.report import (
     comparison_table,
     plot_curves,
@@ -28,6 +27,7 @@ from robust_plugin.recipes.report import (
 )
 from robust_plugin.recipes.run import Run
 from robust_plugin.recipes.training import Diverged
+from robust_plugin.recipes.versions import versions
 from robust_plugin.recipes.workers import in_parallel
 from robust_plugin.report import Report
 
@@ -89,7 +89,7 @@ def _write(
     chosen: Mapping[tuple[str, float], Sequence[Job]],
 ) -> str:
     data = json.loads((folder / f"seed{config.seeds[0]}/dense/report.json").read_text())["data"]
-    threat, settings = str(config.base.threat.build()), as_plain(config)
+    threat, settings = str(config.base.threat.build()), settings_of(config)
     text = comparison_table(table, data=data, threat=threat)
     kept = {
         f"{row}, {density:.3g}": json.loads((jobs[0].folder / "report.json").read_text())["kept"]
@@ -104,6 +104,7 @@ def _write(
     content = {
         "data": data,
         "settings": settings,
+        "versions": versions(),
         "cells": [cell.plain() for cell in table],
         "differences": [
             each.plain() for density in config.densities for each in differences(table, density)
@@ -122,7 +123,7 @@ def _write(
         title=f"Comparison: {folder.resolve().name}",
         data=data,
         threat=threat,
-        settings=settings,
+        settings={**settings, "versions": content["versions"]},
         plots=plots,
     )
     write_text(folder / "report.html", page)

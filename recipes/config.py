@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -249,20 +250,41 @@ def _convert(hint: Any, value: Any, *, where: str, default: Any = None) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; legal: a mapping.")
         return {
-            key: _convert(options[1], each, where=f"{where}: {key}") for key, each in value.items()
+            _convert(options[0], key, where=where): _convert(
+                options[1], each, where=f"{where}: {key}"
+            )
+            for key, each in value.items()
         }
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} is {value!r}; legal: a list.")
+        some = len(options) if options[-1] is not Ellipsis else None
+        if not isinstance(value, list | tuple) or some not in (None, len(value)):
+            raise ValueError(
+                f"{where} is {value!r}; legal: a list{f' of {some}' * (some is not None)}."
+            )
         return tuple(_convert(options[0], each, where=where) for each in value)
     try:
-        if hint is bool and not isinstance(value, bool):
-            raise TypeError
-        if hint is int and int(value) != float(value):
-            raise TypeError
+        return _plain(hint, value)
+    except (TypeError, ValueError, OverflowError):
+        legal = "float, finite" if hint is float else hint.__name__
+        raise ValueError(f"{where} is {value!r}; legal: {legal}.") from None
+
+
+def _plain(hint: Any, value: Any) -> Any:
+    """Return a value in the type of its setting, or raise where it is none of that type."""
+    # YAML reads 1e-3 as text, and the radius 0.1, which may be 8/255 too, as a number.
+    written: Any = {bool: bool, Path: str | Path}.get(hint, str | int | float)
+    if not isinstance(value, written) or (isinstance(value, bool) and hint is not bool):
+        raise TypeError
+    if hint is Path and value == "":
+        raise ValueError
+    if hint not in (int, float):
         return hint(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where} is {value!r}; legal: {hint.__name__}.") from None
+    if hint is int and isinstance(value, int):
+        return value
+    number = float(value)
+    if not math.isfinite(number) or (hint is int and number != int(number)):
+        raise ValueError
+    return hint(number)
 
 
 def as_plain(config: Any) -> Any:

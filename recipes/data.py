@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from robust_plugin.recipes.augmentation import AUGMENTATIONS
 from robust_plugin.recipes.batches import Drawn, batches_of, generator_of, rows_of
 from robust_plugin.recipes.images import LIMIT, Batched, Resident, ResidentLoader, View
+from robust_plugin.recipes.pixels import read_image
 from robust_plugin.recipes.splits import hold_out, stratified_split
 
 # Class in torchvision.datasets, honest name, number of classes, augmentation. SVHN is not flipped:
@@ -214,7 +215,7 @@ def _image_folder(
 
 def _class_folders(path: Path) -> Any:
     try:
-        return _library("torchvision.datasets").ImageFolder(str(path))
+        return _library("torchvision.datasets").ImageFolder(str(path), loader=read_image)
     except FileNotFoundError as error:  # no such folder, no class in it, or a class without images
         raise ValueError(f"{path} is no folder of classes: {error}; expected {_LAYOUT}") from error
 

@@ -151,9 +151,13 @@ def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
 
 def _stages(recipe: str, run: Rehearsal, tested: float) -> str:
     config = run.config
+    pattern = getattr(config, "pattern", "none")
+    share = f"density {config.density:g}"
+    if recipe == "hydra" and pattern != "none":  # which is in the place of the density
+        share = f"pattern {pattern}"
     lines = [
         f"{recipe}: {config.model} on {run.data.name}, {config.objective.name}, {run.threat}, "
-        f"density {config.density:g}; measured on {run.device}, {_STEPS} steps a stage",
+        f"{share}; measured on {run.device}, {_STEPS} steps a stage",
         f"{'stage':<14}{'epochs':>8}{'steps':>10}{'s a step':>10}{'memory':>10}"
         f"{'validation':>12}{'in all':>14}",
     ]

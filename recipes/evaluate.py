@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,17 @@ from robust_plugin.evaluation import evaluate
 from robust_plugin.guard import Attack
 from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.obfuscation import Obfuscation, obfuscation
-from robust_plugin.recipes.certificates import CertifierName, certifier_of
+from robust_plugin.recipes.certificates import certifier_of
 from robust_plugin.recipes.channels import without_channels
-from robust_plugin.recipes.config import DataConfig, RecipeConfig, ThreatConfig, build
+from robust_plugin.recipes.config import as_plain
 from robust_plugin.recipes.data import Data, load_data, loader
+from robust_plugin.recipes.devices import device_of
+from robust_plugin.recipes.evaluation_settings import EvaluateConfig, check_options
 from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.models import build_model, check_takes
+from robust_plugin.recipes.models import build_model, check_takes, example_of
 from robust_plugin.recipes.page import page
-from robust_plugin.recipes.run import device_of
 from robust_plugin.recipes.settings import check_folder
+from robust_plugin.recipes.versions import versions
 from robust_plugin.recipes.weights import load_weights
 from robust_plugin.report import Report
 from robust_plugin.threat import ThreatModel, parse_eps
@@ -43,101 +45,6 @@ _VERSIONS: dict[str, Version] = {
     "autoattack-rand": "rand",
     "screen": "screen",
 }
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is measured, and how.
-
-    Attributes:
-        model: a name or package.module:function; a run folder knows its own.
-        weights: safetensors, or a state_dict that weights_only reads; likewise.
-        data: whose test points are taken.
-        threat: what the adversary may do.
-        attacks: any of pgd, autoattack, autoattack-plus, autoattack-rand, screen (apgd-ce and
-            apgd-t), fab (the nearest adversarial inputs, for the security curve), and
-            torchattacks.NAME for its classes.
-        certify: what proves points: none, ibp, crown-ibp, cascade (IBP, CROWN, alpha-CROWN) or
-            cascade-fixed (without alpha-CROWN on all slopes).
-        seconds: budget of a cascade for each point, which is unknown once it is used up.
-        steps: of PGD.
-        restarts: of PGD.
-        n: how many of the first test points; None for all.
-        radii: of the security curve's table; by default around eps.
-        checks: how many test points the checks for obfuscated gradients get; 0 for none.
-        small: small.safetensors of a run on channels; the network without them is measured.
-        parent: weights of the dense network it was pruned from, for the transfer check; a run
-            folder knows its own.
-        seed: of the attacks.
-        journal: a folder from which interrupted AutoAttacks and cascades of proofs go on.
-        batch_size: points at a time.
-        device: cpu, cuda, cuda:1...; auto takes cuda where there is one.
-        threads: of torch on the CPU; None leaves it alone.
-    """
-
-    model: str = "digits-cnn"
-    weights: Path = Path("model.safetensors")
-    data: DataConfig = field(default_factory=DataConfig)
-    threat: ThreatConfig = field(default_factory=ThreatConfig)
-    attacks: tuple[str, ...] = ("pgd", "autoattack")
-    certify: CertifierName = "none"
-    seconds: float | None = None
-    steps: int = 20
-    restarts: int = 5
-    n: int | None = None
-    radii: tuple[str, ...] = ()
-    checks: int = 100
-    small: Path | None = None
-    parent: Path | None = None
-    seed: int = 0
-    journal: Path | None = None
-    batch_size: int = 250
-    device: str = "auto"
-    threads: int | None = None
-
-
-def of_run(folder: Path) -> EvaluateConfig:
-    """Return the settings that evaluate a finished run as its report did.
-
-    Raises:
-        ValueError: if the folder holds no finished run.
-    """
-    settings, weights = folder / "config.json", folder / "model.safetensors"
-    if not (settings.is_file() and weights.is_file()):
-        raise ValueError(
-            f"{folder} holds no finished run: config.json and model.safetensors are expected."
-        )
-    try:
-        content = json.loads(settings.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{settings} is no JSON: {error}") from error
-    names = [field.name for field in dataclasses.fields(RecipeConfig)]
-    base = build(
-        RecipeConfig,
-        {name: content[name] for name in names if name in content},
-        where=str(settings),
-    )
-    return EvaluateConfig(
-        base.model,
-        weights,
-        base.data,
-        base.threat,
-        steps=base.evaluation.steps,
-        restarts=base.evaluation.restarts,
-        seed=base.seed,
-        batch_size=base.evaluation.batch_size,
-        device=base.device,
-        threads=base.threads,
-        small=small if (small := folder / "small.safetensors").is_file() else None,
-        parent=_parent_of(folder, base),
-    )
-
-
-def _parent_of(folder: Path, config: RecipeConfig) -> Path | None:
-    """The dense network that a run began with, if it is still there."""
-    candidates = [config.checkpoint, folder / "pretrain.best.safetensors"]
-    candidates.append(folder / "pretrain.safetensors")
-    return next((path for path in candidates if path is not None and path.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -164,7 +71,9 @@ class Evaluated:
         return "\n\n".join([*parts, *([said] if said else [])])
 
 
-def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluated:
+def evaluate_network(
+    config: EvaluateConfig, out: Path | None = None, *, before: EvaluateConfig | None = None
+) -> Evaluated:
     """Evaluate a network on the first ``n`` test points.
 
     Args:
@@ -172,6 +81,8 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
         out: a folder for report.json, report.html, report.txt, adversarial.pt and, where
             AutoAttack saw all points, robustbench.json; or a file that ends in .json, for the
             report alone.
+        before: the settings without the options that were given, which have to have an effect;
+            None asks nothing of them.
 
     Raises:
         ValueError: for an unknown attack, or what the model, weights and data refuse.
@@ -190,12 +101,21 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
     certifier = certifier_of(
         config.certify, threat, seconds=config.seconds, journal=_journal(config, "proofs")
     )
+    if before is not None:
+        check_options(config, before)
     radii = config.radii or around(threat)
     for radius in radii:
         parse_eps(radius)  # now, and not after hours
     of = config.data
     check_folder(of)
-    data = load_data(of.name, folder=of.folder, image_size=of.image_size, test=of.test)
+    data = load_data(
+        of.name,
+        folder=of.folder,
+        validation=of.validation,
+        image_size=of.image_size,
+        augmentation=of.augmentation,  # of which some say how test points are cut
+        test=of.test,
+    )
     for attack in attacks:
         if isinstance(attack, AutoAttack):
             attack.check_classes(data.classes)  # now, and not after hours
@@ -230,14 +150,14 @@ def evaluate_network(config: EvaluateConfig, out: Path | None = None) -> Evaluat
         _write(folder, found, config, data, torch.load(images, weights_only=True))
     elif out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, report.to_json())
+        write_text(out, _json(report, config))
     return found
 
 
 def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
     model = build_model(config.model, classes=data.classes, shape=data.shape)
     load_weights(model, weights)
-    check_takes(model, config.model, torch.zeros(1, *data.shape), data.classes)
+    check_takes(model, config.model, example_of(data.shape), data.classes)
     return model
 
 
@@ -266,23 +186,31 @@ def _write(
     folder: Path, found: Evaluated, config: EvaluateConfig, data: Data, images: dict[str, Tensor]
 ) -> None:
     report, name = found.report, f"{config.model}, {data.name}"
-    write_text(folder / "report.json", report.to_json())
+    write_text(folder / "report.json", _json(report, config))
     write_text(folder / "report.txt", f"{found}\n")
     about = f"{config.weights}; test points of {data.name}, the first {report.n}"
+    made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
     write_text(
         folder / "report.html",
         page(
             report,
             title=f"Robustness of {name}",
-            about=f"{about}; {report.threat}; seed {config.seed}",
+            about=f"{about}; {report.threat}; seed {config.seed}; {made_with}",
             checks=found.checks,
             radii=found.radii,
             images=images,
+            settings=as_plain(config),
         ),
     )
     if len(report.flags.get("AutoAttack", ())) == report.n:
         entry = report.robustbench(dataset=data.name, architecture=config.model)
         write_text(folder / "robustbench.json", json.dumps(entry, indent=2))
+
+
+def _json(report: Report, config: EvaluateConfig) -> str:
+    """Return a report as JSON, with the settings and the versions that it was made with."""
+    made = {"settings": as_plain(config), "versions": versions()}
+    return json.dumps({**json.loads(report.to_json()), "evaluation": made}, indent=1)
 
 
 def _attack(name: str, config: EvaluateConfig, threat: ThreatModel) -> Attack:

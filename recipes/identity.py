@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_plugin.recipes.config import RecipeConfig, as_plain
+from robust_plugin.recipes.weights import check_file
 
 # Settings that no trained weight depends on but for rounding (and, where a batch is split, for
 # BatchNorm's share of it), or that the stage or file that does brings itself.
@@ -32,7 +33,7 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
     """Return the settings that all stages of a run depend on; a checkpoint by its content.
 
     Raises:
-        ValueError: if there is no such checkpoint.
+        ValueError: if there is no such checkpoint, or no weights in it.
     """
     plain = as_plain(config)
     kept = {name: value for name, value in plain.items() if name not in _NOT_IDENTITY}
@@ -40,8 +41,7 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
         del kept["data"][name]
     identity = {"recipe": type(config).__name__, **kept}
     if config.checkpoint is not None:
-        if not config.checkpoint.is_file():
-            raise ValueError(f"there is no checkpoint at {config.checkpoint}.")
+        check_file(config.checkpoint)
         identity["checkpoint"] = hashlib.sha256(config.checkpoint.read_bytes()).hexdigest()
     return identity
 

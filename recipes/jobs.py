@@ -11,6 +11,22 @@ from robust_plugin.recipes.config import RecipeConfig, as_plain, build
 from robust_plugin.recipes.execute import RECIPES
 from robust_plugin.recipes.settings import check_settings
 
+# What a comparison gives each of its trainings, over what its base or a row says, and from where.
+_REPLACED = {
+    "density": "densities",
+    "seed": "seeds",
+    "finetune.lr": "lrs",
+}
+# What the rows of a comparison share: the dense network, and how all of them are measured.
+_SHARED = {
+    **dict.fromkeys(("checkpoint", "pretrain", "pretraining"), "the dense network"),
+    **dict.fromkeys(("threat", "evaluation"), "how networks are measured"),
+    **dict.fromkeys(
+        ("data.name", "data.folder", "data.test", "data.validation", "data.image_size"),
+        "the points",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -18,6 +34,8 @@ class CompareConfig:
 
     Attributes:
         base: the settings all rows share; a checkpoint there is the dense network of all seeds.
+            Others than the default density, seed and finetune.lr are refused: densities, seeds and
+            lrs are in their place.
         rows: by name, the recipe (magnitude, hydra, harp) and the settings that differ.
         densities: shares kept.
         seeds: each with a dense network of its own.
@@ -69,11 +87,24 @@ def jobs_of(config: CompareConfig, folder: Path) -> tuple[dict[int, Job], Jobs]:
     return dense, jobs
 
 
+def settings_of(config: CompareConfig) -> dict[str, Any]:
+    """Return the settings as plain values, without those of the base that the axes replace."""
+    plain: dict[str, Any] = as_plain(config)
+    for name in _REPLACED:
+        *sections, key = ["base", *name.split(".")]
+        held = plain
+        for section in sections:
+            held = held[section]
+        del held[key]
+    return plain
+
+
 def _check(config: CompareConfig) -> None:
     for name in ("rows", "densities", "seeds", "lrs"):
         given = list(getattr(config, name))
         if not given or len(set(given)) < len(given):
             raise ValueError(f"{name} is {given}; legal: at least one, and none twice.")
+    _check_base(config.base)
     if config.jobs < 1:
         raise ValueError(f"jobs is {config.jobs}; legal: at least 1.")
     taken = {"dense": "the dense network"}
@@ -85,6 +116,52 @@ def _check(config: CompareConfig) -> None:
                 + (f", which is that of {taken[name]!r}." if name in taken else ".")
             )
         taken[name] = row
+
+
+def _check_base(base: RecipeConfig) -> None:
+    """Raise a ValueError for settings of a comparison's base that each training replaces."""
+    for name, axis in _REPLACED.items():
+        if (value := _at(base, name)) != _at(RecipeConfig(), name):
+            raise ValueError(
+                f"base.{name} is {value}, and a comparison takes {axis} in its place; leave it "
+                f"out, and give --{axis}."
+            )
+
+
+def _check_row(row: str, settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError for settings of a comparison's row that it cannot have for itself."""
+    for name in [*_REPLACED, *_SHARED]:
+        section, _, key = name.partition(".")
+        held = settings.get(section, {})
+        if section not in settings or (key and not (isinstance(held, Mapping) and key in held)):
+            continue
+        if name in _REPLACED:
+            axis = _REPLACED[name]
+            raise ValueError(
+                f"row {row!r} sets {name}, and a comparison takes {axis} in its place; leave it "
+                f"out, and give --{axis}."
+            )
+        raise ValueError(
+            f"row {row!r} sets {name}, but all rows share {_SHARED[name]}; set it in base, or make "
+            "another comparison."
+        )
+
+
+def _at(config: RecipeConfig, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _check_pattern(row: str, config: RecipeConfig) -> None:
+    """Raise a ValueError for a row of HYDRA whose pattern keeps another share than its density."""
+    pattern = getattr(config, "pattern", "none")
+    n, _, m = pattern.partition(":")
+    if n.isdigit() and config.density != int(n) / int(m):
+        raise ValueError(
+            f"row {row!r} has the pattern {pattern}, which keeps {int(n) / int(m):g}, and would "
+            f"stand in the table as {config.density:g}; give --densities {int(n) / int(m):g}."
+        )
 
 
 def _folder_name(row: str) -> str:
@@ -104,12 +181,14 @@ def _job(
     legal = [name for name in RECIPES if name != "dense"]  # there is one anyway
     if recipe not in legal:
         raise ValueError(f"row {row!r} has recipe {recipe!r}; legal: {', '.join(legal)}.")
+    _check_row(row, settings)
     merged = _merged(as_plain(config.base), settings)
     merged = _merged(merged, {"density": density, "seed": seed, "finetune": {"lr": lr}})
     merged["checkpoint"] = str(folder / f"seed{seed}" / "dense" / "pretrained.safetensors")
     kind, _ = RECIPES[recipe]
     built = build(kind, merged, where=f"row {row!r}")
     check_settings(built)
+    _check_pattern(row, built)
     here = folder / f"seed{seed}" / _folder_name(row) / f"{density:g}" / f"lr{lr:g}"
     return Job(row, recipe, built, here)
 

@@ -117,6 +117,14 @@ def _imported(name: str, classes: int) -> nn.Module:
     return network
 
 
+def example_of(shape: Sequence[int]) -> Tensor:
+    """Return one input of random values in [0, 1], the same ones each time, [1, C, H, W].
+
+    Networks are traced and compared on it: at an input of zeros many different ones are equal.
+    """
+    return torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+
+
 def check_takes(model: nn.Module, name: str, example: Tensor, classes: int) -> None:
     """Raise unless a network takes an input and gives one row of logits for it.
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from robust_plugin.obfuscation import Obfuscation
@@ -55,6 +56,7 @@ _TEMPLATE = (
 {% if examples %}<h2>Examples</h2>
 <p class="note">Clean, adversarial, and their difference scaled to the full range.</p>
 <img alt="adversarial examples" src="{{ examples }}">{% endif %}
+{% if settings %}<h2>Settings</h2><pre>{{ settings }}</pre>{% endif %}
 </body></html>
 """
 )
@@ -68,6 +70,7 @@ def page(
     checks: Obfuscation | None = None,
     radii: Sequence[str] = (),
     images: Mapping[str, Tensor] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the HTML.
 
@@ -78,6 +81,7 @@ def page(
         checks: of obfuscated gradients.
         radii: for the curve's table.
         images: what ``evaluate(..., adversarial=...)`` wrote.
+        settings: of the evaluation, as plain values.
 
     Raises:
         ImportError: without jinja2.
@@ -99,6 +103,7 @@ def page(
             radii="" if curve is None else curve.table(radii),
             classes=_classes(report),
             examples=None if images is None else _examples(report, images),
+            settings=settings and yaml.safe_dump(dict(settings), sort_keys=False),
         )
     )
 
@@ -130,13 +135,21 @@ def _row(report: Report, name: str) -> dict[str, Any]:
     low, high = report.interval(name)
     n = {"worst case": len(report.worst), "certified": len(report.certified or ())}
     return {
-        "name": name,
+        "name": _shown(report, name),
         "accuracy": f"{100 * report.accuracy(name):.1f}",
         "low": f"{100 * low:.1f}",
         "high": f"{100 * high:.1f}",
         "n": n[name] if name in n else len(report.flags[name]),
         "balanced": f"{100 * report.balanced(name):.1f}",
     }
+
+
+def _shown(report: Report, name: str) -> str:
+    """Return a row's name, and its threat model where the report has several."""
+    threats = {**report.threats, "certified": report.certified_threat}
+    several = len({threat for threat in threats.values() if threat is not None}) > 1
+    threat = threats.get(name)
+    return name if threat is None or not several else f"{name}, {threat}"
 
 
 def _curve(report: Report) -> str:

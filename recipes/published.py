@@ -208,8 +208,12 @@ def _differences(figure: Figure, config: RecipeConfig, data: str, report: Report
     if config.structure != figure.structure:
         yield f"{config.structure} for {figure.structure}"
     yield from _variations(config)
-    if "eps" in of and not math.isclose(eps := config.threat.build().eps, of["eps"]):
-        yield f"eps {eps:.3g} for {of['eps']:.3g}"
+    threat = config.threat.build()
+    if figure.metric != "smoothed" and threat.norm != "Linf":  # all others are of Linf
+        eps = f" eps={of['eps']:.3g}" if "eps" in of else ""
+        yield f"{threat} for Linf{eps}"
+    elif "eps" in of and not math.isclose(threat.eps, of["eps"]):
+        yield f"eps {threat.eps:.3g} for {of['eps']:.3g}"
     if config.checkpoint is not None:
         yield "a dense network from elsewhere"
     theirs = of.get("epochs", {}).get(figure.method)

@@ -37,13 +37,15 @@ from robust_plugin.recipes.acceleration import Acceleration, check_tracker
 from robust_plugin.recipes.certificates import certifier_of, smooth
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, StageConfig, as_plain
 from robust_plugin.recipes.data import Data, load_data, loader
+from robust_plugin.recipes.devices import device_of
 from robust_plugin.recipes.extra import with_extra
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
-from robust_plugin.recipes.models import build_model, check_takes
+from robust_plugin.recipes.models import build_model, check_takes, example_of
 from robust_plugin.recipes.objective import ObjectiveConfig
 from robust_plugin.recipes.processes import is_first, wait_for_all
 from robust_plugin.recipes.progress import Progress
 from robust_plugin.recipes.settings import check_settings
+from robust_plugin.recipes.versions import versions
 from robust_plugin.report import Report
 from robust_plugin.rows import Certifier
 from robust_plugin.smoothing import Smoothed
@@ -104,7 +106,7 @@ class Run:
     @property
     def example(self) -> torch.Tensor:
         """One input, for what is counted on a forward pass."""
-        return torch.zeros(1, *self.data.shape, device=self.device)
+        return example_of(self.data.shape).to(self.device)
 
     def fresh_model(self) -> nn.Module:
         """Return the network with random weights, a function of the seed alone."""
@@ -187,7 +189,7 @@ class Run:
         checkpoint.write_text(
             log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n"
         )
-        meta = {"identity": self._identity, "records": records, **_versions()}
+        meta = {"identity": self._identity, "records": records, "versions": versions()}
         if best:
             checkpoint.save(self._path(name, best=True), model=model, pruner=pruner, meta=meta)
         checkpoint.save(
@@ -247,7 +249,8 @@ class Run:
             "smoothing": smoothing,
             "kept": kept,
             "identity": identity,
-            **_versions(),
+            "settings": as_plain(self.config),
+            "versions": versions(),
         }
         checkpoint.write_text(path, json.dumps(content, indent=1))
         for left in self.folder.glob(f"{_UNFINISHED}*"):
@@ -310,21 +313,3 @@ def data_of(of: DataConfig) -> Data:
     if of.extra is None:
         return data
     return with_extra(data, of.extra, share=of.extra_share, batch_size=of.batch_size)
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` takes cuda where there is one.
-
-    Raises:
-        ValueError: if this machine has no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}: {error}") from error
-
-
-def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__}

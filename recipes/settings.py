@@ -6,8 +6,10 @@ import math
 
 from robust_plugin.attacks import pgd
 from robust_plugin.budget import check_density
-from robust_plugin.recipes.config import DataConfig, RecipeConfig
+from robust_plugin.recipes.config import DataConfig, RecipeConfig, StageConfig
+from robust_plugin.recipes.objective import ObjectiveConfig
 from robust_plugin.smoothing import Smoothed
+from robust_plugin.threat import parse_eps
 
 
 def check_settings(config: RecipeConfig) -> None:
@@ -28,19 +30,46 @@ def check_settings(config: RecipeConfig) -> None:
     if config.finetune.epochs < (0 if learned else 1):
         legal = "0 (weights as they were) or more" if learned else "at least 1"
         raise ValueError(f"finetune.epochs is {config.finetune.epochs}; legal: {legal}.")
-    for stage in ("pretrain", "prune", "finetune"):
-        if not 0 < (lr := getattr(config, stage).lr) < math.inf:
-            raise ValueError(f"{stage}.lr is {lr}; legal: above 0.")
-    for count in ("autoattack", "verify", "smooth"):
-        if (value := getattr(config.evaluation, count)) < 0:
-            raise ValueError(f"evaluation.{count} is {value}; legal: 0 or more.")
+    for name in ("pretrain", "prune", "finetune"):
+        stage: StageConfig = getattr(config, name)
+        for setting, right, legal in (
+            ("lr", 0 < stage.lr < math.inf, "above 0"),
+            ("momentum", 0 <= stage.momentum < 1, "0 or more, below 1"),
+            ("weight_decay", 0 <= stage.weight_decay < math.inf, "0 or more"),
+            ("ramp", 0 <= stage.ramp <= 1, "0 to 1"),
+        ):
+            if not right:
+                value = getattr(stage, setting)
+                raise ValueError(f"{name}.{setting} is {value}; legal: {legal}.")
+    for count, value in (
+        ("evaluation.autoattack", config.evaluation.autoattack),
+        ("evaluation.verify", config.evaluation.verify),
+        ("evaluation.smooth", config.evaluation.smooth),
+        ("data.workers", config.data.workers),
+    ):
+        if value < 0:
+            raise ValueError(f"{count} is {value}; legal: 0 or more.")
+    _check_attack_inside(config.objective)
     _check_structure(config)
+    _check_hinge(config)
     threat = config.threat.build()
     for each in (config.pretrain, config.prune, config.finetune):
         config.objective.build(threat, ramp=each.ramp)
     Smoothed(config.objective.sigma, n=config.evaluation.votes)
     pgd(threat, steps=config.objective.steps)  # of the validation
     pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)
+
+
+def _check_attack_inside(objective: ObjectiveConfig) -> None:
+    """Raise a ValueError for settings of the attack inside, whichever objective reads them."""
+    if objective.replays < 1:
+        raise ValueError(f"objective.replays is {objective.replays}; legal: at least 1.")
+    size = objective.step_size
+    if size is not None and parse_eps(size, name="objective.step_size") == 0:
+        raise ValueError(
+            f"objective.step_size is {size}, by which no attack moves; legal: above 0, or None for "
+            "2.5 eps / steps."
+        )
 
 
 def check_folder(data: DataConfig) -> None:
@@ -81,4 +110,22 @@ def _check_structure(config: RecipeConfig) -> None:
         raise ValueError(
             f"round_to is {config.round_to}, but structure is 'weights'; take round_to 1, or "
             "structure channels."
+        )
+
+
+def _check_hinge(config: RecipeConfig) -> None:
+    """Raise a ValueError for settings of HARP's hinge where no hinge is used."""
+    learn, control = getattr(config, "learn", "both"), getattr(config, "control", "held")
+    if learn == "scores" and control == "hinge":
+        raise ValueError(
+            "control is 'hinge', but learn is 'scores', and rates that are given meet the budget "
+            "without one; take control held, or learn both or rates."
+        )
+    step = getattr(config, "gamma_step", None)
+    if step is not None and not step > 0:
+        raise ValueError(f"gamma_step is {step}; legal: above 0.")
+    if step is not None and control != "hinge" and step != type(config).gamma_step:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"gamma_step is {step}, but control is {control!r}, which has no hinge; take control "
+            "hinge, or leave gamma_step out."
         )

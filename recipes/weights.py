@@ -2,36 +2,116 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robust_plugin import checkpoint
-from robust_plugin.dense import load_dense_state_dict
+from robust_plugin.dense import dense_names, load_dense_state_dict
+from robust_plugin.recipes.config import RecipeConfig
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_SHOWN = 8  # keys of a file that an error lists
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a dense network: safetensors, or a state_dict that ``weights_only`` can read.
 
+    A state_dict may lie under a key of its own (``"model"``, ``"state_dict"``...) beside other
+    things, if it is the only mapping of names to tensors there. One name before all others, such as
+    ``backbone.``, is taken off where the rest are the names of the model.
+
     Raises:
         ValueError: if the file is missing, unreadable or of another model.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint at {path}.")
+    check_file(path)
     if path.suffix == ".safetensors":
         tensors, _ = checkpoint.read_tensors(path)
         stage = {k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")}
-        state: Mapping[str, Any] = stage or tensors
+        state: Mapping[str, Tensor] = stage or tensors
     else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds; none of them names the file
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{path} holds no plain state_dict: {reason}") from error
-        state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
-        if not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
-            raise ValueError(f"{path} holds no plain state_dict: no mapping of names to tensors.")
-    load_dense_state_dict(model, state)
+        state = _state_in(_loaded(path), path)
+    inner = {name.partition(".")[2]: tensor for name, tensor in state.items()}
+    one = len({name.partition(".")[0] for name in state}) == 1
+    load_dense_state_dict(
+        model, inner if one and inner.keys() == dense_names(model).keys() else state
+    )
+
+
+def dense_weights(folder: Path, config: RecipeConfig) -> Path:
+    """Return the file with the weights that the prune phase of a run began with.
+
+    That is the run's checkpoint, or what its pre-training kept: the best epoch or the last one.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+    """
+    if config.checkpoint is not None:
+        return config.checkpoint
+    best = ".best" if config.pretrain.select == "best" else ""
+    return folder / f"pretrain{best}.safetensors"
+
+
+def check_file(path: Path) -> None:
+    """Raise a ValueError unless there is a file that may hold weights."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the file of weights in it.")
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint at {path}.")
+    with path.open("rb") as file:
+        first = file.read(len(_LFS))
+    if not first:
+        raise ValueError(f"{path} is empty (0 bytes); write or download it again.")
+    if first == _LFS:
+        raise ValueError(
+            f"{path} is a pointer of Git LFS and not the weights themselves; run git lfs pull in "
+            "its repository."
+        )
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript archives, which are refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # torch raises many kinds; none names the file, and some advise to load what can run code.
+    except Exception as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = "it is damaged, or no file that torch.save wrote of tensors"
+        if named is not None:
+            reason = f"it holds {named[1]} beside tensors, and loading that could run code"
+        raise ValueError(
+            f"{path} holds no plain state_dict: {reason}; expected is what "
+            "torch.save(model.state_dict(), path) writes."
+        ) from error
+
+
+def _state_in(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """Return the one mapping of names to tensors in what was loaded."""
+    found = {"": content, **content} if isinstance(content, Mapping) else {"": content}
+    states = {key: each for key, each in found.items() if _is_state(each)}
+    if len(states) == 1:
+        state: Mapping[str, Tensor] = next(iter(states.values()))
+        return state
+    what = f"it is a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        keys = ", ".join(repr(key) for key in list(content)[:_SHOWN]) or "none"
+        more = f" and {len(content) - _SHOWN} more" if len(content) > _SHOWN else ""
+        which = ", ".join(repr(key) for key in states) or "none"
+        what = f"its keys are {keys}{more}; mappings of names to tensors under them: {which}"
+    raise ValueError(
+        f"{path} holds no plain state_dict: {what}. Expected: names and tensors, or one such "
+        "mapping among the keys; save the one that you mean alone."
+    )
+
+
+def _is_state(content: Any) -> bool:
+    if not isinstance(content, Mapping) or not content:
+        return False
+    return all(isinstance(k, str) and isinstance(t, Tensor) for k, t in content.items())

@@ -57,7 +57,12 @@ TINY = {
 
 def tiny_words(command: str, out: Path, *more: str) -> list[str]:
     """The command line of a run in under a second; a later option replaces an earlier one."""
-    options = [f"--{'base.' * (command == 'compare')}{key}={value}" for key, value in TINY.items()]
+    compared = command == "compare"  # which takes --densities and --lrs
+    options = [
+        f"--{'base.' * compared}{key}={value}"
+        for key, value in TINY.items()
+        if not (compared and key in ("density", "finetune.lr"))
+    ]
     preset = "compare/digits-demo" if command == "compare" else f"{command}/digits"
     options.insert(0, f"--config={preset}")
     given = {word.partition("=")[0] for word in more}
@@ -114,6 +119,7 @@ def left_by(out: Path) -> dict[str, Any]:
         "config": json.loads((out / "config.json").read_text()),
         "log": [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()],
     }
+    del found["report"]["settings"]  # config.json's, which also say on how many workers
     for path in sorted(out.glob("*.safetensors")):
         tensors = {k: t for k, t in load_file(path).items() if not k.startswith("rng")}
         found[path.name] = {k: t.numpy().tobytes() for k, t in tensors.items()}

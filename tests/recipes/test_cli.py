@@ -171,7 +171,7 @@ BAD = [
     ("--threat.eps=-1", "eps is '-1'"),
     ("--density=2", r"density is 2.0; legal: 0 < density <= 1"),
     ("--density=0", r"density is 0.0; legal: 0 < density <= 1"),
-    ("--density=nan", r"density is nan; legal: 0 < density <= 1"),
+    ("--density=nan", r"density is nan; legal: float, finite"),
     ("--data.name=mnist", "unknown data set 'mnist'; legal are digits, folder"),
     ("--data.folder=absent", r"no folder absent; expected in it: train/<class>/"),
     ("--data.folder=None", r"give --data.folder; expected in it: train/<class>/"),
@@ -196,6 +196,15 @@ BAD = [
     ("--model=absent:net", "cannot import 'absent'"),
     ("--model=tiny_networks:absent", "has no 'absent'"),
     ("--out", "--out needs a value"),
+    ("--finetune.lr=inf", "options: finetune: lr is inf; legal: float, finite"),
+    ("--prune.momentum=-0.1", "prune.momentum is -0.1; legal: 0 or more, below 1"),
+    ("--prune.momentum=1", "prune.momentum is 1.0; legal: 0 or more, below 1"),
+    ("--finetune.weight-decay=-1", "finetune.weight_decay is -1.0; legal: 0 or more"),
+    ("--pretrain.ramp=1.5", "pretrain.ramp is 1.5; legal: 0 to 1"),
+    ("--data.workers=-1", "data.workers is -1; legal: 0 or more"),
+    ("--objective.replays=0", "objective.replays is 0; legal: at least 1"),
+    ("--objective.step-size=0", "objective.step_size is 0, by which no attack moves; legal: above"),
+    ("--device=meta", "device is 'meta', whose tensors hold no values; legal here: auto, cpu"),
 ]
 
 
@@ -217,6 +226,27 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not list(tmp_path.iterdir())
     after = {name: text for name, text in tree(at_workplace).items() if "__pycache__" not in name}
     assert after == {name: text for name, text in before.items() if "__pycache__" not in name}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gamma-step=0.1"], r"gamma_step is 0.1, but control is 'held', which has no hinge"),
+        (["--control=hinge", "--gamma-step=-1"], r"gamma_step is -1.0; legal: above 0"),
+        (["--control=hinge", "--learn=scores"], r"control is 'hinge', but learn is 'scores'"),
+        (["--control=hinge", "--gamma-step=nan"], r"gamma_step is nan; legal: float, finite"),
+    ],
+)
+def test_settings_of_a_hinge_that_is_not_used_are_refused(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    at_workplace: Path,
+    words: Words,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(words("harp", tmp_path / "out", *options)) == 2
+    assert re.search(message, capsys.readouterr().err) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("at_workplace")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
@@ -308,6 +309,34 @@ def test_the_better_epoch_counts_only_where_it_is_kept(
         ({"jobs": 0}, "jobs is 0; legal: at least 1"),
         ({"rows": {"A B": {"recipe": "hydra"}, "A-B": {"recipe": "harp"}}}, "A-B"),
         ({"rows": {"dense": {"recipe": "hydra"}}}, "dense"),
+        *(
+            (
+                {"rows": {"X": {"recipe": "hydra", **settings}}},
+                f"row 'X' sets {name}, and a comparison takes {axis} in its place; leave it out, "
+                f"and give --{axis}.",
+            )
+            for name, axis, settings in (
+                ("density", "densities", {"density": 0.3}),  # even where it says the same
+                ("seed", "seeds", {"seed": 0}),
+                ("finetune.lr", "lrs", {"finetune": {"epochs": 3, "lr": 0.1}}),
+            )
+        ),
+        *(
+            ({"rows": {"X": {"recipe": "hydra", **settings}}}, f"row 'X' sets {name}, but all rows")
+            for name, settings in (
+                ("checkpoint", {"checkpoint": "dense.pt"}),
+                ("pretrain", {"pretrain": {"epochs": 9}}),
+                ("pretraining", {"pretraining": "benign"}),
+                ("threat", {"threat": {"eps": "1/255"}}),
+                ("evaluation", {"evaluation": {"restarts": 9}}),
+                ("data.folder", {"data": {"folder": "others"}}),
+            )
+        ),
+        (
+            {"rows": {"X": {"recipe": "hydra", "pattern": "2:4"}}},
+            "row 'X' has the pattern 2:4, which keeps 0.5, and would stand in the table as 0.3; "
+            "give --densities 0.5",
+        ),
     ],
 )
 def test_a_wrong_row_or_list_is_named_before_anything_is_trained(
@@ -326,6 +355,58 @@ def test_a_wrong_row_or_list_is_named_before_anything_is_trained(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
     assert not epochs_trained and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "axis"),
+    [("density", 0.5, "densities"), ("seed", 3, "seeds"), ("finetune.lr", 0.07, "lrs")],
+)
+@pytest.mark.parametrize("how", ["option", "preset", "extended preset"])
+def test_what_a_comparison_replaces_in_its_base_is_refused(
+    name: str,
+    value: float,
+    axis: str,
+    how: str,
+    tmp_path: Path,
+    at_workplace: Path,
+    epochs_trained: Counter[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = {"name": "folder", "folder": "images", "batch_size": 16}
+    base: dict[str, Any] = {**BASE, "data": data}
+    section, _, key = name.partition(".")
+    if how != "option":
+        base = {**base, section: {**base[section], key: value} if key else value}
+    content = {"base": base, "rows": ROWS, "densities": [0.3], "lrs": [0.05]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "further.yaml").write_text("extends: mine.yaml\njobs: 1\n")
+    file = tmp_path / ("further.yaml" if how == "extended preset" else "mine.yaml")
+    options = [f"--base.{name}={value}"] * (how == "option")
+    out = tmp_path / "out"
+    assert main(["compare", f"--config={file}", f"--out={out}", *options]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error == (
+        f"error: base.{name} is {value}, and a comparison takes {axis} in its place; leave it out, "
+        f"and give --{axis}."
+    )
+    assert not epochs_trained and not out.exists()
+
+
+def test_a_report_of_a_comparison_has_the_settings_that_were_used_and_the_versions(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    use(planted())
+    config = comparison(rows={"HYDRA": {"recipe": "hydra", "pattern": "2:4"}}, densities=[0.5])
+    compare(config, tmp_path)
+    content = json.loads((tmp_path / "report.json").read_text())
+    base = content["settings"]["base"]
+    assert "density" not in base and "seed" not in base and "lr" not in base["finetune"]
+    assert base["finetune"]["epochs"] == 3 and content["settings"]["densities"] == [0.5]
+    assert build(CompareConfig, content["settings"], where="report") == config
+    assert content["versions"]["torch"] == torch.__version__
+    assert f"torch: {torch.__version__}" in (tmp_path / "report.html").read_text()
+    # Two of every 4 input channels, where there are 4; the first layer has 3.
+    assert list(content["kept"]["HYDRA, 0.5"].values())[1:] == [[576, 1152], [128, 256]]
 
 
 # --- several processes

@@ -17,7 +17,7 @@ from robust_plugin.recipes.config import (
     build,
     read_preset,
 )
-from robust_plugin.recipes.evaluate import EvaluateConfig
+from robust_plugin.recipes.evaluation_settings import EvaluateConfig
 from robust_plugin.recipes.execute import RECIPES
 from robust_plugin.recipes.harp import HarpConfig
 from robust_plugin.recipes.hydra import HydraConfig
@@ -81,7 +81,6 @@ SHORT = {
     "pretrain.epochs": "1",
     "prune.epochs": "1",
     "finetune.epochs": "5",  # each round of iterative pruning takes an epoch
-    "finetune.lr": "0.01",
     "evaluation.steps": "1",
     "evaluation.restarts": "1",
     "evaluation.autoattack": "0",
@@ -142,6 +141,26 @@ def test_two_steps_of_a_comparison_on_its_own_network(
         ({"prune": {"decay_scores": "no"}}, r"here: prune: decay_scores is 'no'; legal: bool"),
         ({"prune": 3}, r"here: prune: 3 is no mapping of StageConfig"),
         ({"exclude": "fc"}, r"here: exclude is 'fc'; legal: a list"),
+        ({"exclude": ["a", ["b"]]}, r"here: exclude is \['b'\]; legal: str"),
+        ({"model": {"a": 1}}, r"here: model is \{'a': 1\}; legal: str"),
+        ({"model": ["a"]}, r"here: model is \['a'\]; legal: str"),
+        ({"model": True}, r"here: model is True; legal: str"),
+        ({"device": None}, r"here: device is None; legal: str"),
+        ({"threat": {"eps": ["8/255"]}}, r"here: threat: eps is \['8/255'\]; legal: str"),
+        ({"threat": {"eps": True}}, r"here: threat: eps is True; legal: str"),
+        ({"density": True}, r"here: density is True; legal: float"),
+        ({"density": float("nan")}, r"here: density is nan; legal: float, finite"),
+        ({"density": "nan"}, r"here: density is 'nan'; legal: float, finite"),
+        ({"prune": {"lr": float("inf")}}, r"here: prune: lr is inf; legal: float, finite"),
+        ({"seed": True}, r"here: seed is True; legal: int"),
+        ({"seed": "2.5"}, r"here: seed is '2.5'; legal: int"),
+        ({"seed": float("inf")}, r"here: seed is inf; legal: int"),
+        ({"threads": False}, r"here: threads is False; legal: int"),
+        ({"data": {"folder": True}}, r"here: data: folder is True; legal: Path"),
+        ({"data": {"folder": ""}}, r"here: data: folder is ''; legal: Path"),
+        ({"objective": {"kappa": [1, 0.5, 0]}}, r"kappa is \[1, 0.5, 0\]; legal: a list of 2"),
+        ({"objective": {"kappa": [1]}}, r"here: objective: kappa is \[1\]; legal: a list of 2"),
+        ({"objective": {"kappa": [1, True]}}, r"here: objective: kappa is True; legal: float"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_legal(content: Any, message: str) -> None:
@@ -157,6 +176,8 @@ def test_a_wrong_setting_is_named_with_what_is_legal(content: Any, message: str)
         ({"densities": 0.1}, r"densities is 0.1; legal: a list"),
         ({"lrs": ["fast"]}, r"lrs is 'fast'; legal: float"),
         ({"base": {"density": {}}}, r"base: density is \{\}; legal: float"),
+        ({"seeds": [0, True]}, r"seeds is True; legal: int"),
+        ({"rows": {True: {"recipe": "hydra"}}}, r"rows is True; legal: str"),
     ],
 )
 def test_a_wrong_setting_of_a_comparison_is_named(content: Any, message: str) -> None:
@@ -170,6 +191,17 @@ def test_values_take_the_type_of_their_setting() -> None:
     assert config.data.folder == Path("images") and config.threads is None
     assert isinstance(config.density, float)
     assert build(RecipeConfig, {"exclude": ["a", "b"]}, where="here").exclude == ("a", "b")
+
+
+def test_numbers_may_be_written_as_text_and_text_as_numbers(tmp_path: Path) -> None:
+    text = "density: 1e-3\nseed: 1e2\nprune: {lr: '0.5'}\nthreat: {eps: 0.1}\nexclude: [0]\n"
+    assert isinstance(yaml.safe_load(text)["density"], str)  # what YAML makes of 1e-3
+    (tmp_path / "mine.yaml").write_text(text)
+    config = read_preset(tmp_path / "mine.yaml", HydraConfig)
+    assert (config.density, config.seed, config.prune.lr) == (0.001, 100, 0.5)
+    assert config.threat.build().eps == 0.1 and config.exclude == ("0",)
+    large = 2**62 + 1  # which no float holds
+    assert build(RecipeConfig, {"seed": large}, where="here").seed == large
 
 
 def test_what_a_preset_leaves_out_is_the_dataclass_default(tmp_path: Path) -> None:

@@ -168,3 +168,12 @@ def test_the_time_left_is_that_of_all_stages(
         now[0] += 3.0
         assert progress.left == pytest.approx(3.0 * 9)
     assert clock(3 * 86400 + 3723) == "3 d 1:02:03" and clock(59.6) == "0:01:00"
+
+
+def test_a_pattern_stands_in_the_place_of_the_density_that_it_replaces(
+    tmp_path: Path, at_workplace: Path, words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words("hydra", tmp_path / "out", "--pattern=2:4"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert ", pattern 2:4; measured on cpu" in printed and "density 0.3" not in printed
+    assert re.search(r"576 of +1,152\n.* 128 of +256\n", printed)  # two of every 4

@@ -1,6 +1,7 @@
 """What `evaluate` measures: the figures of a run's own report, and any checkpoint that is safe."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import robust_plugin
 from robust_plugin import IBP, ThreatModel
 from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import DataConfig, ThreatConfig
+from robust_plugin.recipes.config import DataConfig, ThreatConfig, build
 from robust_plugin.recipes.data import load_data, loader
-from robust_plugin.recipes.evaluate import EvaluateConfig, evaluate_network, of_run
+from robust_plugin.recipes.evaluate import evaluate_network
+from robust_plugin.recipes.evaluation_settings import EvaluateConfig, of_run
 from robust_plugin.recipes.models import build_model
 from robust_plugin.report import Report
 
@@ -153,7 +157,7 @@ def test_any_file_of_weights_gives_the_same_figures(kind: str, run: Path, tmp_pa
     else:
         torch.save(state if kind == "pt" else {"state_dict": state, "epoch": 3}, path)
     assert main(of_weights(path, f"--out={tmp_path / 'b.json'}")) == 0
-    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+    assert saved(tmp_path / "a.json") == saved(tmp_path / "b.json")
 
 
 def test_the_figures_are_those_of_the_core_on_the_test_points(run: Path, tmp_path: Path) -> None:
@@ -166,6 +170,70 @@ def test_the_figures_are_those_of_the_core_on_the_test_points(run: Path, tmp_pat
     right = (model(x).argmax(1) == y).tolist()
     assert list(saved(tmp_path / "a.json").flags["clean"]) == right
     assert saved(tmp_path / "a.json").n == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--attack=screen", "--steps=100"], "steps is 100, but only pgd takes steps, and attacks"),
+        (["--attack=screen", "--restarts=9"], "restarts is 9, but only pgd takes restarts"),
+        (["--attack=pgd", "--radii", "0.1", "0.2"], "radii is 0.1, 0.2, but only the security"),
+        (["--attack=pgd", "--journal=absent"], "journal is absent, but only AutoAttack and cascad"),
+        (["--attack=pgd", "--checks=0", "--parent=a.pt"], "parent is a.pt, but only the checks"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(
+    options: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), *options]) == 2
+    assert f"error: {message}" in _error(capsys)
+
+
+def test_a_run_whose_test_points_are_cut_is_evaluated_on_the_same_ones(
+    tmp_path: Path, words: Words, at_workplace: Path
+) -> None:
+    cut = ["--data.augmentation=resized-crop+flip", "--data.image-size=8"]
+    run, again = tmp_path / "run", tmp_path / "again.json"
+    assert main(words("magnitude", run, *cut)) == 0
+    assert main(["evaluate", str(run), "--attack=pgd", "--checks=0", f"--out={again}"]) == 0
+    content = json.loads((run / "report.json").read_text())["report"]
+    assert saved(again) == Report.from_json(json.dumps(content))
+    whole = load_data("folder", folder=Path("images"), validation=0.25, image_size=8).test
+    cut_points = load_data(
+        "folder",
+        folder=Path("images"),
+        validation=0.25,
+        image_size=8,
+        augmentation="resized-crop+flip",
+    ).test
+    assert not torch.equal(whole[0][0], cut_points[0][0])  # which points it is matters
+
+
+def test_a_report_keeps_the_settings_the_seed_and_the_versions(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation"
+    options = ["--attack=pgd", "--n=9", "--steps=2", "--seed=7", "--checks=0"]
+    assert main(["evaluate", str(run), *options, f"--out={out}"]) == 0
+    text = (out / "report.json").read_text()
+    made = json.loads(text)["evaluation"]
+    expected = dataclasses.replace(of_run(run), attacks=("pgd",), n=9, steps=2, seed=7, checks=0)
+    assert build(EvaluateConfig, made["settings"], where="report") == expected
+    assert made["versions"]["torch"] == torch.__version__
+    assert made["versions"]["robust_plugin"] == robust_plugin.__version__
+    assert made["versions"]["pyautoattack"] == metadata.version("pyautoattack")
+    report = Report.from_json(text)
+    assert report == evaluate_network(expected).report and report.n == 9
+    page = (out / "report.html").read_text()
+    assert f"the first 9; {report.threat}; seed 7; torch {torch.__version__}, robust_plugin" in page
+    assert "restarts: 2" in page and "steps: 2" in page  # the settings
+    assert main(["evaluate", str(run), *options, f"--out={tmp_path / 'a.json'}"]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["evaluation"] == made
+
+
+def test_a_runs_report_keeps_the_settings_and_the_versions(run: Path) -> None:
+    content = json.loads((run / "report.json").read_text())
+    config = json.loads((run / "config.json").read_text())
+    assert {"recipe": "HydraConfig", **content["settings"]} == config
+    assert content["versions"]["torch"] == torch.__version__
 
 
 class Bomb:
@@ -372,7 +440,7 @@ def test_bad_settings_of_evaluate(
         ([f"--out={taken}"], "is a file; give --out a folder"),
         (["--eps=-1"], "eps is '-1'"),
         (["--n=0"], "n is 0; legal: 1 to 32"),
-        (["--radii", "abc"], "eps is 'abc'"),
+        (["--attack=fab", "--radii", "abc"], "eps is 'abc'"),
         (["--threads=0"], "threads is 0; legal: 1 or more"),
         (["--checks=-3"], "checks is -3; legal: 0 or more"),
         ([f"--out={run}"], "is a run's own folder, whose report would be lost"),

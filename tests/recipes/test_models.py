@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin.recipes.models import NAMES, build_model, check_takes
+from robust_plugin.recipes.models import NAMES, build_model, check_takes, example_of
 from robust_plugin.recipes.networks import Normalize, resnet18, wide_resnet
 
 CIFAR = (3, 32, 32)
@@ -204,6 +204,18 @@ def test_torchvision_by_its_path() -> None:
 def test_a_users_mistake_is_named(name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build_model(name, classes=8, shape=(4, 1, 1))
+
+
+def test_the_example_is_random_the_same_each_time_and_draws_from_nobody() -> None:
+    before = torch.get_rng_state()
+    one = example_of((3, 4, 5))
+    torch.manual_seed(7)
+    two = example_of((3, 4, 5))
+    torch.set_rng_state(before)
+    assert torch.equal(one, two) and one.shape == (1, 3, 4, 5)
+    assert 0 <= one.min() < one.max() <= 1 and len(one.unique()) == 60
+    example_of((3, 4, 5))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

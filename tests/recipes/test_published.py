@@ -162,6 +162,18 @@ def test_other_settings_of_a_preset_are_named(tmp_path: Path) -> None:
     assert "era: published 48.7" in text and " for wrn-28-4" not in text
 
 
+def test_another_norm_is_named_whatever_its_radius(tmp_path: Path) -> None:
+    finished(tmp_path, eps="8/255")
+    threat = {"norm": "L2", "eps": "0.031"}
+    text = " ".join(beside("hydra", "hydra/cifar10-wrn28-4", tmp_path, threat=threat).split())
+    assert "era: published 54.2" in text and "L2 eps=0.031 for Linf eps=0.031" in text
+    # Certificates by smoothing are of L2.
+    smoothing = {"predictions": [1], "labels": [1], "radii": [0.5]}
+    finished(tmp_path, eps="8/255", smoothing=smoothing)
+    text = beside("hydra", "hydra/cifar10-smoothing", tmp_path)
+    assert "smoothed: published 60.7" in text and "for Linf" not in text
+
+
 def test_magnitude_has_all_epochs_in_one_phase(tmp_path: Path) -> None:
     finished(tmp_path, eps="8/255")
     text = " ".join(beside("magnitude", "hydra/cifar10-vgg16", tmp_path).split())

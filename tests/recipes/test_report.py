@@ -13,6 +13,7 @@ from robust_plugin import Report, ThreatModel, mcnemar, wilson_interval
 from robust_plugin.recipes.cells import Cell, mean_interval
 from robust_plugin.recipes.comparison_page import comparison_page
 from robust_plugin.recipes.differences import differences, paired_bootstrap
+from robust_plugin.recipes.page import page
 from robust_plugin.recipes.report import comparison_table, plot_curves, plot_densities, plot_kept
 
 
@@ -215,6 +216,18 @@ def test_the_page_of_a_comparison_needs_nothing_beside_it(tmp_path: Path, seeds:
     for plot in plots.values():
         with Image.open(plot) as image:
             assert min(image.size) > 200
+
+
+def test_the_page_of_an_evaluation_says_which_row_is_of_which_threat_model() -> None:
+    small, large = ThreatModel("Linf", 0.1), ThreatModel("Linf", 0.1, low=-1.0)
+    flags = {"clean": (True, True), "PGD-2": (True, False), "PGD-3": (False, False)}
+    one = Report((0, 1), flags, threats={"PGD-2": small, "PGD-3": small})
+    two = Report((0, 1), flags, threats={"PGD-2": small, "PGD-3": large})
+    told = page(one, title="one", about="")
+    assert "<td>PGD-2</td>" in told and "<td>PGD-3</td>" in told and "Settings" not in told
+    told = page(two, title="two", about="", settings={"seed": 3})
+    assert f"<td>PGD-2, {small}</td>" in told and f"<td>PGD-3, {large}</td>" in told
+    assert "<td>clean</td>" in told and "seed: 3" in told
 
 
 def test_no_gain_where_there_is_nothing_to_compare() -> None:

@@ -522,7 +522,6 @@ def finished(
         ("hydra", "--budget=flops", "budget was 'params' and is now 'flops'"),
         ("hydra", "--exclude=0", r"exclude was \[\] and is now \['0'\]"),
         ("harp", "--control=hinge", "control was 'held' and is now 'hinge'"),
-        ("harp", "--gamma-step=0.1", "gamma_step was 0.01 and is now 0.1"),
         ("harp", "--learn=rates", "learn was 'both' and is now 'rates'"),
         ("magnitude", "--rounds=2", "rounds was 1 and is now 2"),
     ],
