@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,18 @@ from robust_plugin.attachment import GroupMask, MaskedWeight, chain_of, masked_w
 from robust_plugin.masks import most_kept
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, replaced: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy of a network.
+
+    Args:
+        model: it is left as it is.
+        replaced: what stands in the copy for objects of the network, by their ``id``.
 
     Raises:
         ValueError: if it cannot be copied, with the reason.
     """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, replaced)
     except Exception as error:  # in as many ways as there are objects
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
@@ -181,8 +185,9 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
     )
     if wrong:
         raise ValueError(
-            f"the state does not fit {type(model).__name__}; {len(wrong)} names differ: "
-            f"{', '.join(_difference(name, expected, state) for name in wrong[:4])}. The state has "
+            f"the state does not fit {type(model).__name__}; these differ: "
+            f"{', '.join(_difference(name, expected, state) for name in wrong[:4])}"
+            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}. The state has "
             f"{_first(state)}; the model has {_first(expected)}."
         )
     with torch.no_grad():
@@ -192,10 +197,10 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
 
 def _difference(name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
     if name not in theirs:
-        return f"{name} is missing"
+        return f"{name} (missing)"
     if name not in ours:
-        return f"{name} is unknown"
-    return f"{name} has shape {tuple(theirs[name].shape)} for {tuple(ours[name].shape)}"
+        return f"{name} (unknown)"
+    return f"{name} (shape {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)})"
 
 
 def _first(state: Mapping[str, object]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attachment import masked_weights
-from robust_plugin.sparse_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
+from robust_plugin.dense import copied
+from robust_plugin.sparse_layers import (
+    SparseConv2d,
+    SparseLayer,
+    SparseLinear,
+    has_hooks,
+    with_layers,
+)
 
 # A Linear layer that keeps half its weights is slower in CSR on every machine tried.
 _MOST_KEPT = 0.3
@@ -121,7 +127,7 @@ def sparse(
     """
     _refuse(model)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    plain = copy.deepcopy(model).eval().requires_grad_(False)
+    plain = copied(model).eval().requires_grad_(False)
     with torch.no_grad():
         expected = plain(*inputs)
         if not isinstance(expected, Tensor):
@@ -187,6 +193,8 @@ def _trial(
     untimed = LayerTiming(name, kept, size, None, None, False, "")
     if type(layer) not in (nn.Linear, nn.Conv2d):
         return replace(untimed, reason=f"is a {type(layer).__name__}"), None
+    if has_hooks(layer):
+        return replace(untimed, reason="has hooks, which another layer would lose"), None
     if not inputs:
         return replace(untimed, reason="was not called in the forward pass"), None
     if kept > _MOST_KEPT * size:

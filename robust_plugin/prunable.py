@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -31,6 +32,11 @@ def refuse_wrapped(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"{name} has no shape yet; run one forward pass before attaching.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            f"model is a {type(model).__name__} of TorchScript, whose layers take no masks; give "
+            "the network that it was made from."
+        )
     kind = type(model).__name__
     fix = {
         "DistributedDataParallel": "model.module, and wrap it again after set_phase",
@@ -57,6 +63,17 @@ def refuse_masked(model: nn.Module) -> None:
                 f"layer {name!r} carries a mask or another parametrization; finalize the pruner, "
                 "or remove it, first: channels are cut from plain parameters."
             )
+        if isinstance(layer, tuple(_PRUNABLE)) and _made_by_a_hook(layer):
+            raise ValueError(
+                f"layer {name!r} has a weight that a hook makes (torch.nn.utils.weight_norm or "
+                "spectral_norm); remove that first, since a "
+                "network with it cannot be copied."
+            )
+
+
+def _made_by_a_hook(layer: nn.Module) -> bool:
+    hooked = isinstance(vars(layer).get("weight"), torch.Tensor)
+    return hooked and not parametrize.is_parametrized(layer)
 
 
 def refuse_tied(model: nn.Module, group: Group) -> None:

@@ -30,6 +30,7 @@ from robust_plugin.prunable import refuse_wrapped, warn_of_uncovered, weight_gro
 from robust_plugin.rates import Rates
 from robust_plugin.scores import Scores, initial_scores
 from robust_plugin.state import refuse_other, settings_of
+from robust_plugin.transformed import refuse_transformed
 
 # HARP, section 4: uniform rates start at 10 %, also where the target is below, and no layer's rate
 # falls under k_min = .1 k. Other rules give the rates of the target itself to start from: at 10 %
@@ -106,6 +107,7 @@ class Pruner:
                 warn_of_uncovered(model, found)
         else:
             found = check_groups(model, groups, exclude)
+        refuse_transformed(member for group in found for member in group.members)
         self.groups, self.left_dense = divisible(found, self.pattern)
         self.round_to = round_to
         self._plan = planner(

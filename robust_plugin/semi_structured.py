@@ -9,7 +9,7 @@ from torch import nn
 
 from robust_plugin.attachment import masked_weights
 from robust_plugin.masks import most_kept
-from robust_plugin.sparse_layers import with_layers
+from robust_plugin.sparse_layers import has_hooks, with_layers
 
 # What both of torch's kernels, cuSPARSELt and CUTLASS, take: numbers of 16 bits, rows in blocks of
 # 32 and columns in blocks of 64, on compute capability 8.0 and above.
@@ -54,6 +54,8 @@ def obstacle(layer: nn.Linear) -> str | None:
     rows, columns = layer.weight.shape
     if type(layer) is not nn.Linear:
         return f"is a {type(layer).__name__}"
+    if has_hooks(layer):
+        return "has hooks, which another layer would lose"
     if layer.weight.dtype not in _DTYPES:
         return f"is {layer.weight.dtype}; call model.half() or model.bfloat16()"
     if rows % _BLOCK[0] or columns % _BLOCK[1]:

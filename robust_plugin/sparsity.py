@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robust_plugin.dense import dense_names
 from robust_plugin.flops import multiply_adds
 from robust_plugin.prunable import prunable_members
+from robust_plugin.transformed import keeps_zeros
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def sparsity(
 ) -> Sparsity:
     """Count what a model keeps, while a pruner is attached or after it was finalized.
 
+    A layer that makes other weights of its zeros, such as a standardised convolution, keeps all.
+
     Args:
         model: any model.
         example_inputs: what one forward pass takes; then multiply-adds are counted too.
@@ -119,7 +122,7 @@ def sparsity(
                 member.name,
                 tuple(weight.shape),
                 weight.numel(),
-                int(weight.count_nonzero()),
+                int(weight.count_nonzero()) if keeps_zeros(member.layer) else weight.numel(),
                 0,
             ),
         )

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from robust_plugin import Budget, Group, HydraPruner, MagnitudePruner, Member, finalize
+from robust_plugin import Budget, Group, HarpPruner, HydraPruner, MagnitudePruner, Member, finalize
 from robust_plugin.axes import Axis, channel_group, layer_axes
 from robust_plugin.channels import count_terms, kept_entries, select
 from robust_plugin.flops import multiply_adds, total_multiply_adds
@@ -304,7 +304,15 @@ def test_uneven_entries_are_refused():
         channel_group("g", 2, [axis])
 
 
-@pytest.mark.parametrize("kind", ["erk", "lamp", "global", "dict"])
+def test_erk_is_refused_for_channels_which_have_no_shape():
+    """Of one number a channel it would be (n + 1) / n for each group, which is uniform."""
+    for prune in (MagnitudePruner, HydraPruner, HarpPruner):
+        with pytest.raises(ValueError, match="rates is 'erk'.* for channels legal are uniform"):
+            model = Wide(A, B, C)
+            prune(model, 0.5, groups=wide_groups(model), rates="erk")
+
+
+@pytest.mark.parametrize("kind", ["lamp", "global", "dict"])
 def test_given_rates_share_a_budget_of_channels(kind):
     model, x = Wide(A, B, C), torch.rand(1, 1, 8, 8)
     options = (

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+import robust_plugin
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, ThreatModel, checkpoint, pgd
 
 # A few steps do not take the hinge to its target, and it says so.
@@ -340,3 +341,30 @@ def test_what_json_cannot_hold_is_named_and_nothing_written(tmp_path, cnn):
     with pytest.raises(ValueError, match="there is no folder"):
         checkpoint.save(tmp_path / "absent" / "c.safetensors", model=model)
     assert not list(tmp_path.iterdir())
+
+
+class Extra(torch.nn.Linear):
+    def __init__(self, extra):
+        super().__init__(3, 2)
+        self.extra = extra
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+def test_extra_state_is_a_tensor_or_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(ValueError, match="_extra_state is a dict in the model"):
+        checkpoint.save(path, model=Extra({"scale": 2}))
+    assert not path.exists()
+    checkpoint.save(path, model=Extra(torch.tensor([5.0])))
+    other = Extra(torch.zeros(1))
+    checkpoint.load(path).restore(model=other)
+    assert other.extra.item() == 5.0
+    # Weights of a plain network go into one that has such a state.
+    plain, target = torch.nn.Linear(3, 2), Extra({"scale": 2})
+    robust_plugin.load_dense_state_dict(target, plain.state_dict())
+    assert torch.equal(target.weight, plain.weight) and target.extra == {"scale": 2}

@@ -93,3 +93,10 @@ def test_a_layer_used_twice():
     assert torch.equal(fresh(x), model(x))
     pruner.finalize()
     assert model[0] is model[2] and torch.equal(fresh(x), model(x))
+
+
+def test_a_state_under_other_names_is_told_with_both_names(cnn):
+    model = cnn()
+    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="The state has backbone.0.weight, .* the model has 0."):
+        load_dense_state_dict(model, state)

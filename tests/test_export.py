@@ -389,3 +389,52 @@ def test_two_four_on_cuda():
     torch.testing.assert_close(exported(x), model(x), rtol=1e-2, atol=1e-2)
     dense = dense_copy(exported)
     assert torch.equal(dense[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward", "pre-forward"])
+def test_a_layer_with_hooks_stays_as_it_is(kind):
+    """A CSR layer in its place would not have them: other outputs, or another backward pass."""
+    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU())
+    MagnitudePruner(model, density=0.01).finalize()
+    if kind == "forward":
+        model[0].register_forward_hook(lambda layer, args, out: 2 * out)
+    elif kind == "pre-forward":
+        model[0].register_forward_pre_hook(lambda layer, args: (args[0] + 1,))
+    else:
+        model[0].register_full_backward_hook(lambda layer, ins, outs: (3 * ins[0],))
+    x = torch.rand(8, 256)
+    fast, report = sparse(model, x)
+    assert [layer.reason for layer in report.layers] == [
+        "has hooks, which another layer would lose"
+    ]
+    found = []
+    for network in (model, fast):
+        leaf = x.clone().requires_grad_()
+        out = network(leaf)
+        found.append((out.detach(), torch.autograd.grad(out.sum(), leaf)[0]))
+    for wanted, ours in zip(*found, strict=True):
+        assert wanted.abs().max() > 0 and torch.equal(wanted, ours)
+
+
+class Uncopied(nn.Sequential):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("it holds a lock")
+
+
+def test_networks_that_cannot_be_copied_are_named(tmp_path):
+    from robust_plugin.adapters.onnx import export_onnx
+
+    normed = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.nn.utils.weight_norm(normed[0])
+    x = torch.rand(3, 8)
+    normed(x)  # the hook has made its weight, which has a graph
+    for model in (normed, Uncopied(nn.Linear(8, 2))):
+        for call in (
+            lambda model=model: sparse(model, x),
+            lambda model=model: export_onnx(model, tmp_path / "net.onnx", x),
+        ):
+            with pytest.raises(ValueError, match=r"cannot be copied: .*weight_norm and spectral"):
+                call()
+    assert list(tmp_path.iterdir()) == []

@@ -63,3 +63,14 @@ def test_bad_statistics_are_refused():
 
 def test_recipes_have_it_too():
     assert networks.Normalize is Normalize
+
+
+def test_tensors_and_arrays_are_numbers_too():
+    x = torch.rand(2, 3, 4, 4)
+    wanted = Normalize((0.5, 0.25, 0.125), (0.25, 0.5, 2.0))(x)
+    mean, std = torch.tensor([0.5, 0.25, 0.125]), torch.tensor([0.25, 0.5, 2.0])
+    for give in (lambda v: v, lambda v: v.numpy(), lambda v: v.tolist(), lambda v: v.view(3, 1)):
+        assert torch.equal(Normalize(give(mean), give(std))(x), wanted)
+    for wrong in (torch.tensor(0.5), torch.rand(3, 2), ["a", "b", "c"], None):
+        with pytest.raises(TypeError, match="one number a channel"):
+            Normalize(wrong, std)

@@ -669,3 +669,39 @@ def test_harp_from_rates_given_by_name(cnn, train):
     train(pruner, "prune")
     train(pruner, "finetune")
     assert pruner.kept == total
+
+
+def test_a_density_is_not_raised_nor_changed_after_the_end(cnn):
+    """A pruned weight is zero, so that no magnitude says which of them should come back."""
+    model = cnn()
+    pruner = MagnitudePruner(model, 0.2)
+    masks = [mask.mask.clone() for mask in pruner.masks]
+    with pytest.raises(ValueError, match="density is 0.5, and 0.2 is kept: .* Legal: at most 0.2"):
+        pruner.set_density(0.5)
+    assert all(torch.equal(m.mask, b) for m, b in zip(pruner.masks, masks, strict=True))
+    assert pruner.budget.density == 0.2
+    pruner.set_density(0.2)
+    pruner.set_density(0.1)
+    kept = pruner.kept
+    pruner.finalize()
+    with pytest.raises(ValueError, match="the pruner is finalized, so that no mask is left"):
+        pruner.set_density(0.05)
+    assert (
+        sum(int(layer.weight.count_nonzero()) for layer in (model[0], model[3], model[6])) == kept
+    )
+
+
+def test_the_state_of_a_finalized_pruner_is_refused_by_one_that_is_attached(cnn):
+    pruner = HydraPruner(cnn(), 0.2)
+    pruner.set_phase("prune")
+    pruner.set_phase("finetune")
+    pruner.finalize()
+    other = HydraPruner(cnn(), 0.2)
+    with pytest.raises(ValueError, match="of a pruner that was finalized, whose network"):
+        other.load_state_dict(pruner.state_dict())
+    assert other.phase == "attached"
+
+
+def test_torchscript_is_refused_with_what_to_give(cnn):
+    with pytest.raises(ValueError, match="of TorchScript, whose layers take no masks; give"):
+        MagnitudePruner(torch.jit.script(cnn()), 0.2)
