@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin import ranking, removal
+from robust_plugin.agreement import run, tensors_in
 from robust_plugin.axes import Axis, channel_group, layer_axes, placed
-from robust_plugin.cutting import History, removable, run, tensors_in
+from robust_plugin.cutting import History, removable
 from robust_plugin.groups import Group
 from robust_plugin.prunable import below, refuse_masked, refuse_tied, refuse_wrapped, unfrozen
 from robust_plugin.pruner import Pruner
@@ -49,8 +50,9 @@ def channel_groups(
     network the one without the channels (behind a BatchNorm, a filter of zeros is a constant).
 
     Channels that a norm or an attention mixes stay dense, with a warning that says so, and so do
-    those whose removal from a randomised copy is not what their mask does; the network's outputs
-    always do. The model itself is not touched.
+    those whose removal from a randomised copy is not what their mask does, on the example inputs
+    and on random ones, in evaluation and in training mode; the network's outputs always do. The
+    model itself is not touched.
 
     Args:
         model: without masks, bare (no DDP, no torch.compile); frozen or not.
