@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Examples in a random batch. In training mode a BatchNorm of two values is nearly a sign, which
-# rounding decides.
-_EVALUATED, _TRAINED = 2, 4
+# Examples in a random batch: a BatchNorm of two values is nearly a sign, which rounding decides.
+_EXAMPLES = 4
 _DROPOUT = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
     "feature_alpha_dropout",
@@ -41,24 +40,33 @@ class Trial:
 def trials(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Trial]:
     """Return the passes to compare a network's copies on; those in training mode come last.
 
-    The given inputs, random ones in evaluation mode, and the random ones in training mode. Left
-    out is what the network itself does not run on: a forward may check its inputs, or ask for
-    targets in training.
+    The given inputs, random ones in evaluation mode, and random ones in training mode where that
+    is not the same. Left out is what the network itself does not run on: a forward may check its
+    inputs, or ask for targets in training.
 
     Args:
         model: the network; it is left as it is.
         inputs: what one forward pass takes, batch dimension first.
     """
     found = [Trial(inputs)]
-    for trial in (
-        Trial(random_like(inputs, _EVALUATED)),
-        Trial(random_like(inputs, _TRAINED), training=True),
-    ):
+    evaluated = Trial(random_like(inputs, 1))
+    trained = Trial(evaluated.inputs, training=True)
+    several = Trial(random_like(inputs, _EXAMPLES), training=True)
+    try:
+        expected = outputs(copy.deepcopy(model), evaluated)
+        found.append(evaluated)
+    except Exception:  # the network itself, whole, does not run there: nothing to compare
+        expected = []
+    try:
+        alike = relative_difference(expected, outputs(copy.deepcopy(model), trained)) == 0
+    except Exception:  # a BatchNorm of one value, or another number of outputs
+        alike = False
+    if not alike:
         try:
-            outputs(copy.deepcopy(model), trial)
-        except Exception:  # the network itself, whole, does not run there: nothing to compare
-            continue
-        found.append(trial)
+            outputs(copy.deepcopy(model), several)
+            found.append(several)
+        except Exception:  # again nothing to compare
+            return found
     return found
 
 
