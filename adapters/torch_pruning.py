@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin import ranking, removal
+from robust_plugin.agreement import run, tensors_in
 from robust_plugin.axes import Axis, channel_group, layer_axes, placed
-from robust_plugin.cutting import History, removable, run, tensors_in
+from robust_plugin.cutting import History, removable
 from robust_plugin.groups import Group
 from robust_plugin.prunable import below, refuse_masked, refuse_tied, refuse_wrapped, unfrozen
 from robust_plugin.pruner import Pruner
+from robust_plugin.reach import warn_of_unseen
 from robust_plugin.removal import Removed, save
 
 try:
@@ -49,8 +51,10 @@ def channel_groups(
     network the one without the channels (behind a BatchNorm, a filter of zeros is a constant).
 
     Channels that a norm or an attention mixes stay dense, with a warning that says so, and so do
-    those whose removal from a randomised copy is not what their mask does; the network's outputs
-    always do. The model itself is not touched.
+    those whose removal from a randomised copy is not what their mask does, on the example inputs
+    and on random ones, in evaluation and in training mode; the network's outputs always do. Layers
+    that no trace sees, such as a head that runs in training only, are named in a warning. The
+    model itself is not touched.
 
     Args:
         model: without masks, bare (no DDP, no torch.compile); frozen or not.
@@ -67,6 +71,8 @@ def channel_groups(
     spared = below(modules, ignored)
     inputs = _tuple(example_inputs)
     graph = _trace(copy.deepcopy(model), inputs)
+    seen = [graph._module2name[m] for m in graph.module2node if m in graph._module2name]
+    warn_of_unseen(model, inputs, seen, spared)
     candidates: list[Group] = []
     refused: dict[str, str] = {}
     for coupled in graph.get_all_groups(root_module_types=_ROOTS):

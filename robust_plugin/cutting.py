@@ -9,17 +9,23 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from contextlib import contextmanager
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.agreement import Trial, doubled, outputs, relative_difference, trials
 from robust_plugin.channels import kept_entries, select
 from robust_plugin.groups import Group
 
 # (layer, True for its output channels, the channels that go), in the order they went.
 History = Sequence[tuple[str, bool, Sequence[int]]]
 Replay = Callable[[nn.Module, tuple[Tensor, ...], History], None]
+
+# What masks keep of each group when its removal is tried: what is wrong may show in some only.
+_SHARES = (0.5, 0.25, 0.9)
 
 
 def cut(
@@ -65,7 +71,8 @@ def removable(
 ) -> tuple[Group, ...]:
     """Return the groups whose removal, on a randomised copy, is what their mask does.
 
-    Others are left out with a warning.
+    Tried with several masks, on the given inputs and on random ones, in evaluation and in training
+    mode. Others are left out with a warning.
 
     Args:
         model: without masks.
@@ -78,17 +85,21 @@ def removable(
         ValueError: if none is left, with the reasons, or groups can be removed each, but not
             together.
     """
-    trial, inputs = _randomised(model, inputs)
-    reasons: dict[str, str | None] = {}
-    if groups and _wrong(trial, inputs, groups, replay) is not None:
-        reasons = {group.name: _wrong(trial, inputs, [group], replay) for group in groups}
-    found = tuple(group for group in groups if reasons.get(group.name) is None)
-    if reasons and found and (together := _wrong(trial, inputs, found, replay)) is not None:
-        raise ValueError(
-            f"each group of {type(model).__name__} can be removed, but not all together: "
-            f"{together}; name some of their producers in ignored."
-        )
-    dense = {name: reason for name, reason in reasons.items() if reason is not None} | dict(refused)
+    trial, inputs = doubled(_randomised(model), inputs)
+    passes = trials(trial, inputs)
+    evaluated = [each for each in passes if not each.training][-1]
+    first, *others = _SHARES
+    found, reasons = tuple(groups), dict[str, str]()
+    for share, tried in [(first, each) for each in passes] + [(each, evaluated) for each in others]:
+        wrong = partial(_wrong, trial, inputs, tried, share=share, replay=replay)
+        reasons |= _culprits(found, wrong)
+        found = tuple(group for group in groups if group.name not in reasons)
+        if reasons and found and (together := wrong(found)) is not None:
+            raise ValueError(
+                f"each group of {type(model).__name__} can be removed, but not all together: "
+                f"{together}; name some of their producers in ignored."
+            )
+    dense = reasons | dict(refused)
     listed = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:4])
     if not found:
         raise ValueError(
@@ -104,21 +115,74 @@ def removable(
     return found
 
 
+def _culprits(
+    groups: Sequence[Group], wrong: Callable[[Sequence[Group]], str | None]
+) -> dict[str, str]:
+    """Return what is wrong with single groups, by halves: most networks have few, or none."""
+    reason = wrong(groups) if groups else None
+    if reason is None:
+        return {}
+    if len(groups) == 1:
+        return {groups[0].name: reason}
+    half = len(groups) // 2
+    return _culprits(groups[:half], wrong) | _culprits(groups[half:], wrong)
+
+
 def _wrong(
-    model: nn.Module, inputs: tuple[Tensor, ...], groups: Sequence[Group], replay: Replay
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    trial: Trial,
+    groups: Sequence[Group],
+    *,
+    share: float,
+    replay: Replay,
 ) -> str | None:
-    """Remove half of the units; say what is wrong with the network that is left, if anything."""
-    generator = torch.Generator().manual_seed(0)
-    masks = [torch.randperm(group.size, generator=generator) < group.size // 2 for group in groups]
+    """Keep a share of the units; say what is wrong with the network that is left, if anything."""
+    generator = torch.Generator().manual_seed(round(100 * share))
+    masks = [
+        torch.randperm(group.size, generator=generator) < max(1, int(share * group.size))
+        for group in groups
+    ]
     try:
         small, _ = cut(model, inputs, groups, masks, replay)
-        expected = outputs(_masked(model, groups, masks), inputs)
-        difference = relative_difference(expected, outputs(small, inputs))
     except Exception as error:  # a network cut in the wrong place fails in any way it likes
-        return f"without them the network does not run ({error})"
+        return f"they cannot be cut ({error})"
+    mode = " in training mode" if trial.training else ""
+    with _failing(small) as entered:
+        try:
+            found = outputs(small, trial)
+        except Exception as error:
+            return f"without them {entered[-1]} does not run{mode} ({error})"
+    expected = outputs(_masked(model, groups, masks), trial)
+    difference = relative_difference(expected, found)
     if difference > torch.finfo(expected[0].dtype).eps ** 0.4:  # 5e-7 in float64
-        return "something between mixes the channels: their removal is not what their mask does"
+        return (
+            f"something between mixes the channels{mode}: their removal is not what their mask does"
+        )
     return None
+
+
+@contextmanager
+def _failing(model: nn.Module) -> Iterator[list[str]]:
+    """Give a list whose last entry is the layer that runs, or where a pass has failed."""
+    entered = ["the network"]
+
+    def enter(name: str, *_: object) -> None:
+        entered.append(name)
+
+    def leave(*_: object) -> None:
+        entered.pop()
+
+    hooks = []
+    for name, layer in model.named_modules():
+        if name:
+            hooks.append(layer.register_forward_pre_hook(partial(enter, name)))
+            hooks.append(layer.register_forward_hook(leave))
+    try:
+        yield entered
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _masked(model: nn.Module, groups: Sequence[Group], masks: Sequence[Tensor]) -> nn.Module:
@@ -131,10 +195,8 @@ def _masked(model: nn.Module, groups: Sequence[Group], masks: Sequence[Tensor]) 
     return masked
 
 
-def _randomised(
-    model: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return a copy, in float64 if it runs, with values that hide nothing.
+def _randomised(model: nn.Module) -> nn.Module:
+    """Return a copy with values that hide nothing.
 
     Norms and scales start at 0, 1 or 1e-6, where many a mixing of channels does not show.
     """
@@ -149,63 +211,4 @@ def _randomised(
         else:
             value = 0.5 + torch.rand(tensor.shape, generator=generator)
         tensor.data.copy_(value)
-    doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    try:
-        double = copy.deepcopy(trial).double()
-        outputs(double, doubled)
-    except Exception:  # a forward that fixes its dtype, a device without float64
-        return trial, inputs
-    return double, doubled
-
-
-def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return ``outputs``, or say that the inputs are not what the forward takes.
-
-    Raises:
-        ValueError: with the forward's own error, or if it returns nothing to compare.
-    """
-    try:
-        out = outputs(model, inputs)
-    except Exception as error:
-        raise ValueError(
-            f"{type(model).__name__} does not run on example_inputs of shapes "
-            f"{[tuple(x.shape) for x in inputs]}; give what its forward takes, several inputs as "
-            f"a tuple: {error}"
-        ) from error
-    if not out:
-        raise ValueError(
-            f"{type(model).__name__} returns no floating-point tensors, bare or in tuples, lists "
-            "and dicts; wrap it in a module that does."
-        )
-    return out
-
-
-def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return all output tensors in evaluation mode; for copies, whose mode it sets."""
-    with torch.no_grad():
-        return list(tensors_in(model.eval()(*inputs)))
-
-
-def tensors_in(out: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of whatever a forward returns."""
-    if isinstance(out, Tensor):
-        if out.is_floating_point():
-            yield out
-    elif isinstance(out, Mapping):
-        for value in out.values():
-            yield from tensors_in(value)
-    elif isinstance(out, Sequence) and not isinstance(out, str):
-        for value in out:
-            yield from tensors_in(value)
-
-
-def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Return max |expected - found| / max |expected|, the worst of several outputs."""
-    worst = 0.0
-    for one, other in zip(expected, found, strict=True):
-        if one.shape != other.shape:
-            return float("inf")
-        scale = one.double().abs().max().clamp(min=1e-30)
-        apart = (one.double() - other.double()).abs().max() / scale
-        worst = max(worst, float(apart.nan_to_num(float("inf"))))
-    return worst
+    return trial

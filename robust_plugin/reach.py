@@ -1,0 +1,79 @@
+"""Which layers forward passes run, and which of them stay out of a trace of the network."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Collection
+from functools import partial
+
+from torch import Tensor, nn
+
+from robust_plugin.agreement import outputs, trials
+from robust_plugin.flops import multiply_adds
+from robust_plugin.prunable import prunable_members
+
+
+def warn_of_unseen(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    seen: Collection[str],
+    ignored: Collection[nn.Module],
+) -> None:
+    """Warn of layers that a trace of the network has not: they stay dense, or are never checked.
+
+    Args:
+        model: without masks; it is left as it is.
+        inputs: of one forward pass.
+        seen: names of the layers in the trace.
+        ignored: layers that the caller knows of.
+    """
+    known = set(ignored)
+    for layer in model.modules():
+        if isinstance(layer, nn.MultiheadAttention):  # reads out_proj's weight, calls no layer
+            known.update(layer.modules())
+    unseen = {
+        member.layer_name
+        for member in prunable_members(model)
+        if member.layer_name not in seen and member.layer not in known
+    }
+    if not unseen:
+        return
+    running = _running(model, inputs)
+    outside, never = sorted(unseen & running), sorted(unseen - running)
+    if outside:
+        warnings.warn(
+            f"{_listed(outside)} run outside the graph that is traced, in training mode only or "
+            "without gradients, and stay dense, as the channels that they read do. Name them in "
+            "ignored to say that you know.",
+            stacklevel=3,
+        )
+    if never:
+        warnings.warn(
+            f"{_listed(never)} never ran on example_inputs, in evaluation or in training mode, and "
+            "stay dense. If they read channels that are removed, they fail when they run: give "
+            "example_inputs that reach them, or name in ignored the layers that make what they "
+            "read; name them there too to say that you know.",
+            stacklevel=3,
+        )
+
+
+def _running(model: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
+    """Return the names of layers that run in evaluation or in training mode."""
+    trial = copy.deepcopy(model)
+    found = {name for name, _ in multiply_adds(trial, inputs)}
+    for name, layer in trial.named_modules():
+        layer.register_forward_pre_hook(partial(_note, found, name))
+    for each in trials(model, inputs):
+        if each.training:
+            outputs(trial, each)
+    return found
+
+
+def _note(found: set[str], name: str, *_: object) -> None:
+    found.add(name)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 4} others" if len(names) > 4 else ""
+    return f"layers {', '.join(names[:4])}{more}"

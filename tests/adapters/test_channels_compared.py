@@ -1,0 +1,166 @@
+"""What an example alone, or evaluation alone, does not show: mixing, and branches not traced."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from robust_plugin import Group, MagnitudePruner, Member, finalize
+from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
+
+
+def halved(model, groups, x):
+    """Remove half of every group's channels, by the size of the weights."""
+    pruner = MagnitudePruner(model, 0.5, budget="channels", groups=groups, example_inputs=x)
+    return remove_channels(pruner, x)
+
+
+class Mixing(nn.Module):
+    """Zero at zero, and each pixel's channels have norm 1; in training only where it says so."""
+
+    def __init__(self, training_only: bool) -> None:
+        super().__init__()
+        self.training_only = training_only
+        self.first = nn.Conv2d(3, 8, 3, bias=False)
+        self.second = nn.Conv2d(8, 8, 3, bias=False)
+        self.head = nn.Linear(8, 5, bias=False)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.training or not self.training_only:
+            x = F.normalize(x, dim=1)
+        return self.head(F.relu(self.second(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("training_only", [False, True])
+def test_what_mixes_channels_is_found_from_an_example_of_zeros(training_only):
+    model, x = Mixing(training_only), torch.zeros(1, 3, 12, 12)
+    mode = " in training mode" if training_only else ""
+    with pytest.warns(UserWarning, match=f"first: something between mixes the channels{mode}:"):
+        groups = channel_groups(model, x)
+    assert [group.name for group in groups] == ["second"]
+    small = halved(model, groups, x).model
+    images = torch.rand(4, 3, 12, 12)
+    for mode in (True, False):
+        assert torch.allclose(model.train(mode)(images), small.train(mode)(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("training_only", [False, True])
+def test_removal_itself_is_compared_on_more_than_zeros(training_only):
+    """With groups of somebody's own, nothing else stands between the network and a wrong one."""
+    model = Mixing(training_only)
+    reads = Member(model.second, "second", "weight", 1)
+    makes = Member(model.first, "first", "weight", 0)
+    pruner = MagnitudePruner(model, 0.5, groups=[Group((reads,), 8, "first", (makes,))])
+    mode = "training" if training_only else "evaluation"
+    with pytest.raises(ValueError, match=f"differs from the masked one by .* in {mode} mode"):
+        remove_channels(pruner, torch.zeros(1, 3, 12, 12))
+
+
+class Random(nn.Module):
+    """Dropout by module and by function, and noise, between channels that go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.drop, self.second = nn.Dropout2d(0.5), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.drop(self.norm(self.first(x)))
+        if self.training:
+            x = x + torch.randn_like(x)
+            x = x * torch.empty(len(x), 1, 1, 1).bernoulli_(0.5)
+        x = F.dropout(F.relu(self.second(x)), 0.3, self.training)
+        return self.head(x.mean((2, 3)))
+
+
+def test_random_layers_do_not_keep_channels_from_going():
+    model, x = Random().train(), torch.zeros(1, 3, 12, 12)
+    state = torch.get_rng_state()
+    groups = channel_groups(model, x)
+    assert [group.name for group in groups] == ["first", "second"]
+    assert torch.equal(torch.get_rng_state(), state)
+    before = copy.deepcopy(model.state_dict())
+    removed = halved(model, groups, x)
+    assert removed.counts == {"first": 4, "second": 4} and removed.difference < 1e-6
+    assert torch.equal(model.norm.running_mean, before["norm.running_mean"])
+    images = torch.rand(4, 3, 12, 12)
+    assert torch.allclose(model.eval()(images), removed.model.eval()(images), atol=1e-6)
+
+
+class Branching(nn.Module):
+    """A side branch that reads what the trunk reads, in one of the ways a trace does not see."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head, self.side, self.exit = nn.Linear(8, 5), nn.Conv2d(8, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x, early=False):
+        x = torch.relu(self.first(x))
+        if early:
+            return self.exit(self.side(x).mean((2, 3)))
+        out = self.head(torch.relu(self.second(x)).mean((2, 3)))
+        if self.kind == "auxiliary" and self.training:
+            return out, self.exit(self.side(x).mean((2, 3)))
+        if self.kind == "no_grad":
+            with torch.no_grad():
+                side = self.exit(self.side(x).mean((2, 3)))
+            out = out + side
+        return out
+
+
+@pytest.mark.parametrize("kind", ["auxiliary", "no_grad"])
+def test_a_branch_outside_the_trace_keeps_what_it_reads(kind):
+    model, x = Branching(kind).eval(), torch.rand(1, 3, 12, 12)
+    with pytest.warns(UserWarning) as caught:
+        groups = channel_groups(model, x)
+    said = [str(each.message) for each in caught]
+    assert any("layers exit, side run outside the graph" in each for each in said)
+    mode = " in training mode" if kind == "auxiliary" else ""
+    assert any(f"first: without them side does not run{mode} (" in each for each in said)
+    assert [group.name for group in groups] == ["second"]
+    small = halved(model, groups, x).model
+    assert small.second.out_channels == 4
+    images = torch.rand(4, 3, 12, 12)
+    for training in (True, False):
+        wanted, found = model.train(training)(images), small.train(training)(images)
+        for one, other in zip(wanted, found, strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_layers_that_never_run_are_named():
+    model, x = Branching("early").eval(), torch.rand(1, 3, 12, 12)
+    with pytest.warns(UserWarning, match="layers exit, side never ran on example_inputs"):
+        groups = channel_groups(model, x)
+    assert [group.name for group in groups] == ["first", "second"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what the warning says to do is heard
+        groups = channel_groups(model, x, ignored=["first", "side", "exit"])
+    small = halved(model, groups, x).model
+    images = torch.rand(4, 3, 12, 12)
+    for early in (True, False):
+        assert torch.allclose(model(images, early), small(images, early), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_auxiliary_heads_of_googlenet_run_on_after_removal():
+    torch.manual_seed(0)
+    model = torchvision.models.googlenet(
+        num_classes=10, aux_logits=True, init_weights=False, dropout=0.0, dropout_aux=0.0
+    ).eval()
+    x = torch.zeros(1, 3, 64, 64)
+    with pytest.warns(UserWarning, match=r"aux1.conv.conv does not run in training mode"):
+        groups = channel_groups(model, x)
+    small = halved(model, groups, x).model.double().train()
+    masked = copy.deepcopy(model)
+    finalize(masked)
+    masked, images = masked.double().train(), torch.rand(4, 3, 64, 64, dtype=torch.float64)
+    for one, other in zip(masked(images), small(images), strict=True):
+        assert torch.allclose(one, other, rtol=1e-6, atol=1e-8)
