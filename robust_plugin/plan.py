@@ -15,7 +15,7 @@ from robust_plugin.flops import multiply_adds
 from robust_plugin.groups import Group
 from robust_plugin.masks import Pattern
 from robust_plugin.patterns import PatternBudget
-from robust_plugin.rates import Rates, initial_rates
+from robust_plugin.rates import Rates, erk, initial_rates
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,11 @@ def plan(
         if not bool(weight.isfinite().all()):
             raise ValueError(f"the weights of {name} are not finite, so nothing ranks them.")
     _refuse_twice(density, rates, pattern)
+    if rates in ("erk", erk) and any(group.channels for group in groups):
+        raise ValueError(
+            "rates is 'erk', which follows the shapes of weights; for channels legal are uniform, "
+            "lamp and global."
+        )
     dense, costs = _dense_budget(groups, multiply_adds, terms, steps)
     rated = partial(initial_rates, rates, names, weights, costs)
     if _implied(rates, pattern):

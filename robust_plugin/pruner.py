@@ -290,15 +290,27 @@ class Pruner:
         pruned before ranks last.
 
         Raises:
-            ValueError: if something is learned, a pattern is set, or the density is outside
-                (0, 1].
+            ValueError: if something is learned, a pattern is set, the pruner is finalized, or the
+                density is outside (0, 1] or larger than the present one: what was pruned is zero,
+                so that nothing says which of it should come back.
         """
         if self.learn or self.pattern is not None:
             raise ValueError(
                 f"{type(self).__name__} cannot change its density on the way; iterative pruning "
                 "is MagnitudePruner's, without a pattern."
             )
+        if self.phase == "finalized":
+            raise ValueError(
+                "the pruner is finalized, and its masks are gone; attach another pruner to prune "
+                "further."
+            )
         planned = self._plan(density)
+        if density > self.budget.density and self.kept < self.budget.full:
+            raise ValueError(
+                f"density is {density:g}, above the present {self.budget.density:g}; legal: at "
+                "most that. Pruned weights are zero, so that nothing ranks them to come back; "
+                "attach a pruner of that density to the unpruned network."
+            )
         self.budget = planned.budget
         for group, mask, count in zip(self.groups, self.masks, planned.counts, strict=True):
             mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))

@@ -14,6 +14,7 @@ from robust_plugin import Budget, Group, HydraPruner, MagnitudePruner, Member, f
 from robust_plugin.axes import Axis, channel_group, layer_axes
 from robust_plugin.channels import count_terms, kept_entries, select
 from robust_plugin.flops import multiply_adds, total_multiply_adds
+from robust_plugin.rates import erk
 
 
 class Wide(nn.Module):
@@ -304,7 +305,7 @@ def test_uneven_entries_are_refused():
         channel_group("g", 2, [axis])
 
 
-@pytest.mark.parametrize("kind", ["erk", "lamp", "global", "dict"])
+@pytest.mark.parametrize("kind", ["uniform", "lamp", "global", "dict"])
 def test_given_rates_share_a_budget_of_channels(kind):
     model, x = Wide(A, B, C), torch.rand(1, 1, 8, 8)
     options = (
@@ -319,6 +320,22 @@ def test_given_rates_share_a_budget_of_channels(kind):
         assert counts == [2, 6, 1] and pruner.budget.total == pruner.kept
     else:
         assert pruner.kept <= 0.6 * sizes(Wide(A, B, C))[1]
+
+
+@pytest.mark.parametrize("rates", ["erk", erk])
+def test_rates_by_the_shapes_of_weights_are_refused(rates):
+    """Scores of n channels have the shape [n, 1], of which ERK made the same rate for all."""
+    model, x = Wide(A, B, C), torch.rand(1, 1, 8, 8)
+    for pruner in (MagnitudePruner, HydraPruner):
+        with pytest.raises(ValueError, match="rates is 'erk'.*legal are uniform, lamp and global"):
+            pruner(model, 0.5, rates=rates, groups=wide_groups(model), example_inputs=x)
+    kept = {}
+    for name in ("uniform", "lamp", "global"):
+        torch.manual_seed(0)
+        fresh = Wide(A, B, C)
+        pruner = MagnitudePruner(fresh, 0.5, rates=name, groups=wide_groups(fresh))
+        kept[name] = [int(mask.kept) for mask in pruner.masks]
+    assert kept["lamp"] != kept["uniform"] != kept["global"]
 
 
 def test_iterative_pruning_of_channels():

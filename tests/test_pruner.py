@@ -1,3 +1,4 @@
+import copy
 import math
 import warnings
 
@@ -190,6 +191,32 @@ def test_iterative_magnitude_prunes_what_is_smallest_now(cnn, batch, attach, tra
             learned.set_density(0.1)
     with pytest.raises(ValueError, match="density is 0; legal"):
         pruner.set_density(0)
+
+
+def test_a_density_that_cannot_be_reached_is_refused(cnn):
+    """Upwards the masks would keep zeros by their index; after finalize there are no masks."""
+    model = cnn()
+    pruner = MagnitudePruner(model, 0.3)
+    before = [mask.mask.clone() for mask in pruner.masks]
+    with pytest.raises(ValueError, match="density is 0.6, above the present 0.3; legal: at most"):
+        pruner.set_density(0.6)
+    assert all(torch.equal(m.mask, b) for m, b in zip(pruner.masks, before, strict=True))
+    assert pruner.budget.density == 0.3
+    pruner.set_density(0.3)
+    assert all(torch.equal(m.mask, b) for m, b in zip(pruner.masks, before, strict=True))
+    pruner.finalize()
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="the pruner is finalized, and its masks are gone"):
+        pruner.set_density(0.1)
+    assert pruner.kept == sum(int(model[i].weight.count_nonzero()) for i in (0, 3, 6))
+    assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
+
+
+def test_a_density_that_has_pruned_nothing_may_rise():
+    pruner = MagnitudePruner(nn.Linear(4, 4), 0.95)
+    assert pruner.kept == 16  # int(.05 * 16) is none
+    pruner.set_density(0.99)
+    assert pruner.kept == 16 and pruner.budget.density == 0.99
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "hydra"])
