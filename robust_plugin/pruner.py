@@ -23,6 +23,7 @@ from robust_plugin.control import densities as rate_densities
 from robust_plugin.following import Following, check_holds, check_ranks, warn_of_decay
 from robust_plugin.groups import Group, check_groups, divisible
 from robust_plugin.masks import parse_pattern
+from robust_plugin.own_forward import refuse_transformed
 from robust_plugin.patterns import check_learns_rates
 from robust_plugin.phases import Learnable, Phase, check_order, nothing_learned, train_only
 from robust_plugin.plan import Plan, planner
@@ -107,6 +108,7 @@ class Pruner:
         else:
             found = check_groups(model, groups, exclude)
         self.groups, self.left_dense = divisible(found, self.pattern)
+        refuse_transformed(self.groups)
         self.round_to = round_to
         self._plan = planner(
             model,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robust_plugin.dense import dense_names
 from robust_plugin.flops import multiply_adds
+from robust_plugin.own_forward import obstacle
 from robust_plugin.prunable import prunable_members
 
 
@@ -15,7 +16,8 @@ from robust_plugin.prunable import prunable_members
 class LayerSparsity:
     """One prunable weight: how many of its entries are not zero, and what they compute.
 
-    ``multiply_adds`` is of one dense entry and one example; 0 where nothing was traced.
+    ``kept`` is all of them where the layer computes with other weights, in which zeros are not
+    zero. ``multiply_adds`` is of one dense entry and one example; 0 where nothing was traced.
     """
 
     name: str
@@ -33,11 +35,14 @@ class Sparsity:
         layers: the prunable weights.
         parameters: of the whole model, biases and norms included.
         uncovered: other parameters of two or more dimensions, by name, with their sizes.
+        transformed: weights that hold zeros and count as dense, since the layer's own forward
+            makes other weights of them (weight standardisation), or cannot be watched.
     """
 
     layers: tuple[LayerSparsity, ...]
     parameters: int
     uncovered: tuple[tuple[str, int], ...]
+    transformed: tuple[str, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -77,6 +82,9 @@ class Sparsity:
         if self.uncovered:
             names = ", ".join(f"{name} ({size:,})" for name, size in self.uncovered)
             lines.append(f"not covered, dense: {names}")
+        if self.transformed:
+            names = ", ".join(self.transformed)
+            lines.append(f"zeros that the layer's own forward computes with, dense: {names}")
         return "\n".join(lines)
 
 
@@ -109,17 +117,22 @@ def sparsity(
     parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
     # By the parameter: a tied weight is stored once, under its first name, and works for all.
     layers: dict[Tensor, LayerSparsity] = {}
+    transformed: list[str] = []
     for member in prunable_members(model):
         weight = member.weight
         stored = parameters.get(member.name, weight)  # torch's own prune makes it in a hook
         before = layers[stored].multiply_adds if stored in layers else 0
+        kept = int(weight.count_nonzero())
+        if kept < weight.numel() and obstacle(member.layer) is not None:
+            transformed.append(member.name)
+            kept = weight.numel()
         layers.setdefault(
             stored,
             LayerSparsity(
                 member.name,
                 tuple(weight.shape),
                 weight.numel(),
-                int(weight.count_nonzero()),
+                kept,
                 0,
             ),
         )
@@ -131,4 +144,5 @@ def sparsity(
     uncovered = tuple(
         (name, p.numel()) for p, name in reversed(names.items()) if p.dim() >= 2 and p not in layers
     )
-    return Sparsity(tuple(layers.values()), sum(p.numel() for p in names), uncovered)
+    total = sum(p.numel() for p in names)
+    return Sparsity(tuple(layers.values()), total, uncovered, tuple(transformed))
