@@ -15,7 +15,7 @@ from robust_plugin.flops import multiply_adds
 from robust_plugin.groups import Group
 from robust_plugin.masks import Pattern
 from robust_plugin.patterns import PatternBudget
-from robust_plugin.rates import Rates, initial_rates
+from robust_plugin.rates import Rates, erk, initial_rates
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def plan(
         ValueError: naming the value and what is legal.
     """
     steps = block_sizes(groups, round_to)
-    if rates == "erk" and any(group.channels for group in groups):
+    if rates in ("erk", erk) and any(group.channels for group in groups):
         raise ValueError(
             "rates is 'erk', which follows the shapes of weights, and a channel has none; for "
             "channels legal are uniform, lamp, global, a function, or a dict of densities."

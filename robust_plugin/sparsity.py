@@ -34,11 +34,14 @@ class Sparsity:
         layers: the prunable weights.
         parameters: of the whole model, biases and norms included.
         uncovered: other parameters of two or more dimensions, by name, with their sizes.
+        transformed: weights with zeros of which the layer makes other weights (it standardises
+            them, say), so that they count as dense.
     """
 
     layers: tuple[LayerSparsity, ...]
     parameters: int
     uncovered: tuple[tuple[str, int], ...]
+    transformed: tuple[str, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -78,6 +81,9 @@ class Sparsity:
         if self.uncovered:
             names = ", ".join(f"{name} ({size:,})" for name, size in self.uncovered)
             lines.append(f"not covered, dense: {names}")
+        if self.transformed:
+            names = ", ".join(self.transformed)
+            lines.append(f"computed with other weights than the zeros stored, dense: {names}")
         return "\n".join(lines)
 
 
@@ -112,17 +118,22 @@ def sparsity(
     parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
     # By the parameter: a tied weight is stored once, under its first name, and works for all.
     layers: dict[Tensor, LayerSparsity] = {}
+    transformed: list[str] = []
     for member in prunable_members(model):
         weight = member.weight
         stored = parameters.get(member.name, weight)  # torch's own prune makes it in a hook
         before = layers[stored].multiply_adds if stored in layers else 0
+        kept = int(weight.count_nonzero())
+        if kept < weight.numel() and keeps_zeros(member.layer) is False:
+            transformed.append(member.name)
+            kept = weight.numel()
         layers.setdefault(
             stored,
             LayerSparsity(
                 member.name,
                 tuple(weight.shape),
                 weight.numel(),
-                int(weight.count_nonzero()) if keeps_zeros(member.layer) else weight.numel(),
+                kept,
                 0,
             ),
         )
@@ -134,4 +145,5 @@ def sparsity(
     uncovered = tuple(
         (name, p.numel()) for p, name in reversed(names.items()) if p.dim() >= 2 and p not in layers
     )
-    return Sparsity(tuple(layers.values()), sum(p.numel() for p in names), uncovered)
+    parameters_in_all = sum(p.numel() for p in names)
+    return Sparsity(tuple(layers.values()), parameters_in_all, uncovered, tuple(transformed))

@@ -6,6 +6,7 @@ A weight-standardised convolution takes (w - mean) / std, which makes -mean / st
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,12 +21,13 @@ _OUTPUTS = 8
 _ROUNDING = 1e-9
 
 
-def keeps_zeros(layer: nn.Module) -> bool:
-    """Return whether a layer computes with zeros where its weight has them.
+def keeps_zeros(layer: nn.Module) -> bool | None:
+    """Return whether a layer computes with zeros where its weight has them; None if unknown.
 
     Layers of torch do. Of others, a copy gets a weight that is half zeros. The derivative of one
     of its outputs by the input is then the weight that it computes with, and may have no more
-    entries than the zeros leave. A layer that is no map of one input is taken to keep them.
+    entries than the zeros leave. Unknown is what a copy cannot be asked: a layer of several inputs,
+    or one whose forward fixes its dtype.
 
     Args:
         layer: without a mask; it is left as it is.
@@ -43,8 +45,8 @@ def keeps_zeros(layer: nn.Module) -> bool:
                 other.copy_(0.5 + torch.rand(other.shape, generator=generator, dtype=torch.double))
             trial.weight.copy_(weight)
         return all(used <= kept for used, kept in _entries(trial, generator))
-    except Exception:  # other inputs, another dtype, a weight that a hook makes
-        return True
+    except Exception:  # a forward of its own fails in any way it likes
+        return None
 
 
 def _entries(layer: Any, generator: torch.Generator) -> Iterator[tuple[int, int]]:
@@ -79,8 +81,20 @@ def refuse_transformed(members: Iterable[Member]) -> None:
 
     Raises:
         ValueError: naming the layers.
+
+    Warns:
+        UserWarning: for layers of which that is unknown.
     """
-    found = {m.layer_name: m.layer for m in members if m.dim is None and not keeps_zeros(m.layer)}
+    judged = {m.layer_name: (m.layer, keeps_zeros(m.layer)) for m in members if m.dim is None}
+    unknown = [name for name, (_, keeps) in judged.items() if keeps is None]
+    if unknown:
+        warnings.warn(
+            f"{len(unknown)} layers with a forward of their own could not be tried alone, such as "
+            f"{unknown[0]!r}: if they compute with another weight than the one they hold, its mask "
+            "prunes nothing. Name them in exclude, or see that zeros stay zeros.",
+            stacklevel=4,
+        )
+    found = {name: layer for name, (layer, keeps) in judged.items() if keeps is False}
     if found:
         kinds = ", ".join(sorted({type(layer).__name__ for layer in found.values()}))
         names = list(found)

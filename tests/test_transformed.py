@@ -100,8 +100,24 @@ def test_the_table_counts_what_is_computed_with() -> None:
     with torch.no_grad():
         model[0].weight.mul_(torch.rand(model[0].weight.shape) < 0.2)
         model[3].weight[:, 10:] = 0
-    kept = {layer.name: layer.kept for layer in sparsity(model).layers}
-    assert kept == {"0.weight": 36, "3.weight": 100}
+    table = sparsity(model)
+    assert {layer.name: layer.kept for layer in table.layers} == {"0.weight": 36, "3.weight": 100}
+    assert table.transformed == ("0.weight",)
+    assert "computed with other weights than the zeros stored, dense: 0.weight" in str(table)
+
+
+class Gated(nn.Linear):
+    """Takes a second input, so that it cannot be tried alone."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return super().forward(x) * gate
+
+
+def test_a_layer_that_cannot_be_tried_is_named() -> None:
+    assert keeps_zeros(Gated(4, 4)) is None
+    model = nn.ModuleList([Gated(4, 4), nn.Linear(4, 2)])
+    with pytest.warns(UserWarning, match="could not be tried alone, such as '0'"):
+        MagnitudePruner(model, 0.5)
 
 
 @pytest.mark.parametrize(
