@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,14 +118,42 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return the state of the plain architecture: dense names, zeros where weights are pruned.
 
     Loads strictly into a model that no pruner ever touched.
+
+    Raises:
+        ValueError: for a model whose state holds other things than tensors.
     """
-    state = model.state_dict()
+    state = tensors_of(model.state_dict())
     dense: dict[str, Tensor] = {}
     for name, under in dense_names(model).items():
         dense[name] = state[under]
         if name != under:
             dense[name] = _without_negative_zeros(effective_weight(model, name))
     return dense
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a state, if it holds tensors alone.
+
+    Raises:
+        TypeError: if it is no mapping.
+        ValueError: naming what is no tensor: what a layer's get_extra_state gave, or a checkpoint
+            whose state is one of several things in it.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is a {type(state).__name__}; give a mapping of names to tensors.")
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            continue
+        if str(name).endswith(_EXTRA):
+            fix = "return a tensor from get_extra_state, or keep that state elsewhere."
+        elif isinstance(value, Mapping):
+            fix = f"give what is under {name!r}, if that is the network's state."
+        else:
+            fix = "give the network's state_dict alone."
+        raise ValueError(
+            f"the state has {name} of type {type(value).__name__}; legal are tensors alone: {fix}"
+        )
+    return dict(state)
 
 
 def effective_weight(model: nn.Module, name: str) -> Tensor:
@@ -135,6 +163,8 @@ def effective_weight(model: nn.Module, name: str) -> Tensor:
     return weight.detach()
 
 
+# What torch names a layer's get_extra_state in the state.
+_EXTRA = "_extra_state"
 # DDP outside or inside of torch.compile.
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 
@@ -146,9 +176,11 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
     ``_orig_mod.`` of torch.compile) is taken off.
 
     Raises:
-        ValueError: naming the tensors that are missing, unknown or of another shape.
+        TypeError: if the state is no mapping.
+        ValueError: naming the tensors that are missing, unknown or of another shape, or what is
+            no tensor.
     """
-    own = model.state_dict(keep_vars=True)
+    state, own = tensors_of(state), tensors_of(model.state_dict(keep_vars=True))
     expected = {name: own[under] for name, under in dense_names(model).items()}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in state) and not expected.keys() & state.keys():
@@ -159,7 +191,34 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
         if name not in expected or name not in state or expected[name].shape != state[name].shape
     )
     if wrong:
-        raise ValueError(f"the state does not fit the model; these differ: {', '.join(wrong[:5])}.")
+        raise ValueError(
+            f"the state does not fit the model; these differ: {', '.join(wrong[:5])}."
+            + _names_apart(list(state), list(expected))
+        )
     with torch.no_grad():
         for name, tensor in state.items():
-            expected[name].copy_(tensor)
+            if name.endswith(_EXTRA):  # what get_extra_state gave may be no part of the layer
+                model.get_submodule(name.rpartition(".")[0]).set_extra_state(tensor)
+            else:
+                expected[name].copy_(tensor)
+
+
+def _names_apart(found: list[str], expected: list[str]) -> str:
+    """Say what names a state has and a model expects, where a prefix is why none fits."""
+    if set(found) & set(expected):
+        return ""
+    said = f" The state has {_first(found)}; the model has {_first(expected)}."
+    for name in found:
+        fits = [each for each in expected if name.endswith(f".{each}")]
+        if fits:
+            prefix = name.removesuffix(max(fits, key=len))
+            return f"{said} Take the prefix {prefix!r} off, and leave out what has it not."
+    for name in expected:
+        if any(name.endswith(f".{each}") for each in found):
+            return f"{said} The model holds that network below another; load it there."
+    return said
+
+
+def _first(names: list[str]) -> str:
+    more = ", ..." if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more if names else "no tensors"

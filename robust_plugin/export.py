@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attachment import masked_weights
+from robust_plugin.copies import copied, refuse_fixed
 from robust_plugin.sparse_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
 
 # A Linear layer that keeps half its weights is slower in CSR on every machine tried.
@@ -108,8 +108,8 @@ def sparse(
         dense network's to rounding: 1e-4 of their range is checked.
 
     Raises:
-        TypeError: if the network's output is no tensor.
-        ValueError: if a pruner is attached, or the network is not on the CPU.
+        TypeError: if the model is no nn.Module, or its output no tensor.
+        ValueError: if a pruner is attached, or the network is not on the CPU or cannot be copied.
 
     >>> from robust_plugin import MagnitudePruner
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -121,7 +121,7 @@ def sparse(
     """
     _refuse(model)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    plain = copy.deepcopy(model).eval().requires_grad_(False)
+    plain = copied(model).eval().requires_grad_(False)
     with torch.no_grad():
         expected = plain(*inputs)
         if not isinstance(expected, Tensor):
@@ -144,6 +144,7 @@ def sparse(
 
 
 def _refuse(model: nn.Module) -> None:
+    refuse_fixed(model)
     if next(masked_weights(model), None) is not None:
         raise ValueError("a pruner is attached to the network; call pruner.finalize() first.")
     elsewhere = [name for name, p in model.named_parameters() if p.device.type != "cpu"]

@@ -87,8 +87,27 @@ class Group:
 
     @property
     def producer(self) -> Member:
-        """The filters that a channel group is named after: where its channels are removed."""
-        return next(m for m in self.coupled if m.name == f"{self.name}.weight")
+        """The filters that make a channel group: where its channels are removed.
+
+        Those that it is named after, or the first where its name is of the user's own.
+
+        Raises:
+            ValueError: if no convolution or linear layer is coupled that makes all channels.
+        """
+        filters = [
+            m
+            for m in self.coupled
+            if isinstance(m.layer, nn.Linear | nn.modules.conv._ConvNd)
+            and m.parameter == "weight"
+            and (m.index is None or bool((m.index >= 0).all()))
+        ]
+        named = [m for m in self.coupled if m.name == f"{self.name}.weight"]
+        if not (named or filters):
+            raise ValueError(
+                f"group {self.name}: no convolution or linear layer among what is coupled makes "
+                "its channels; take the groups of channel_groups(model, x[:1])."
+            )
+        return (named or filters)[0]
 
     @property
     def magnitudes(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from typing import cast
@@ -10,6 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from robust_plugin.copies import copied
 
 # The input of a convolution is unfolded for as many examples at once as take this many bytes: what
 # stays in the cache is multiplied up to 1.7 times as fast.
@@ -207,7 +208,7 @@ def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 def with_layers(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Return a deep copy of a model with some layers replaced, wherever it refers to them."""
-    return copy.deepcopy(model, {id(old): replacement for old, replacement in new.items()})
+    return copied(model, {id(old): replacement for old, replacement in new.items()})
 
 
 def dense_copy(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, ThreatModel, checkpoint, pgd
+from robust_plugin.compressed import load_compressed
 
 # A few steps do not take the hinge to its target, and it says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
@@ -108,6 +109,25 @@ def test_finetune_phase_continues_to_the_bit(cnn, attach, tmp_path, kind, optimi
     assert sum(int(other[i].weight.count_nonzero()) for i in (0, 3, 6)) == pruner.budget.total
 
 
+@pytest.mark.parametrize("kind", ["magnitude", "hydra", "held"])
+def test_a_state_of_after_finalize_is_not_one_of_masks(cnn, tmp_path, attach, train, kind):
+    ended, model = attach(kind, cnn(), 0.3), cnn()
+    if kind != "magnitude":
+        train(ended, "prune")
+    train(ended, "finetune")
+    before = ended.state_dict()
+    ended.finalize()
+    pruner = attach(kind, model, 0.3)
+    kept = pruner.kept
+    with pytest.raises(ValueError, match="was taken after finalize, when the masks were gone"):
+        pruner.load_state_dict(ended.state_dict())
+    assert pruner.phase == "attached" and pruner.kept == kept
+    with pytest.raises(ValueError, match="taken in phase 'finetune', and this pruner is finalized"):
+        ended.load_state_dict(before)
+    ended.load_state_dict(ended.state_dict())
+    assert ended.phase == "finalized"
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("rates", ["uniform", "erk"])
 def test_iterative_magnitude_continues_to_the_bit(cnn, tmp_path, optimizer, rates):
@@ -133,6 +153,13 @@ def test_iterative_magnitude_continues_to_the_bit(cnn, tmp_path, optimizer, rate
     resumed.set_density(0.05)
     steps(other, resumed, again, 2)
     check_equal(final(model, pruner, made), final(other, resumed, again))
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    for read in (checkpoint.load, load_compressed):
+        with pytest.raises(ValueError, match="empty is truncated or no safetensors file"):
+            read(tmp_path / "empty")
 
 
 def test_plain_model_and_tied_weights(cnn, tmp_path):
