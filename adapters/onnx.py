@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attachment import masked_weights
+from robust_plugin.copies import refuse_fixed
 from robust_plugin.sparse_layers import dense_copy
 
 
@@ -69,8 +70,7 @@ def export_onnx(
             exported or run, or its outputs differ.
     """
     onnxruntime = _libraries()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    refuse_fixed(model)
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"path is {path}, a folder; give the name of a file.")

@@ -7,7 +7,6 @@ learned, and a network without its channels is compared to the masked one.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from robust_plugin import ranking, removal
 from robust_plugin.agreement import run, tensors_in
 from robust_plugin.axes import Axis, channel_group, layer_axes, placed
+from robust_plugin.copies import copied
 from robust_plugin.cutting import History, removable
 from robust_plugin.groups import Group
 from robust_plugin.prunable import below, refuse_masked, refuse_tied, refuse_wrapped, unfrozen
@@ -70,7 +70,7 @@ def channel_groups(
     modules = dict(model.named_modules(remove_duplicate=False))
     spared = below(modules, ignored)
     inputs = _tuple(example_inputs)
-    graph = _trace(copy.deepcopy(model), inputs)
+    graph = _trace(copied(model), inputs)
     seen = [graph._module2name[m] for m in graph.module2node if m in graph._module2name]
     warn_of_unseen(model, inputs, seen, spared)
     candidates: list[Group] = []

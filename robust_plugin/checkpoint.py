@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from robust_plugin.dense import tensors_of
 from robust_plugin.pruner import Pruner
 
 _FORMAT = "1"
@@ -90,7 +91,7 @@ class Checkpoint:
         }
 
     def _check_model(self, model: nn.Module, states: Mapping[str, Tensor]) -> None:
-        ours = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        ours = {name: tuple(t.shape) for name, t in tensors_of(model.state_dict()).items()}
         saved = {name: tuple(t.shape) for name, t in states.items()}
         for name in sorted(ours.keys() | saved.keys()):
             if ours.get(name) != saved.get(name):
@@ -141,17 +142,10 @@ def save(
         meta: anything JSON can hold: epoch, configuration, threat model, seeds, versions.
 
     Raises:
-        ValueError: for a folder that is not there, settings that JSON cannot hold, or a model
-            whose state holds something else than tensors.
+        ValueError: for a folder that is not there, settings that JSON cannot hold, or a model whose
+            state holds other things than tensors.
     """
-    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{name.removeprefix('model/')} is a {type(value).__name__} in the model's state, "
-                "which only a pickle could hold; legal: tensors. Let get_extra_state return a "
-                "tensor, or keep that state in meta."
-            )
+    tensors = {f"model/{name}": t for name, t in tensors_of(model.state_dict()).items()}
     content: dict[str, Any] = {"meta": dict(meta or {}), "pruner": None, "optimizer": None}
     if pruner is not None:
         content["pruner"] = pruner.state_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -12,27 +11,6 @@ from torch.nn.utils import parametrize
 
 from robust_plugin.attachment import GroupMask, MaskedWeight, chain_of, masked_weights
 from robust_plugin.masks import most_kept
-
-
-def copied(model: nn.Module, replaced: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy of a network.
-
-    Args:
-        model: it is left as it is.
-        replaced: what stands in the copy for objects of the network, by their ``id``.
-
-    Raises:
-        ValueError: if it cannot be copied, with the reason.
-    """
-    try:
-        return copy.deepcopy(model, replaced)
-    except Exception as error:  # in as many ways as there are objects
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"{type(model).__name__} cannot be copied: {reason[0]}. Weights that a hook makes "
-            "(torch.nn.utils.weight_norm and spectral_norm) are the usual reason: remove them, or "
-            "take those of torch.nn.utils.parametrizations."
-        ) from error
 
 
 def finalize(model: nn.Module) -> None:
@@ -101,15 +79,15 @@ def _detach(layer: nn.Module) -> None:
         layer._parameters[parameter] = layer._parameters.pop(parameter)
 
 
-def lend_masks(source: nn.Module, target: nn.Module) -> None:
+def lend_masks(source: nn.Module, copy: nn.Module) -> None:
     """Give a copy of a masked network, or what an averaged model wraps, the original's masks.
 
     Raises:
         ValueError: if the two are not masked in the same places.
     """
-    wrapped = getattr(target, "module", None)  # torch's AveragedModel, timm's ModelEma
-    target = wrapped if isinstance(wrapped, nn.Module) else target
-    ours, theirs = list(masked_weights(source)), list(masked_weights(target))
+    wrapped = getattr(copy, "module", None)  # torch's AveragedModel, timm's ModelEma
+    copy = wrapped if isinstance(wrapped, nn.Module) else copy
+    ours, theirs = list(masked_weights(source)), list(masked_weights(copy))
     if [(name, key) for name, _, key, _ in ours] != [(name, key) for name, _, key, _ in theirs]:
         raise ValueError("the model is no copy of the network that this pruner is attached to.")
     for (_, _, _, carrier), (_, _, _, other) in zip(ours, theirs, strict=True):
@@ -140,14 +118,42 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return the state of the plain architecture: dense names, zeros where weights are pruned.
 
     Loads strictly into a model that no pruner ever touched.
+
+    Raises:
+        ValueError: for a model whose state holds other things than tensors.
     """
-    state = model.state_dict()
+    state = tensors_of(model.state_dict())
     dense: dict[str, Tensor] = {}
     for name, under in dense_names(model).items():
         dense[name] = state[under]
         if name != under:
             dense[name] = _without_negative_zeros(effective_weight(model, name))
     return dense
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a state, if it holds tensors alone.
+
+    Raises:
+        TypeError: if it is no mapping.
+        ValueError: naming what is no tensor: what a layer's get_extra_state gave, or a checkpoint
+            whose state is one of several things in it.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is a {type(state).__name__}; give a mapping of names to tensors.")
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            continue
+        if str(name).endswith(_EXTRA):
+            fix = "return a tensor from get_extra_state, or keep that state elsewhere."
+        elif isinstance(value, Mapping):
+            fix = f"give what is under {name!r}, if that is the network's state."
+        else:
+            fix = "give the network's state_dict alone."
+        raise ValueError(
+            f"the state has {name} of type {type(value).__name__}; legal are tensors alone: {fix}"
+        )
+    return dict(state)
 
 
 def effective_weight(model: nn.Module, name: str) -> Tensor:
@@ -157,6 +163,8 @@ def effective_weight(model: nn.Module, name: str) -> Tensor:
     return weight.detach()
 
 
+# What torch names a layer's get_extra_state in the state.
+_EXTRA = "_extra_state"
 # DDP outside or inside of torch.compile.
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 
@@ -168,13 +176,12 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
     ``_orig_mod.`` of torch.compile) is taken off.
 
     Raises:
-        ValueError: naming the tensors that are missing, unknown or of another shape.
+        TypeError: if the state is no mapping.
+        ValueError: naming the tensors that are missing, unknown or of another shape, or what is
+            no tensor.
     """
-    own = model.state_dict(keep_vars=True)
-    names = {name: own[under] for name, under in dense_names(model).items()}
-    # What a module returns from get_extra_state may be anything; only tensors are weights.
-    expected = {name: value for name, value in names.items() if isinstance(value, Tensor)}
-    state = {name: value for name, value in state.items() if name in expected or name not in names}
+    state, own = tensors_of(state), tensors_of(model.state_dict(keep_vars=True))
+    expected = {name: own[under] for name, under in dense_names(model).items()}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in state) and not expected.keys() & state.keys():
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -185,25 +192,33 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
     )
     if wrong:
         raise ValueError(
-            f"the state does not fit {type(model).__name__}; these differ: "
-            f"{', '.join(_difference(name, expected, state) for name in wrong[:4])}"
-            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}. The state has "
-            f"{_first(state)}; the model has {_first(expected)}."
+            f"the state does not fit the model; these differ: {', '.join(wrong[:5])}."
+            + _names_apart(list(state), list(expected))
         )
     with torch.no_grad():
         for name, tensor in state.items():
-            expected[name].copy_(tensor)
+            if name.endswith(_EXTRA):  # what get_extra_state gave may be no part of the layer
+                model.get_submodule(name.rpartition(".")[0]).set_extra_state(tensor)
+            else:
+                expected[name].copy_(tensor)
 
 
-def _difference(name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    if name not in theirs:
-        return f"{name} (missing)"
-    if name not in ours:
-        return f"{name} (unknown)"
-    return f"{name} (shape {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)})"
+def _names_apart(found: list[str], expected: list[str]) -> str:
+    """Say what names a state has and a model expects, where a prefix is why none fits."""
+    if set(found) & set(expected):
+        return ""
+    said = f" The state has {_first(found)}; the model has {_first(expected)}."
+    for name in found:
+        fits = [each for each in expected if name.endswith(f".{each}")]
+        if fits:
+            prefix = name.removesuffix(max(fits, key=len))
+            return f"{said} Take the prefix {prefix!r} off, and leave out what has it not."
+    for name in expected:
+        if any(name.endswith(f".{each}") for each in found):
+            return f"{said} The model holds that network below another; load it there."
+    return said
 
 
-def _first(state: Mapping[str, object]) -> str:
-    names = list(state)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3]) or 'nothing'}{more}"
+def _first(names: list[str]) -> str:
+    more = ", ..." if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more if names else "no tensors"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attachment import masked_weights
-from robust_plugin.dense import copied
+from robust_plugin.copies import copied, refuse_fixed
 from robust_plugin.sparse_layers import (
     SparseConv2d,
     SparseLayer,
@@ -114,8 +114,8 @@ def sparse(
         dense network's to rounding: 1e-4 of their range is checked.
 
     Raises:
-        TypeError: if the network's output is no tensor.
-        ValueError: if a pruner is attached, or the network is not on the CPU.
+        TypeError: if the model is no nn.Module, or its output no tensor.
+        ValueError: if a pruner is attached, or the network is not on the CPU or cannot be copied.
 
     >>> from robust_plugin import MagnitudePruner
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -150,6 +150,7 @@ def sparse(
 
 
 def _refuse(model: nn.Module) -> None:
+    refuse_fixed(model)
     if next(masked_weights(model), None) is not None:
         raise ValueError("a pruner is attached to the network; call pruner.finalize() first.")
     elsewhere = [name for name, p in model.named_parameters() if p.device.type != "cpu"]

@@ -87,20 +87,27 @@ class Group:
 
     @property
     def producer(self) -> Member:
-        """The filters that a channel group is named after: where its channels are removed.
+        """The filters that make a channel group: where its channels are removed.
+
+        Those that it is named after, or the first where its name is of the user's own.
 
         Raises:
-            ValueError: if the group has another name.
+            ValueError: if no convolution or linear layer is coupled that makes all channels.
         """
-        found = next((m for m in self.coupled if m.name == f"{self.name}.weight"), None)
-        if found is None:
-            made = [m.layer_name for m in self.coupled if m.parameter == "weight" and m.dim == 0]
+        filters = [
+            m
+            for m in self.coupled
+            if isinstance(m.layer, nn.Linear | nn.modules.conv._ConvNd)
+            and m.parameter == "weight"
+            and (m.index is None or bool((m.index >= 0).all()))
+        ]
+        named = [m for m in self.coupled if m.name == f"{self.name}.weight"]
+        if not (named or filters):
             raise ValueError(
-                f"group {self.name!r} is not named after the layer that makes its channels, so "
-                f"that nothing says where to cut them; keep the name that channel_groups gave, one "
-                f"of {made}."
+                f"group {self.name}: no convolution or linear layer among what is coupled makes "
+                "its channels; take the groups of channel_groups(model, x[:1])."
             )
-        return found
+        return (named or filters)[0]
 
     @property
     def magnitudes(self) -> Tensor:

@@ -16,12 +16,13 @@ class Normalize(nn.Module):
     """(x - mean) / std by channel, x of shape [N, C, H, W] in [0, 1]: the first layer of a network.
 
     Args:
-        mean: one number a channel, in pixel units; a sequence, a tensor or an array.
-        std: one positive number a channel, likewise.
+        mean: one number a channel, in pixel units; a sequence, an array or a tensor, of shape [C]
+            or [1, C, 1, 1].
+        std: one positive number a channel, in pixel units; likewise.
 
     Raises:
-        TypeError: a single number, or something without numbers.
-        ValueError: different lengths, or a std that is not positive.
+        TypeError: a single number, or no numbers.
+        ValueError: different lengths, numbers that are not finite, or a std that is not positive.
 
     >>> from robust_plugin import IBP, ThreatModel
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 10))
@@ -36,19 +37,30 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()
-        try:
-            mean, std = [float(v) for v in mean], [float(v) for v in std]
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"mean={mean} and std={std}: one number a channel, as (0.5, 0.5, 0.5)"
-            ) from error
-        if len(mean) != len(std) or not mean:
+        numbers = [_channels(name, value) for name, value in (("mean", mean), ("std", std))]
+        if len(numbers[0]) != len(numbers[1]) or not len(numbers[0]):
             raise ValueError(f"mean={mean} and std={std}: one number a channel in each")
-        if min(std) <= 0:
+        if not bool((numbers[1] > 0).all()):
             raise ValueError(f"std={std}: every channel needs a positive one")
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("mean", numbers[0].view(1, -1, 1, 1))
+        self.register_buffer("std", numbers[1].view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised input, same shape."""
         return (x - self.mean) / self.std
+
+
+def _channels(name: str, value: Sequence[float] | Tensor) -> Tensor:
+    """Return one number a channel, shape [C], in torch's default dtype, whatever held them."""
+    try:
+        # A float64 array would make the network's inputs float64.
+        found = torch.as_tensor(value).detach().to("cpu", torch.get_default_dtype(), copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}={value!r}: one number a channel, as (0.5, 0.5, 0.5)") from error
+    if found.dim() == 0:
+        raise TypeError(f"{name}={value}: one number a channel, as (0.5, 0.5, 0.5)")
+    if found.numel() != max(found.shape):
+        raise ValueError(f"{name} has shape {tuple(found.shape)}; legal: [C] or [1, C, 1, 1]")
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"{name}={value}: every channel needs a finite number")
+    return found.flatten()

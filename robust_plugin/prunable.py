@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from robust_plugin.copies import refuse_fixed
 from robust_plugin.groups import Group, Member
 
 _PRUNABLE: dict[type[nn.Module], tuple[str, ...]] = {
@@ -25,18 +25,12 @@ def refuse_wrapped(model: nn.Module) -> None:
     Raises:
         TypeError: if it is no nn.Module.
         ValueError: for lazy layers, DataParallel, DistributedDataParallel, FSDP and compiled
-            wrappers.
+            wrappers, and for modules of TorchScript and torch.export.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    refuse_fixed(model)
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"{name} has no shape yet; run one forward pass before attaching.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            f"model is a {type(model).__name__} of TorchScript, whose layers take no masks; give "
-            "the network that it was made from."
-        )
     kind = type(model).__name__
     fix = {
         "DistributedDataParallel": "model.module, and wrap it again after set_phase",
@@ -52,7 +46,7 @@ def refuse_masked(model: nn.Module) -> None:
     """Raise if a layer carries a mask or another parametrization, ours or torch's.
 
     Raises:
-        ValueError: naming the layer.
+        ValueError: naming the layer, also one whose weight a hook makes (weight_norm).
     """
     for name, layer in model.named_modules():
         pruned = any(
@@ -63,17 +57,13 @@ def refuse_masked(model: nn.Module) -> None:
                 f"layer {name!r} carries a mask or another parametrization; finalize the pruner, "
                 "or remove it, first: channels are cut from plain parameters."
             )
-        if isinstance(layer, tuple(_PRUNABLE)) and _made_by_a_hook(layer):
+        made = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+        if made and layer._parameters.get("weight") is None:
             raise ValueError(
-                f"layer {name!r} has a weight that a hook makes (torch.nn.utils.weight_norm or "
-                "spectral_norm); remove that first, since a "
-                "network with it cannot be copied."
+                f"the weight of layer {name!r} is no parameter but made by a hook (weight_norm or "
+                "spectral_norm); remove that first, as by torch.nn.utils.remove_weight_norm: "
+                "channels are cut from plain parameters."
             )
-
-
-def _made_by_a_hook(layer: nn.Module) -> bool:
-    hooked = isinstance(vars(layer).get("weight"), torch.Tensor)
-    return hooked and not parametrize.is_parametrized(layer)
 
 
 def refuse_tied(model: nn.Module, group: Group) -> None:

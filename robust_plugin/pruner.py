@@ -29,7 +29,7 @@ from robust_plugin.plan import Plan, planner
 from robust_plugin.prunable import refuse_wrapped, warn_of_uncovered, weight_groups
 from robust_plugin.rates import Rates
 from robust_plugin.scores import Scores, initial_scores
-from robust_plugin.state import refuse_other, settings_of
+from robust_plugin.state import refuse_ended, refuse_other, settings_of
 from robust_plugin.transformed import refuse_transformed
 
 # HARP, section 4: uniform rates start at 10 %, also where the target is below, and no layer's rate
@@ -367,7 +367,8 @@ class Pruner:
         """Continue where ``state_dict`` was taken; load the model's own state first.
 
         Raises:
-            ValueError: if the state is of a pruner with other settings or another budget.
+            ValueError: if the state is of a pruner with other settings or another budget, or one
+                of the two is finalized and the other is not.
         """
         self.check_state(state)
         if not self.learn and self.pattern is None and state["density"] != self.budget.density:
@@ -381,13 +382,9 @@ class Pruner:
             self.set_phase(self.phase)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise a ValueError unless ``state`` is of a pruner like this one, and not finalized."""
-        if state.get("phase") == "finalized" and self.phase != "finalized":
-            raise ValueError(
-                "the state is of a pruner that was finalized, whose network carries no masks any "
-                "more; load that network's weights into a model without a pruner."
-            )
+        """Raise a ValueError unless ``state`` is of a pruner like this one, and of masks or not."""
         refuse_other(state, self._settings, self.budget.density)
+        refuse_ended(state["phase"], self.phase)
 
 
 def _check_choices(model: nn.Module, learn: Collection[Learnable], control: Control) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robust_plugin.agreement import Trial, doubled, outputs, relative_difference, run, trials
 from robust_plugin.checkpoint import read_tensors, write_tensors
+from robust_plugin.copies import copied
 from robust_plugin.cutting import History, Replay, cut
 from robust_plugin.dense import finalize
 from robust_plugin.flops import total_multiply_adds
@@ -64,7 +65,7 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
     if pruner.phase == "finalized":
         refuse_masked(pruner.model)
         check_groups(pruner.model, pruner.groups)
-    plain = copy.deepcopy(pruner.model)
+    plain = copied(pruner.model)
     masked = copy.deepcopy(pruner.model)
     with exact(inputs[0]):
         run(copy.deepcopy(masked), inputs)
@@ -143,7 +144,7 @@ def load_into(
     unknown = {name for name, _, _ in history} - dict(model.named_modules()).keys()
     if unknown:
         raise ValueError(f"{path} cuts {min(unknown)}, which {type(model).__name__} has not.")
-    small = copy.deepcopy(model)
+    small = copied(model)
     replay(small, inputs, history)
     state = small.state_dict()
     for name in sorted(state.keys() | tensors.keys()):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.checkpoint import read_tensors, write_tensors
+from robust_plugin.dense import tensors_of
 from robust_plugin.sparse_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
 
 
 def save_sparse(path: str | Path, model: nn.Module) -> None:
     """Write the state of a network with CSR layers; safetensors, atomically."""
-    write_tensors(path, model.state_dict(), {"layers": "csr"})
+    write_tensors(path, tensors_of(model.state_dict()), {"layers": "csr"})
 
 
 def load_sparse(path: str | Path, model: nn.Module) -> nn.Module:

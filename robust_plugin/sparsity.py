@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from robust_plugin.copies import refuse_fixed
 from robust_plugin.dense import dense_names
 from robust_plugin.flops import multiply_adds
 from robust_plugin.prunable import prunable_members
@@ -109,8 +110,7 @@ def sparsity(
     >>> found.kept, found.size, [layer.kept for layer in found.layers]
     (10, 40, [8, 2])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    refuse_fixed(model)
     macs: dict[tuple[str, str], int] = {}
     if example_inputs is not None:
         macs = multiply_adds(model, example_inputs)

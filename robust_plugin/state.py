@@ -68,3 +68,25 @@ def refuse_other(state: Mapping[str, Any], settings: Mapping[str, Any], density:
             "the state is of another pruner: "
             + "; ".join(f"{key} was {saved.get(key)}, here {ours[key]}" for key in differ)
         )
+
+
+def refuse_ended(saved: str, phase: str) -> None:
+    """Raise if of a state and the pruner that is to continue from it only one has masks.
+
+    Args:
+        saved: the phase in which the state was taken.
+        phase: the pruner's.
+
+    Raises:
+        ValueError: saying what to load instead.
+    """
+    if saved == "finalized" != phase:
+        raise ValueError(
+            "the state was taken after finalize, when the masks were gone, and this pruner has "
+            "its masks; load that network into a model without a pruner, or a state of before."
+        )
+    if phase == "finalized" != saved:
+        raise ValueError(
+            f"the state was taken in phase {saved!r}, and this pruner is finalized: its masks are "
+            "gone. Load it into a pruner that is attached to the unpruned network."
+        )

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-import robust_plugin
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, ThreatModel, checkpoint, pgd
+from robust_plugin.compressed import load_compressed
 
 # A few steps do not take the hinge to its target, and it says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
@@ -109,6 +109,25 @@ def test_finetune_phase_continues_to_the_bit(cnn, attach, tmp_path, kind, optimi
     assert sum(int(other[i].weight.count_nonzero()) for i in (0, 3, 6)) == pruner.budget.total
 
 
+@pytest.mark.parametrize("kind", ["magnitude", "hydra", "held"])
+def test_a_state_of_after_finalize_is_not_one_of_masks(cnn, tmp_path, attach, train, kind):
+    ended, model = attach(kind, cnn(), 0.3), cnn()
+    if kind != "magnitude":
+        train(ended, "prune")
+    train(ended, "finetune")
+    before = ended.state_dict()
+    ended.finalize()
+    pruner = attach(kind, model, 0.3)
+    kept = pruner.kept
+    with pytest.raises(ValueError, match="was taken after finalize, when the masks were gone"):
+        pruner.load_state_dict(ended.state_dict())
+    assert pruner.phase == "attached" and pruner.kept == kept
+    with pytest.raises(ValueError, match="taken in phase 'finetune', and this pruner is finalized"):
+        ended.load_state_dict(before)
+    ended.load_state_dict(ended.state_dict())
+    assert ended.phase == "finalized"
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("rates", ["uniform", "erk"])
 def test_iterative_magnitude_continues_to_the_bit(cnn, tmp_path, optimizer, rates):
@@ -134,6 +153,13 @@ def test_iterative_magnitude_continues_to_the_bit(cnn, tmp_path, optimizer, rate
     resumed.set_density(0.05)
     steps(other, resumed, again, 2)
     check_equal(final(model, pruner, made), final(other, resumed, again))
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    for read in (checkpoint.load, load_compressed):
+        with pytest.raises(ValueError, match="empty is truncated or no safetensors file"):
+            read(tmp_path / "empty")
 
 
 def test_plain_model_and_tied_weights(cnn, tmp_path):
@@ -341,30 +367,3 @@ def test_what_json_cannot_hold_is_named_and_nothing_written(tmp_path, cnn):
     with pytest.raises(ValueError, match="there is no folder"):
         checkpoint.save(tmp_path / "absent" / "c.safetensors", model=model)
     assert not list(tmp_path.iterdir())
-
-
-class Extra(torch.nn.Linear):
-    def __init__(self, extra):
-        super().__init__(3, 2)
-        self.extra = extra
-
-    def get_extra_state(self):
-        return self.extra
-
-    def set_extra_state(self, state):
-        self.extra = state
-
-
-def test_extra_state_is_a_tensor_or_refused(tmp_path):
-    path = tmp_path / "net.safetensors"
-    with pytest.raises(ValueError, match="_extra_state is a dict in the model"):
-        checkpoint.save(path, model=Extra({"scale": 2}))
-    assert not path.exists()
-    checkpoint.save(path, model=Extra(torch.tensor([5.0])))
-    other = Extra(torch.zeros(1))
-    checkpoint.load(path).restore(model=other)
-    assert other.extra.item() == 5.0
-    # Weights of a plain network go into one that has such a state.
-    plain, target = torch.nn.Linear(3, 2), Extra({"scale": 2})
-    robust_plugin.load_dense_state_dict(target, plain.state_dict())
-    assert torch.equal(target.weight, plain.weight) and target.extra == {"scale": 2}

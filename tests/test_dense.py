@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin import HydraPruner, MagnitudePruner, dense_state_dict, load_dense_state_dict
+from robust_plugin import (
+    HydraPruner,
+    MagnitudePruner,
+    checkpoint,
+    dense_state_dict,
+    load_dense_state_dict,
+)
+from robust_plugin.compressed import save_compressed
+from robust_plugin.sparse_files import save_sparse
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "hydra", "held"])
@@ -73,6 +81,71 @@ def test_a_state_that_does_not_fit_is_named_and_changes_nothing(cnn):
         with pytest.raises(ValueError, match=f"these differ: {says}"):
             load_dense_state_dict(model, state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_names_under_others_are_shown_with_the_prefix(cnn):
+    model, state = cnn(), cnn(5).state_dict()
+    nested = {f"backbone.{name}": tensor for name, tensor in state.items()} | {
+        "head": torch.ones(2)
+    }
+    says = r"The state has backbone.0.weight, .*; the model has 0.weight, .*prefix 'backbone\.' off"
+    with pytest.raises(ValueError, match=says):
+        load_dense_state_dict(model, nested)
+    load_dense_state_dict(
+        model, {k.removeprefix("backbone."): t for k, t in nested.items() if k != "head"}
+    )
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    outer = nn.Sequential()
+    outer.add_module("encoder", cnn())
+    with pytest.raises(ValueError, match="The model holds that network below another"):
+        load_dense_state_dict(outer, state)
+    with pytest.raises(ValueError, match="The state has no tensors; the model has 0.weight"):
+        load_dense_state_dict(model, {})
+    with pytest.raises(ValueError, match="has state_dict of type .*what is under 'state_dict'"):
+        load_dense_state_dict(model, {"state_dict": state, "epoch": 3})
+    with pytest.raises(ValueError, match="the state has 0.weight of type int; legal are tensors"):
+        load_dense_state_dict(model, {**state, "0.weight": 5})
+    with pytest.raises(TypeError, match="state is a list; give a mapping"):
+        load_dense_state_dict(model, [1])
+
+
+class Extra(nn.Linear):
+    """A layer with a state of its own, which get_extra_state makes anew."""
+
+    def __init__(self, value):
+        super().__init__(3, 2)
+        self.value = value
+
+    def get_extra_state(self):
+        return self.value if not isinstance(self.value, int) else torch.tensor([self.value])
+
+    def set_extra_state(self, state):
+        self.value = int(state)
+
+
+@pytest.mark.parametrize("value", [{"steps": 3}, None, b"steps"])
+def test_a_state_that_is_no_tensor_is_named(value, tmp_path):
+    model = nn.Sequential(Extra(value))
+    for call in (
+        lambda: dense_state_dict(model),
+        lambda: load_dense_state_dict(model, model.state_dict()),
+        lambda: save_compressed(tmp_path / "file", model),
+        lambda: save_sparse(tmp_path / "file", model),
+        lambda: checkpoint.save(tmp_path / "file", model=model),
+    ):
+        with pytest.raises(ValueError, match="has 0._extra_state of type .*from get_extra_state"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_extra_state_that_is_a_tensor_comes_back(tmp_path):
+    source, model = nn.Sequential(Extra(3)), nn.Sequential(Extra(7))
+    load_dense_state_dict(model, dense_state_dict(source))
+    assert model[0].value == 3 and torch.equal(model[0].weight, source[0].weight)
+    checkpoint.save(tmp_path / "file", model=source)
+    again = nn.Sequential(Extra(7))
+    checkpoint.load(tmp_path / "file").restore(model=again)
+    assert again[0].value == 3
 
 
 def test_root_layer():

@@ -414,27 +414,3 @@ def test_a_layer_with_hooks_stays_as_it_is(kind):
         found.append((out.detach(), torch.autograd.grad(out.sum(), leaf)[0]))
     for wanted, ours in zip(*found, strict=True):
         assert wanted.abs().max() > 0 and torch.equal(wanted, ours)
-
-
-class Uncopied(nn.Sequential):
-    def __deepcopy__(self, memo):
-        raise RuntimeError("it holds a lock")
-
-
-def test_networks_that_cannot_be_copied_are_named(tmp_path):
-    from robust_plugin.adapters.onnx import export_onnx
-
-    normed = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.nn.utils.weight_norm(normed[0])
-    x = torch.rand(3, 8)
-    normed(x)  # the hook has made its weight, which has a graph
-    for model in (normed, Uncopied(nn.Linear(8, 2))):
-        for call in (
-            lambda model=model: sparse(model, x),
-            lambda model=model: export_onnx(model, tmp_path / "net.onnx", x),
-        ):
-            with pytest.raises(ValueError, match=r"cannot be copied: .*weight_norm and spectral"):
-                call()
-    assert list(tmp_path.iterdir()) == []

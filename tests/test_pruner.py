@@ -689,19 +689,3 @@ def test_a_density_is_not_raised_nor_changed_after_the_end(cnn):
     assert (
         sum(int(layer.weight.count_nonzero()) for layer in (model[0], model[3], model[6])) == kept
     )
-
-
-def test_the_state_of_a_finalized_pruner_is_refused_by_one_that_is_attached(cnn):
-    pruner = HydraPruner(cnn(), 0.2)
-    pruner.set_phase("prune")
-    pruner.set_phase("finetune")
-    pruner.finalize()
-    other = HydraPruner(cnn(), 0.2)
-    with pytest.raises(ValueError, match="of a pruner that was finalized, whose network"):
-        other.load_state_dict(pruner.state_dict())
-    assert other.phase == "attached"
-
-
-def test_torchscript_is_refused_with_what_to_give(cnn):
-    with pytest.raises(ValueError, match="of TorchScript, whose layers take no masks; give"):
-        MagnitudePruner(torch.jit.script(cnn()), 0.2)

@@ -1,6 +1,7 @@
 """What an example alone, or evaluation alone, does not show: mixing, and branches not traced."""
 
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -164,3 +165,22 @@ def test_auxiliary_heads_of_googlenet_run_on_after_removal():
     masked, images = masked.double().train(), torch.rand(4, 3, 64, 64, dtype=torch.float64)
     for one, other in zip(masked(images), small(images), strict=True):
         assert torch.allclose(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_a_group_may_have_a_name_of_the_users_own():
+    torch.manual_seed(0)
+    plain, x = Random().eval(), torch.rand(1, 3, 12, 12)
+    named = copy.deepcopy(plain)
+    groups = [
+        dataclasses.replace(group, name=f"mine {number}")
+        for number, group in enumerate(channel_groups(named, x))
+    ]
+    wanted, found = halved(plain, channel_groups(plain, x), x), halved(named, groups, x)
+    assert list(found.counts) == ["mine 0", "mine 1"] and found.history == wanted.history
+    for one, other in zip(wanted.model.parameters(), found.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    norms_only = dataclasses.replace(
+        groups[0], coupled=tuple(m for m in groups[0].coupled if m.layer_name == "norm")
+    )
+    with pytest.raises(ValueError, match="mine 0: no convolution or linear layer among"):
+        _ = norms_only.producer
