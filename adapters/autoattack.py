@@ -28,13 +28,14 @@ from robust_plugin.attacks import dlr_loss, targeted_dlr_loss
 from robust_plugin.cascade import Progress, cascade, rank_and_world
 from robust_plugin.fab import FabSettings, fab
 from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import Attack, SuspectNetwork, UnitBox, check_logits, guarded
+from robust_plugin.guard import Attack, SuspectNetwork, check_logits, guarded
 from robust_plugin.inference import fast_copy
 from robust_plugin.journal import Journal
 from robust_plugin.sanity import findings, refuse_random
 from robust_plugin.square import square
 from robust_plugin.standing import AllFooled, Standing
 from robust_plugin.threat import ThreatModel, check_threat
+from robust_plugin.unit_box import UnitBox
 
 Version = Literal["standard", "plus", "rand", "screen"]
 

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.guard import UnitBox, forked, guarded
+from robust_plugin.guard import forked, guarded
 from robust_plugin.threat import ThreatModel, per_point
+from robust_plugin.unit_box import UnitBox
 
 # Classes that do something else than their name, or than an attack, says; and what to take.
 _REFUSED = {

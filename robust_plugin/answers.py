@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
-import torch
 from torch import Tensor, nn
 
-from robust_plugin.guard import check_logits
+from robust_plugin.guard import check_logits, naming_inputs
 
 
 def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -24,10 +21,8 @@ def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             cannot take, and for what ``check_logits`` refuses.
     """
     check_pairs(x, y)
-    try:
+    with naming_inputs(model, x):
         logits = model(x)
-    except (RuntimeError, IndexError, ValueError) as error:
-        refuse_inputs(model, x, error)
     return check_logits(logits, y)
 
 
@@ -45,33 +40,3 @@ def check_pairs(x: Tensor, y: Tensor) -> None:
             f"labels have shape {tuple(y.shape)} and inputs {tuple(x.shape)}; legal: one label a "
             "point, shapes [B] and [B, ...]. One point is x[:1] and y[:1]."
         )
-
-
-def refuse_inputs(model: nn.Module, x: Tensor, error: Exception) -> NoReturn:
-    """Raise what a model, or its bounds, failed with on inputs, as a sentence about the inputs.
-
-    Errors of memory and ValueErrors of the network's own code are raised as they are.
-
-    Raises:
-        ValueError: for a shape or a dtype that the model cannot take.
-    """
-    own = isinstance(error, ValueError) and not _raised_by_torch(error)
-    if own or isinstance(error, torch.OutOfMemoryError):
-        raise error
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if weight is not None and weight.dtype != x.dtype:
-        raise ValueError(
-            f"inputs are {x.dtype} and the model's weights {weight.dtype}; give x.to({weight.dtype}"
-            f"), or the model as model.to({x.dtype})."
-        ) from error
-    raise ValueError(
-        f"the model cannot take inputs of shape {tuple(x.shape)} ({error}); legal: [B, ...], a "
-        "batch of what it was made for. One point is x[:1]."
-    ) from error
-
-
-def _raised_by_torch(error: Exception) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("torch.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,6 @@ from robust_plugin.attachment import held_weights
 from robust_plugin.threat import ThreatModel, check_threat
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
-# A radius is worth attacking if it is this many times the rounding of the values that it moves.
-_ROUNDINGS = 100
 
 
 class SuspectNetwork(UserWarning):
@@ -95,19 +93,43 @@ def naming_inputs(model: nn.Module, x: Tensor) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, IndexError, ValueError):
         try:
             with torch.no_grad():
                 model(x)
-        except RuntimeError as failure:
-            weights = {str(p.dtype) for p in model.parameters() if p.is_floating_point()}
-            reason = str(failure).strip().splitlines()[0]
-            raise ValueError(
-                f"{type(model).__name__} does not take inputs of shape {tuple(x.shape)} and "
-                f"{x.dtype} ({reason}); its weights are {', '.join(sorted(weights)) or 'none'}. "
-                "Give a batch, [B, ...], as its forward pass takes it."
-            ) from error
+        except (RuntimeError, IndexError, ValueError) as failure:
+            refuse_inputs(model, x, failure)
         raise
+
+
+def refuse_inputs(model: nn.Module, x: Tensor, error: Exception) -> NoReturn:
+    """Raise what a model, or its bounds, failed with on inputs, as a sentence about the inputs.
+
+    Errors of memory and ValueErrors of the network's own code are raised as they are.
+
+    Raises:
+        ValueError: for a shape or a dtype that the model cannot take.
+    """
+    own = isinstance(error, ValueError) and not _raised_by_torch(error)
+    if own or isinstance(error, torch.cuda.OutOfMemoryError):
+        raise error
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weight is not None and weight.dtype != x.dtype:
+        raise ValueError(
+            f"inputs are {x.dtype} and the model's weights {weight.dtype}; give x.to({weight.dtype}"
+            f"), or the model as model.to({x.dtype})."
+        ) from error
+    raise ValueError(
+        f"the model cannot take inputs of shape {tuple(x.shape)} ({error}); legal: [B, ...], a "
+        "batch of what it was made for. One point is x[:1]."
+    ) from error
+
+
+def _raised_by_torch(error: Exception) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("torch.")
 
 
 def _version(parameter: Tensor) -> int:
@@ -160,57 +182,6 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
         return x_adv.detach()
 
     return guarded_attack
-
-
-class UnitBox(nn.Module):
-    """A network for inputs in [0, 1], which attack libraries take for granted.
-
-    Args:
-        model: a network for inputs in [low, high].
-        threat: its threat model; where its box is very wide or has no bounds, a smaller one is
-            scaled to [0, 1] in which the attack can do the same.
-        x: all inputs that are attacked, shape [B, ...].
-        reach: how far the attack may look beyond the values of ``x``; by default eps.
-
-    Attributes:
-        threat: the same ball in the unit box: eps / (high - low).
-
-    Raises:
-        ValueError: if eps is so small beside the spread of the values that it would be lost to
-            rounding.
-    """
-
-    def __init__(
-        self, model: nn.Module, threat: ThreatModel, x: Tensor, *, reach: float | None = None
-    ) -> None:
-        super().__init__()
-        given = threat
-        threat = threat.narrowed(x, reach=threat.eps if reach is None else reach)
-        self.model, self.low, self.width = model, threat.low, threat.high - threat.low
-        # Half precision has a finding of its own.
-        dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-        scaled = (self.low, self.width) != (0, 1)
-        if scaled and 0 < threat.eps < _ROUNDINGS * torch.finfo(dtype).eps * self.width:
-            raise ValueError(
-                f"the threat model is {given}, and the inputs span {self.width:g}: beside that, "
-                f"{dtype} rounds a radius of {given.eps:g} away. Scale the features alike "
-                "(each to mean 0 and standard deviation 1, say), or give model.double() and "
-                "x.double()."
-            )
-        self.threat = threat.in_unit_box
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the network's logits."""
-        logits: Tensor = self.model(self.grown(x))
-        return logits
-
-    def shrunk(self, x: Tensor) -> Tensor:
-        """Scale inputs of the network to [0, 1]."""
-        return x if (self.low, self.width) == (0, 1) else (x - self.low) / self.width
-
-    def grown(self, x: Tensor) -> Tensor:
-        """Scale inputs in [0, 1] to those of the network."""
-        return x if (self.low, self.width) == (0, 1) else self.low + self.width * x
 
 
 @contextmanager

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.fab import FabSettings, fab
-from robust_plugin.guard import UnitBox, check_logits, guarded
+from robust_plugin.guard import check_logits, guarded
 from robust_plugin.inference import fast_copy
 from robust_plugin.standing import AllFooled, Standing
 from robust_plugin.threat import ThreatModel, per_point
+from robust_plugin.unit_box import UnitBox
 
 # In a box without bounds, how far beyond the inputs' values it looks, in radii.
 _FARTHEST = 8

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from robust_plugin.attacks import PGD, pgd
 from robust_plugin.guard import (
     Attack,
-    UnitBox,
     attacked,
     check_logits,
     forked,
@@ -28,6 +27,7 @@ from robust_plugin.sanity import refuse_random
 from robust_plugin.square import square
 from robust_plugin.standing import AllFooled, Standing
 from robust_plugin.threat import ThreatModel, check_threat
+from robust_plugin.unit_box import UnitBox
 
 # What attacks of equal strength may differ by: a share of the points, or so many of them.
 _NOISE, _FEW = 0.03, 2

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 
-from robust_plugin.answers import refuse_inputs
 from robust_plugin.clean_pass import statistics_of
+from robust_plugin.guard import refuse_inputs
 from robust_plugin.intervals import Ball, Bounded, Interval
 from robust_plugin.rules import (
     ALIASES,

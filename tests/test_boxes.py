@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from robust_plugin import Report, ThreatModel, evaluate, pgd
 from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.guard import UnitBox
 from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.obfuscation import obfuscation
+from robust_plugin.unit_box import UnitBox
 
 sys.path.append(str(Path(__file__).parent))
 from suspect_networks import HONEST, digits, trained  # noqa: E402
