@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 # Examples in a random batch: a BatchNorm of two values is nearly a sign, which rounding decides.
 _EXAMPLES = 4
+# Gradients of the inputs differ more: rounding decides on which side of a kink an activation is.
+# A backward pass that was lost differs by more than this share of the gradient's length.
+_GRADIENT = 1e-2
 _DROPOUT = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
     "feature_alpha_dropout",
@@ -183,3 +186,40 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
         apart = (one.double() - other.double()).abs().max() / scale
         worst = max(worst, float(apart.nan_to_num(float("inf"))))
     return worst
+
+
+def same_gradients(network: nn.Module, changed: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether attacks on a changed network follow the gradient of the network, where it has one.
+
+    Gradients of a random sum of the outputs by the inputs, for networks in their own modes.
+    """
+    try:
+        expected = _input_gradients(network, inputs)
+    except Exception:  # the network has no backward pass to lose
+        return True
+    try:
+        found = _input_gradients(changed, inputs)
+    except Exception:  # a product that torch cannot differentiate
+        return False
+    if len(found) != len(expected):
+        return False
+    length = sum(float(each.double().square().sum()) for each in expected) ** 0.5
+    each = zip(expected, found, strict=True)
+    apart = sum(float((one.double() - other.double()).square().sum()) for one, other in each)
+    return apart**0.5 <= _GRADIENT * length
+
+
+def _input_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the gradients by all inputs that have one."""
+    leaves = tuple(
+        x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs
+    )
+    wanted = [x for x in leaves if x.requires_grad]
+    with torch.enable_grad():
+        out = model(*leaves)
+        if not (wanted and out.requires_grad):
+            return []
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(out.shape, generator=generator).to(out)
+        grads = torch.autograd.grad((out * weights).sum(), wanted, allow_unused=True)
+    return [grad for grad in grads if grad is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -29,12 +30,13 @@ def refuse_fixed(model: nn.Module) -> None:
         )
 
 
-def copied(model: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy of a network.
 
     Args:
         model: any network.
-        memo: what takes the place of layers, by their ids.
+        memo: what takes the place of layers, by their ids; it gains what was copied, as of
+            ``copy.deepcopy``.
 
     Raises:
         TypeError: if it is no nn.Module.

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.agreement import same_gradients
 from robust_plugin.attachment import masked_weights
 from robust_plugin.copies import copied, refuse_fixed
 from robust_plugin.sparse_layers import (
     SparseConv2d,
     SparseLayer,
     SparseLinear,
-    has_hooks,
     with_layers,
 )
 
@@ -111,7 +111,8 @@ def sparse(
 
     Returns:
         The copy, in evaluation mode, and what was chosen with the timings. Its outputs equal the
-        dense network's to rounding: 1e-4 of their range is checked.
+        dense network's to rounding: 1e-4 of their range is checked. So are the gradients of its
+        inputs, to .01 of their length; where they differ the copy stays dense.
 
     Raises:
         TypeError: if the model is no nn.Module, or its output no tensor.
@@ -194,8 +195,8 @@ def _trial(
     untimed = LayerTiming(name, kept, size, None, None, False, "")
     if type(layer) not in (nn.Linear, nn.Conv2d):
         return replace(untimed, reason=f"is a {type(layer).__name__}"), None
-    if has_hooks(layer):
-        return replace(untimed, reason="has hooks, which another layer would lose"), None
+    if "forward" in vars(layer):
+        return replace(untimed, reason="has a forward of its own"), None
     if not inputs:
         return replace(untimed, reason="was not called in the forward pass"), None
     if kept > _MOST_KEPT * size:
@@ -236,6 +237,8 @@ def _whole(
     dense, csr = alternating(lambda: plain(*inputs), lambda: exported(*inputs), seconds=1.0)
     if not _close(expected, found):
         return "the network's outputs differ with it", dense, csr
+    if not same_gradients(plain, exported, inputs):
+        return "the gradients of the network's inputs differ with it", dense, csr
     if csr > _NETWORK * dense:
         return f"the whole network was not faster: {dense / csr:.2f}x", dense, csr
     return "", dense, csr

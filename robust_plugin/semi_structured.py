@@ -9,7 +9,7 @@ from torch import nn
 
 from robust_plugin.attachment import masked_weights
 from robust_plugin.masks import most_kept
-from robust_plugin.sparse_layers import has_hooks, with_layers
+from robust_plugin.sparse_layers import with_layers
 
 # What both of torch's kernels, cuSPARSELt and CUTLASS, take: numbers of 16 bits, rows in blocks of
 # 32 and columns in blocks of 64, on compute capability 8.0 and above.
@@ -23,7 +23,8 @@ def semi_structured(model: nn.Module) -> tuple[nn.Module, Mapping[str, str]]:
 
     The weights become ``torch.sparse.to_sparse_semi_structured`` tensors, which takes a 2:4 weight
     on trust and drops what is too much; here every row is checked first. Convolutions have no such
-    kernel and stay dense.
+    kernel and stay dense. The copy has outputs only: torch cannot differentiate its products by
+    what they multiply, so that gradient attacks raise there. Attack the dense network.
 
     Args:
         model: a finalized network on a CUDA device, float16 or bfloat16; it is left as it is.
@@ -54,8 +55,8 @@ def obstacle(layer: nn.Linear) -> str | None:
     rows, columns = layer.weight.shape
     if type(layer) is not nn.Linear:
         return f"is a {type(layer).__name__}"
-    if has_hooks(layer):
-        return "has hooks, which another layer would lose"
+    if "forward" in vars(layer):
+        return "has a forward of its own"
     if layer.weight.dtype not in _DTYPES:
         return f"is {layer.weight.dtype}; call model.half() or model.bfloat16()"
     if rows % _BLOCK[0] or columns % _BLOCK[1]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,12 @@ from robust_plugin.copies import copied
 # The input of a convolution is unfolded for as many examples at once as take this many bytes: what
 # stays in the cache is multiplied up to 1.7 times as fast.
 _CACHE = 2 * 2**20
+# Where torch keeps the hooks of a module.
+_HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks",
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_pre_hooks",
+    "_backward_hooks", "_is_full_backward_hook",
+)  # fmt: skip
 
 
 class SparseLayer(nn.Module):
@@ -206,15 +213,17 @@ def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     return layer.eval()
 
 
-def has_hooks(layer: nn.Module) -> bool:
-    """Return whether forward or backward hooks hang on a layer, which a replacement has not."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(layer, kind) for kind in kinds)
-
-
 def with_layers(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Return a deep copy of a model with some layers replaced, wherever it refers to them."""
-    return copied(model, {id(old): replacement for old, replacement in new.items()})
+    """Return a deep copy of a model with some layers replaced, wherever it refers to them.
+
+    What hooks a layer has, its replacement has too: they may change outputs and gradients.
+    """
+    memo: dict[int, Any] = {id(old): replacement for old, replacement in new.items()}
+    found = copied(model, memo)
+    for old, replacement in new.items():
+        for key in _HOOKS:
+            setattr(replacement, key, copy.deepcopy(getattr(old, key), memo))
+    return found
 
 
 def dense_copy(model: nn.Module) -> nn.Module:

@@ -391,26 +391,113 @@ def test_two_four_on_cuda():
     assert torch.equal(dense[0].weight, model[0].weight)
 
 
-@pytest.mark.parametrize("kind", ["forward", "backward", "pre-forward"])
-def test_a_layer_with_hooks_stays_as_it_is(kind):
-    """A CSR layer in its place would not have them: other outputs, or another backward pass."""
-    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU())
-    MagnitudePruner(model, density=0.01).finalize()
-    if kind == "forward":
-        model[0].register_forward_hook(lambda layer, args, out: 2 * out)
-    elif kind == "pre-forward":
-        model[0].register_forward_pre_hook(lambda layer, args: (args[0] + 1,))
-    else:
-        model[0].register_full_backward_hook(lambda layer, ins, outs: (3 * ins[0],))
-    x = torch.rand(8, 256)
-    fast, report = sparse(model, x)
-    assert [layer.reason for layer in report.layers] == [
-        "has hooks, which another layer would lose"
-    ]
-    found = []
-    for network in (model, fast):
-        leaf = x.clone().requires_grad_()
-        out = network(leaf)
-        found.append((out.detach(), torch.autograd.grad(out.sum(), leaf)[0]))
-    for wanted, ours in zip(*found, strict=True):
-        assert wanted.abs().max() > 0 and torch.equal(wanted, ours)
+# The backward pass: an attack on the exported network follows the same gradient.
+
+
+def input_gradient(model, x):
+    x = x.clone().requires_grad_()
+    out = model(x)
+    (grad,) = torch.autograd.grad((out * torch.arange(out.shape[1])).sum(), x)
+    return grad
+
+
+class Through(torch.autograd.Function):
+    """A step, whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x > 0).to(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Step(nn.Module):
+    def forward(self, x):
+        return Through.apply(x)
+
+
+def network(*middle):
+    torch.manual_seed(0)
+    first, second = pruned(nn.Conv2d(3, 8, 3), 0.2), pruned(nn.Linear(8 * 36, 5), 0.2)
+    return nn.Sequential(first, *middle, nn.Flatten(), second).eval()
+
+
+IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def test_a_straight_through_estimator_is_kept(faster):
+    faster(0.5)
+    model = network(Step())
+    exported, report = sparse(model, IMAGES)
+    assert report.chosen == ("0", "3")
+    wanted = input_gradient(model, IMAGES)
+    assert bool(wanted.any())
+    assert torch.allclose(input_gradient(exported, IMAGES), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_backward_hooks_are_kept(faster, tmp_path):
+    faster(0.5)
+    model = network(nn.ReLU())
+    without = input_gradient(model, IMAGES)
+    model[3].register_full_backward_hook(lambda layer, grad_input, _: (-2 * grad_input[0],))
+    exported, report = sparse(model, IMAGES)
+    assert report.chosen == ("0", "3") and type(exported[3]) is SparseLinear
+    save_sparse(tmp_path / "net", exported)
+    for found in (exported, load_sparse(tmp_path / "net", model), dense_copy(exported)):
+        grad = input_gradient(found.eval(), IMAGES)
+        assert torch.allclose(grad, -2 * without, rtol=1e-4, atol=1e-5)
+
+
+def test_forward_hooks_of_a_sparse_layer_stay_when_it_is_dense_again(faster):
+    faster(0.5)
+    exported, _ = sparse(network(nn.ReLU()), IMAGES)
+    exported[3].register_forward_hook(lambda layer, args, out: 3 * out)
+    exported[0].register_forward_pre_hook(lambda layer, args: (args[0] + 1,))
+    assert torch.allclose(dense_copy(exported)(IMAGES), exported(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+class ByKind(nn.Module):
+    """Another backward pass where its layer is an nn.Linear: the outputs are the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = pruned(nn.Linear(8 * 36, 8 * 36), 0.1)
+
+    def forward(self, x):
+        out = self.layer(x)
+        return 2 * out - out.detach() if isinstance(self.layer, nn.Linear) else out
+
+
+def test_a_network_that_loses_its_backward_pass_stays_dense(faster):
+    faster(0.5)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), ByKind(), pruned(nn.Linear(8 * 36, 5), 0.5)).eval()
+    x = torch.rand(3, 8, 6, 6)
+    exported, report = sparse(model, x)
+    assert report.chosen == () and not any(isinstance(m, SparseLayer) for m in exported.modules())
+    assert report.layers[0].reason == "the gradients of the network's inputs differ with it"
+    assert torch.equal(input_gradient(exported, x), input_gradient(model, x))
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_dense(faster):
+    faster(0.5)
+    model = network(nn.ReLU())
+    own = model[3].forward
+    model[3].forward = lambda x: own(x)
+    _, report = sparse(model, IMAGES)
+    assert report.chosen == ("0",) and report.layers[1].reason == "has a forward of its own"
+    assert semi_structured.obstacle(model[3]) == "has a forward of its own"
+
+
+def test_networks_without_gradients_are_exported_as_before(faster):
+    faster(0.5)
+
+    class Frozen(nn.Sequential):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    exported, report = sparse(Frozen(*network(nn.ReLU())), IMAGES)
+    assert report.chosen == ("0", "3") and not exported(IMAGES).requires_grad

@@ -292,3 +292,13 @@ def test_what_to_install(cnn, batch, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match="pip install onnx onnxruntime onnxscript"):
         export_onnx(cnn(), tmp_path / "m", batch[0])
+
+
+def test_hooks_of_sparse_layers_are_in_the_file(tmp_path):
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    model = with_layers(dense, {layer: SparseLinear.of(layer) for layer in (dense[0], dense[2])})
+    model[2].register_forward_hook(lambda layer, args, out: 3 * out)
+    x = torch.rand(4, 20)
+    export_onnx(model, tmp_path / "net.onnx", x)
+    assert torch.allclose(run(tmp_path / "net.onnx", x), 3 * dense(x), rtol=1e-4, atol=1e-5)
