@@ -82,8 +82,8 @@ class AutoAttack:
     version: Version = "standard"
     seed: int | None = None
     batch_size: int = 250
-    journal: Path | None = field(default=None, repr=False)
-    progress: Callable[[Progress], None] | None = field(default=None, repr=False)
+    journal: Path | None = field(default=None, repr=False, compare=False)
+    progress: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_threat(self.threat)

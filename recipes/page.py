@@ -37,9 +37,10 @@ _TEMPLATE = (
     HEAD
     + """\
 <p class="note">{{ about }}</p>
-<table><tr><th>row</th><th>accuracy</th><th>95 % interval</th><th>n</th><th>balanced</th></tr>
+<table><tr><th>row</th><th>accuracy</th><th>95 % interval</th><th>n</th><th>balanced</th><th></th></tr>
 {% for row in rows %}<tr><td>{{ row.name }}</td><td>{{ row.accuracy }} %</td>
-<td>[{{ row.low }}, {{ row.high }}]</td><td>{{ row.n }}</td><td>{{ row.balanced }} %</td></tr>
+<td>[{{ row.low }}, {{ row.high }}]</td><td>{{ row.n }}</td><td>{{ row.balanced }} %</td>
+<td class="fails">{{ row.remark }}</td></tr>
 {% endfor %}</table>
 {% if proofs %}<p class="note">Proofs by {{ certifier }}: {{ proofs }}.</p>{% endif %}
 {% for finding in findings %}<p class="fails">{{ finding }}</p>{% endfor %}
@@ -141,6 +142,7 @@ def _row(report: Report, name: str) -> dict[str, Any]:
         "high": f"{100 * high:.1f}",
         "n": n[name] if name in n else len(report.flags[name]),
         "balanced": f"{100 * report.balanced(name):.1f}",
+        "remark": report.remarks.get(name, ""),
     }
 
 

@@ -32,8 +32,8 @@ def description(stage: object) -> str:
 
     The digest is of a function's code, defaults, closure and the globals that it reads; of an
     instance's class and state; of the values of tensors and networks. Code of installed packages
-    goes by its name. Fields of a dataclass that are neither given nor compared are caches, and are
-    left out.
+    goes by its name. Fields of a dataclass that are not compared (``field(compare=False)``), such as
+    caches and callbacks of progress, are left out.
 
     Raises:
         TypeError: for what holds something whose state cannot be read, such as an open file.
@@ -126,8 +126,8 @@ class _Digests:
     def _fields(self, value: Any) -> Any:
         fields = dataclasses.fields(value)
         held = {f.name: getattr(value, f.name) for f in fields} | getattr(value, "__dict__", {})
-        for cache in (f for f in fields if not f.init and not f.compare):
-            del held[cache.name]
+        for each in (f for f in fields if not f.compare):
+            del held[each.name]
         return self._named(held)
 
     def _instance(self, value: Any) -> Any:

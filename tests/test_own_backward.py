@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from robust_plugin import HydraPruner, ThreatModel, evaluate, pgd
+from robust_plugin import HydraPruner, Report, ThreatModel, evaluate, pgd
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.inference import fast_copy
 from robust_plugin.minimum_norm import MinimumNorm
+from robust_plugin.recipes.page import page
 from robust_plugin.tracing import OwnBackward, refusing_own_backward
 
 sys.path.append(str(Path(__file__).parent))
@@ -145,6 +146,13 @@ def test_a_row_says_what_another_attack_fooled_beyond_it() -> None:
     )
     assert fooled > 3
     assert report.remarks == {"nothing": f"PGD fools {fooled} points that it leaves"}
+
+
+def test_the_page_of_an_evaluation_marks_the_row() -> None:
+    flags = {"clean": (True,) * 20, "A": (True,) * 20, "B": (False,) * 20}
+    threat = ThreatModel("Linf", 0.1)
+    report = Report((0,) * 20, flags, {"A": threat, "B": threat})
+    assert "B fools 20 points that it leaves" in page(report, title="t", about="a")
 
 
 def test_a_trace_refuses_a_function_of_its_own_and_nothing_else() -> None:
