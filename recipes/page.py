@@ -37,7 +37,8 @@ _TEMPLATE = (
     HEAD
     + """\
 <p class="note">{{ about }}</p>
-<table><tr><th>row</th><th>accuracy</th><th>95 % interval</th><th>n</th><th>balanced</th><th></th></tr>
+<table><tr><th>row</th><th>accuracy</th><th>95 % interval</th><th>n</th><th>balanced</th>
+<th></th></tr>
 {% for row in rows %}<tr><td>{{ row.name }}</td><td>{{ row.accuracy }} %</td>
 <td>[{{ row.low }}, {{ row.high }}]</td><td>{{ row.n }}</td><td>{{ row.balanced }} %</td>
 <td class="fails">{{ row.remark }}</td></tr>

@@ -32,8 +32,8 @@ def description(stage: object) -> str:
 
     The digest is of a function's code, defaults, closure and the globals that it reads; of an
     instance's class and state; of the values of tensors and networks. Code of installed packages
-    goes by its name. Fields of a dataclass that are not compared (``field(compare=False)``), such as
-    caches and callbacks of progress, are left out.
+    goes by its name. Fields of a dataclass that are not compared (``field(compare=False)``), such
+    as caches and callbacks of progress, are left out.
 
     Raises:
         TypeError: for what holds something whose state cannot be read, such as an open file.
