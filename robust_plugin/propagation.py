@@ -176,9 +176,16 @@ def traced(model: nn.Module) -> list[fx.Node]:
 
     Raises:
         ValueError: for one that cannot be traced, and, where gradients are enabled, for a
-            ``torch.autograd.Function``: values are right without its backward pass, gradients are
-            not.
+            ``torch.autograd.Function`` or a backward hook of a layer: values are right without
+            them, gradients are not.
     """
+    if torch.is_grad_enabled():
+        for name, layer in model.named_modules():
+            if layer._backward_hooks or layer._backward_pre_hooks:
+                raise ValueError(
+                    f"layer {name!r} has a backward hook, which the gradient of bounds would not "
+                    "pass; remove it, or take another objective."
+                )
     try:
         with refusing_own_backward() if torch.is_grad_enabled() else nullcontext():
             return list(fx.Tracer().trace(model).nodes)

@@ -13,6 +13,18 @@ from robust_plugin.adapters.auto_lirpa import LiRPA
 THREAT = ThreatModel("Linf", eps=0.02)
 
 
+@pytest.mark.parametrize("bounds", [ibp_margins, LiRPA(THREAT).bounds], ids=["IBP", "CROWN-IBP"])
+def test_a_backward_hook_is_refused_in_training_and_no_matter_in_proofs(cnn, batch, bounds):
+    model, (x, y) = cnn().eval(), batch
+    wanted = IBP(THREAT).margins(model, x, y)
+    handle = model[3].register_full_backward_hook(lambda layer, ins, outs: (0 * ins[0],))
+    with pytest.raises(ValueError, match="layer '3' has a backward hook, which the gradient of"):
+        certified(THREAT, bounds=bounds, beta=(1.0, 1.0))(model, x, y)
+    assert torch.equal(IBP(THREAT).margins(model, x, y), wanted)
+    handle.remove()
+    certified(THREAT, bounds=bounds, beta=(1.0, 1.0))(model, x, y).backward()
+
+
 class Sign(torch.autograd.Function):
     """A quantiser of weights, its gradient straight through."""
 
