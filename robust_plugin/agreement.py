@@ -7,6 +7,7 @@ branch may run in training only. So networks are compared on random inputs too, 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,10 +204,10 @@ def same_gradients(network: nn.Module, changed: nn.Module, inputs: tuple[Tensor,
         return False
     if len(found) != len(expected):
         return False
-    length = sum(float(each.double().square().sum()) for each in expected) ** 0.5
+    length = math.sqrt(sum(float(each.double().square().sum()) for each in expected))
     each = zip(expected, found, strict=True)
     apart = sum(float((one.double() - other.double()).square().sum()) for one, other in each)
-    return apart**0.5 <= _GRADIENT * length
+    return math.sqrt(apart) <= _GRADIENT * length
 
 
 def _input_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:

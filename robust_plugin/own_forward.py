@@ -57,7 +57,7 @@ def obstacle(layer: nn.Module) -> str | None:
     except Exception as error:  # __deepcopy__ is the layer's own too
         return f"has a forward of its own and cannot be copied to try it ({error})"
     for training in (False, True):
-        zero = trial.weight.detach() == 0
+        zero = cast(Tensor, trial.weight).detach() == 0
         watched = _Products(zero)
         try:
             _ran(trial.train(training), watched)
