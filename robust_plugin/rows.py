@@ -265,7 +265,7 @@ def _described(of: object) -> str:
     if " at 0x" not in text:
         return text
     function = of if hasattr(of, "__qualname__") else type(of)
-    return f"{function.__module__}.{function.__qualname__}"  # type: ignore[attr-defined]
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _name(of: Any) -> str:

@@ -155,11 +155,11 @@ def _disagreement(
     ]
 
 
-class _Dtypes(TorchDispatchMode):
+class _Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the dtypes of what the operations inside return."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
