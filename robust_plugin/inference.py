@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from robust_plugin.agreement import same_gradients
 from robust_plugin.attachment import masked_weights
 from robust_plugin.convolutions import cheaper, maps_seen
 from robust_plugin.dense import finalize
@@ -18,9 +19,6 @@ from robust_plugin.tracing import refusing_own_backward
 
 # Two ways to compute the same logits differ by rounding; more than this is another network.
 _RELATIVE = 1e-4
-# Gradients may also jump where rounding moves a ReLU's input to the other side of zero; a backward
-# pass that is lost leaves less than half of them.
-_GRADIENT = 0.1
 # Points whose gradients are compared, and the share of the inputs' range by which they are moved:
 # equal values in one pooling window are a tie, which rounding breaks in any way.
 _POINTS, _MOVED = 32, 0.01
@@ -62,7 +60,7 @@ def fast_copy(model: nn.Module, x: Tensor) -> nn.Module:
         if _is_wide(folded):
             folded = folded.to(memory_format=torch.channels_last)
         with exact(x):
-            same = _same_logits(plain, folded, x) and _same_gradients(plain, folded, x[:_POINTS])
+            same = _same_logits(plain, folded, x) and same_gradients(plain, folded, (_moved(x),))
     except Exception:  # tracing fails in as many ways as there are networks
         return plain
     return folded if same else plain
@@ -74,24 +72,12 @@ def _same_logits(plain: nn.Module, folded: nn.Module, x: Tensor) -> bool:
     return bool((expected - found).abs().max() <= _RELATIVE * expected.abs().max())
 
 
-def _same_gradients(plain: nn.Module, folded: nn.Module, x: Tensor) -> bool:
-    """Whether a random combination of the logits has the same input gradient in both."""
+def _moved(x: Tensor) -> Tensor:
+    """Return points beside the first ones, within the range of all values."""
     generator = torch.Generator().manual_seed(0)
     low, high = x.aminmax()
-    noise = torch.rand(x.shape, generator=generator).to(x)
-    points = (x + _MOVED * (high - low) * (2 * noise - 1)).clamp(low, high)
-    gradients, weights = [], None
-    for network in (plain, folded):
-        leaf = points.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            logits = network(leaf)
-            if weights is None:
-                weights = torch.randn(logits.shape, generator=generator).to(logits)
-            (gradient,) = torch.autograd.grad((weights * logits).sum(), leaf)
-        gradients.append(gradient.flatten(1))
-    expected, found = gradients
-    apart = (expected - found).norm(dim=1)
-    return bool((apart <= _GRADIENT * expected.norm(dim=1)).all())  # NaN is not the same
+    noise = 2 * torch.rand(x[:_POINTS].shape, generator=generator).to(x) - 1
+    return (x[:_POINTS] + _MOVED * (high - low) * noise).clamp(low, high)
 
 
 def _is_wide(model: nn.Module) -> bool:
