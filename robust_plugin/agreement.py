@@ -198,6 +198,8 @@ def same_gradients(network: nn.Module, changed: nn.Module, inputs: tuple[Tensor,
         expected = _input_gradients(network, inputs)
     except Exception:  # the network has no backward pass to lose
         return True
+    if not expected:
+        return True
     try:
         found = _input_gradients(changed, inputs)
     except Exception:  # a product that torch cannot differentiate
