@@ -23,7 +23,7 @@ _GAUSSIAN_START = 1e-3
 # Below this cross-entropy, float32 rounds too much of its gradient away.
 _LOST = 1e-6
 # All steps together have to be at least this share of eps, or the attack hardly leaves its start.
-_LEAST_WAY = 0.5
+_LEAST_WAY = 0.1
 
 
 def soft_margin(logits: Tensor, y: Tensor) -> Tensor:

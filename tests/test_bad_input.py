@@ -126,7 +126,7 @@ EVALUATION: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: pgd(THREAT, steps=20, step_size=1e-4),
         ValueError,
-        "so that the attack would hardly leave its start. Legal: at least 0.0025",
+        "so that the attack would hardly leave its start. Legal: at least 0.0005",
     ),
     (
         lambda: AutoAttack(ThreatModel("L1", 2), seed=0)(net(), X, Y),
