@@ -17,6 +17,7 @@ from robust_plugin.recipes.config import RecipeConfig
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _SHOWN = 8  # keys of a file that an error lists
+_USUAL = "state_dict"  # the key of a network's state in most training loops
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -96,6 +97,10 @@ def _state_in(content: Any, path: Path) -> Mapping[str, Tensor]:
     """Return the one mapping of names to tensors in what was loaded."""
     found = {"": content, **content} if isinstance(content, Mapping) else {"": content}
     states = {key: each for key, each in found.items() if _is_state(each)}
+    usual = states.get(_USUAL, {})
+    # Tensors of something else beside it, such as a generator's state, are no second network.
+    if usual and not any(usual.keys() & each.keys() for k, each in states.items() if k != _USUAL):
+        states = {_USUAL: usual}
     if len(states) == 1:
         state: Mapping[str, Tensor] = next(iter(states.values()))
         return state

@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from robust_plugin.guard import forked
 
 # Examples in a random batch: a BatchNorm of two values is nearly a sign, which rounding decides.
 _EXAMPLES = 4
@@ -25,7 +28,11 @@ _DROPOUT = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
     "feature_alpha_dropout",
 }  # fmt: skip
-_DRAWS = {"rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_"}
+_DRAWS = {
+    "rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "exponential_",
+}  # fmt: skip
+# Of an RReLU in evaluation mode.
+_SLOPE = (1 / 8 + 1 / 3) / 2
 
 
 @dataclass(frozen=True)
@@ -133,13 +140,7 @@ def outputs(model: nn.Module, trial: Trial) -> list[Tensor]:
     Random numbers are the same at each call, whatever the number of channels: seeded alike, the
     same for all channels of an example, and without Dropout.
     """
-    device = trial.inputs[0].device
-    with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        torch.no_grad(),
-        _DrawsAlike(),
-    ):
-        torch.manual_seed(0)
+    with forked(0, trial.inputs[0].device), torch.no_grad(), _DrawsAlike():
         return list(tensors_in(model.train(trial.training)(*trial.inputs)))
 
 
@@ -156,6 +157,8 @@ class _DrawsAlike(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name.rstrip("_") in _DROPOUT:
             return args[0] if args else kwargs["input"]
+        if name.rstrip("_") == "rrelu":  # a slope drawn for each channel
+            return F.leaky_relu(args[0] if args else kwargs["input"], _SLOPE)
         if name in _DRAWS and args and isinstance(args[0], Tensor) and args[0].dim() > 1:
             shape = args[0].shape
             each = args[0].reshape(len(args[0]), -1)[:, :1].clone()

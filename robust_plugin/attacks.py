@@ -83,12 +83,22 @@ def finite(grad: Tensor) -> Tensor:
     """
     if bool(grad.isfinite().all()):
         return grad
+    warn_of_gradients()
+    return followable(grad)
+
+
+def warn_of_gradients() -> None:
+    """Warn that an attack went on without entries of a gradient that are not finite."""
     warnings.warn(
         "the gradient of the outputs by the inputs is NaN or infinite at some inputs (the square "
         "root, norm or logarithm of 0?); attacks by gradients do not see what such an entry does",
         NotFiniteGradient,
-        stacklevel=2,
+        stacklevel=3,
     )
+
+
+def followable(grad: Tensor) -> Tensor:
+    """Return what ``finite`` returns, without waiting for the device to know whether it had to."""
     known = grad.nan_to_num(0.0, 0.0, 0.0)
     largest = per_point(known.flatten(1).abs().amax(1), grad)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
@@ -169,7 +179,8 @@ class PGD:
         measured: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Run one start; return the kept iterates and, where measured, how good they are."""
-        x_adv = self._first(x)
+        x_adv, underflows = self._first(x), False
+        lost = torch.zeros((), dtype=torch.bool, device=x.device)
         kept, best = x_adv, torch.full((len(x),), -torch.inf, device=x.device)
         for step in range(self.steps):
             x_adv.requires_grad_(True)
@@ -177,16 +188,25 @@ class PGD:
             if step == 0:
                 check_logits(logits, y)
             losses = self._losses(logits, y, clean)
-            grad = finite(input_gradient(losses.sum(), x_adv))
+            if step == 0 and self.loss == "ce":  # later steps raise it
+                underflows = bool((losses <= _LOST).any())
+            if underflows:
+                losses = _rescued(losses, logits, y)
+            grad = input_gradient(losses.sum(), x_adv)
+            lost |= ~grad.isfinite().all()
+            grad = grad.nan_to_num() if self.threat.norm == "Linf" else followable(grad)
             x_adv = x_adv.detach()
             if measured and self.keep == "best":
                 kept, best = _better(kept, best, x_adv, _rank(logits, y, losses))
             x_adv = self.threat.project(x_adv + self.step_size * self.threat.direction(grad), x)
+        if bool(lost):  # asked once, for a GPU waits to answer
+            warn_of_gradients()
         if not measured:
             return x_adv, best
         with torch.no_grad():
             logits = model(x_adv)
-            last = _rank(logits, y, self._losses(logits, y, clean))
+            losses = self._losses(logits, y, clean)
+            last = _rank(logits, y, _rescued(losses, logits, y) if underflows else losses)
         if self.keep == "last":
             return x_adv, last
         return _better(kept, best, x_adv, last)
@@ -214,9 +234,15 @@ class PGD:
             if logits.shape[1] < 3:
                 raise ValueError("loss 'dlr' needs at least three classes; take 'margin'.")
             return dlr_loss(logits, y)
-        losses = F.cross_entropy(logits, y, reduction="none")
-        # Both rise together, and a soft margin of so small a loss is negative: the order stays.
-        return torch.where(losses > _LOST, losses, soft_margin(logits, y))
+        return F.cross_entropy(logits, y, reduction="none")
+
+
+def _rescued(losses: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy, and the soft margin where its gradient underflows.
+
+    Both rise together, and the soft margin of so small a loss is negative: the order stays.
+    """
+    return torch.where(losses > _LOST, losses, soft_margin(logits, y))
 
 
 def _rank(logits: Tensor, y: Tensor, losses: Tensor) -> Tensor:

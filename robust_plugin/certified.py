@@ -7,7 +7,7 @@ at each step with fractions of an epoch; without it a loss is that of its schedu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Certified:
         with clean_pass(model, x) as logits:
             clean, y = cross_entropy(logits, y), y.long()
             network = innermost(model)
-            threat = replace(self.threat, eps=self.risen * self.threat.eps)
+            threat = self.threat.with_radius(self.risen * self.threat.eps)
             kappa = self._between(self.kappa)
             loss: Tensor = kappa * clean
             if kappa < 1:
@@ -154,7 +154,7 @@ class MixTrain:
                 few, count = few_of(len(x), self.points)
                 if len(few):  # of the points that are computed here
                     few = few.to(x.device)
-                    threat = replace(self.threat, eps=self.risen * self.threat.eps)
+                    threat = self.threat.with_radius(self.risen * self.threat.eps)
                     margins = self.bounds(innermost(model), x[few], y[few], threat)
                     worst = F.cross_entropy(-margins, y[few], reduction="sum") / count
                     loss = loss + self.weight * worst

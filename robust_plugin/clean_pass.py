@@ -89,16 +89,17 @@ def statistics_of(name: str, norm: nn.Module, call: int | None = None) -> Statis
 def _recorded(seen: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
     """Record the statistics of all inputs of these layers, with their graph."""
 
-    def record(layer: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            z = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
+    def record(layer: nn.Module) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            z = args[0] if args else kwargs["input"]
+            z = z.to(torch.promote_types(z.dtype, torch.float32))
             dims = [d for d in range(z.dim()) if d != 1]
             variance, mean = torch.var_mean(z, dims, correction=0)
             seen[layer].append((mean, variance))
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(record(layer)) for layer in seen]
+    handles = [layer.register_forward_pre_hook(record(layer), with_kwargs=True) for layer in seen]
     try:
         yield
     finally:

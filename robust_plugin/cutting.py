@@ -92,9 +92,11 @@ def removable(
     found, reasons = tuple(groups), dict[str, str]()
     for share, tried in [(first, each) for each in passes] + [(each, evaluated) for each in others]:
         wrong = partial(_wrong, trial, inputs, tried, share=share, replay=replay)
-        reasons |= _culprits(found, wrong)
+        if not found or (together := wrong(found)) is None:
+            continue
+        reasons |= _culprits(found, together, wrong)
         found = tuple(group for group in groups if group.name not in reasons)
-        if reasons and found and (together := wrong(found)) is not None:
+        if found and (together := wrong(found)) is not None:
             raise ValueError(
                 f"each group of {type(model).__name__} can be removed, but not all together: "
                 f"{together}; name some of their producers in ignored."
@@ -116,16 +118,23 @@ def removable(
 
 
 def _culprits(
-    groups: Sequence[Group], wrong: Callable[[Sequence[Group]], str | None]
+    groups: Sequence[Group], reason: str, wrong: Callable[[Sequence[Group]], str | None]
 ) -> dict[str, str]:
-    """Return what is wrong with single groups, by halves: most networks have few, or none."""
-    reason = wrong(groups) if groups else None
-    if reason is None:
-        return {}
+    """Return what is wrong with single groups, by halves: most networks have few, or none.
+
+    Args:
+        groups: those that cannot be removed together.
+        reason: why not.
+        wrong: tells that of fewer groups, None where nothing is wrong.
+    """
     if len(groups) == 1:
         return {groups[0].name: reason}
     half = len(groups) // 2
-    return _culprits(groups[:half], wrong) | _culprits(groups[half:], wrong)
+    found: dict[str, str] = {}
+    for part in (groups[:half], groups[half:]):
+        if (each := wrong(part)) is not None:
+            found |= _culprits(part, each, wrong)
+    return found
 
 
 def _wrong(

@@ -124,12 +124,9 @@ def _nearest(points: Standing, search: _Search) -> tuple[Tensor, Tensor]:
         logits = points.model(at)
         gaps = logits - logits.gather(1, search.y[:, None])
         normals = torch.stack(
-            [
-                finite(torch.autograd.grad(gap.sum(), at, retain_graph=True)[0])
-                for gap in gaps.unbind(1)
-            ],
-            1,
+            [torch.autograd.grad(gap.sum(), at, retain_graph=True)[0] for gap in gaps.unbind(1)], 1
         )
+        normals = finite(normals.flatten(0, 1)).view_as(normals)
     gaps = gaps.detach()
     slopes = normals.flatten(2).norm(p=1 if points.threat.norm == "Linf" else 2, dim=2)
     far = (gaps.abs() / (slopes + 1e-12)).scatter_(1, search.y[:, None], torch.inf)

@@ -119,6 +119,11 @@ def refuse_inputs(model: nn.Module, x: Tensor, error: Exception) -> NoReturn:
             f"inputs are {x.dtype} and the model's weights {weight.dtype}; give x.to({weight.dtype}"
             f"), or the model as model.to({x.dtype})."
         ) from error
+    if weight is not None and weight.device != x.device:
+        raise ValueError(
+            f"inputs are on {x.device} and the model on {weight.device}; give x.to("
+            f"{str(weight.device)!r})."
+        ) from error
     raise ValueError(
         f"the model cannot take inputs of shape {tuple(x.shape)} ({error}); legal: [B, ...], a "
         "batch of what it was made for. One point is x[:1]."
@@ -129,7 +134,7 @@ def _raised_by_torch(error: Exception) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("torch.")
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("torch.")
 
 
 def _version(parameter: Tensor) -> int:
@@ -241,8 +246,13 @@ def check_labels(logits: object, y: Tensor) -> Tensor:
             "the model returned one output a point; legal: one for each of two classes or more. "
             "Of a single logit z make two, torch.cat([-z, z], 1)."
         )
+    if y.is_floating_point():
+        raise ValueError(
+            f"labels are {y.dtype}; legal: integers 0 to {logits.shape[1] - 1}, the model has "
+            f"{logits.shape[1]} classes."
+        )
     whole = y.long()
-    if y.is_floating_point() or not bool(((whole >= 0) & (whole < logits.shape[1])).all()):
+    if not bool(((whole >= 0) & (whole < logits.shape[1])).all()):
         least, most = (int(end) for end in whole.aminmax())
         raise ValueError(
             f"labels are {y.dtype} from {least} to {most}; legal: integers 0 "

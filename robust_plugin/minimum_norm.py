@@ -14,8 +14,8 @@ from robust_plugin.standing import AllFooled, Standing
 from robust_plugin.threat import ThreatModel, per_point
 from robust_plugin.unit_box import UnitBox
 
-# In a box without bounds, how far beyond the inputs' values it looks, in radii.
-_FARTHEST = 8
+# In a box without bounds, or very wide, how far beyond the inputs' values it looks, in radii.
+_FARTHEST = 1000
 
 
 @dataclass(frozen=True)

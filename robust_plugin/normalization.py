@@ -42,8 +42,9 @@ class Normalize(nn.Module):
             raise ValueError(f"mean={mean} and std={std}: one number a channel in each")
         if not bool((numbers[1] > 0).all()):
             raise ValueError(f"std={std}: every channel needs a positive one")
-        self.register_buffer("mean", numbers[0].view(1, -1, 1, 1))
-        self.register_buffer("std", numbers[1].view(1, -1, 1, 1))
+        for name, each in zip(("mean", "std"), numbers, strict=True):
+            # Made anew, so that it lies where torch puts new tensors, as the layers' weights do.
+            self.register_buffer(name, torch.tensor(each.tolist()).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised input, same shape."""
@@ -54,7 +55,8 @@ def _channels(name: str, value: Sequence[float] | Tensor) -> Tensor:
     """Return one number a channel, shape [C], in torch's default dtype, whatever held them."""
     try:
         # A float64 array would make the network's inputs float64.
-        found = torch.as_tensor(value).detach().to("cpu", torch.get_default_dtype(), copy=True)
+        given = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+        found = given.detach().to("cpu", torch.get_default_dtype())
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}={value!r}: one number a channel, as (0.5, 0.5, 0.5)") from error
     if found.dim() == 0:

@@ -38,7 +38,8 @@ _NOTHING = 0.02
 # points open (95 %, the rule of three).
 _ENOUGH = 50
 _QUERIES = 500
-# In a box without bounds, how many radii beyond the inputs' values the unbounded radius goes.
+# In a box without bounds, or very wide, how many radii beyond the inputs' values the unbounded
+# radius goes.
 _FAR = 100
 
 
@@ -161,7 +162,7 @@ def _share(stands: Tensor) -> float:
 def _scaled(threat: ThreatModel, factor: float) -> ThreatModel:
     eps = threat.eps * factor
     eps = min(eps, threat.high - threat.low) if threat.norm == "Linf" else eps
-    return ThreatModel(threat.norm, eps, low=threat.low, high=threat.high)
+    return threat.with_radius(eps)
 
 
 def _unbounded(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Check:

@@ -47,11 +47,16 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """CE(f(x), y): no adversary; y may hold probabilities [B, classes], as after mixup.
 
+    Of logits [B, classes, ...], as of a segmentation, torch's own cross-entropy, which leaves out
+    labels of -100.
+
     Raises:
         TypeError: if the model returns no tensor.
         ValueError: for labels outside 0..classes-1, or logits or probabilities of another shape.
     """
     logits = model(x)
+    if isinstance(logits, Tensor) and logits.dim() > 2:  # one label a pixel, some to be ignored
+        return F.cross_entropy(logits, y)
     if not (y.is_floating_point() and y.dim() == 2):
         return _cross_entropy(logits, y)
     check_labels(logits, torch.zeros(len(y), dtype=torch.long))

@@ -222,7 +222,13 @@ def with_layers(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Modu
     found = copied(model, memo)
     for old, replacement in new.items():
         for key in _HOOKS:
-            setattr(replacement, key, copy.deepcopy(getattr(old, key), memo))
+            try:
+                setattr(replacement, key, copy.deepcopy(getattr(old, key), memo))
+            except Exception as error:  # a hook may hold whatever cannot be copied
+                raise ValueError(
+                    f"a hook of a {type(old).__name__} cannot be copied to the layer in its place "
+                    f"({error}); remove it."
+                ) from error
     return found
 
 

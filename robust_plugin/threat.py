@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,8 +15,9 @@ from robust_plugin.projection import project_on_l1_ball
 
 Norm = Literal["Linf", "L2", "L1"]  # a ball of each lies in that of the one before
 
-# A box this many times as wide as the inputs and their balls is narrowed for attacks in its units.
-_WIDE = 4
+# A radius that is a smaller share of the box's width loses precision where the box is scaled to
+# [0, 1].
+_FINE = 1e-4
 # Gradients below it are scaled up before their length is taken.
 _SMALL = 1e-6
 # In a box of grey levels, 0 to 255, radii below these are meant for inputs in [0, 1].
@@ -91,9 +93,8 @@ class ThreatModel:
             )
         if high - low == 255 and 0 < radius < _LEAST_GREY[norm]:
             raise ValueError(
-                f"eps is {eps!r} in the box [{low:g}, {high:g}], where it is not even a grey "
-                f"level; eps is in input units: give {255 * radius:g} for a radius of "
-                f"{radius:g} in [0, 1]."
+                f"eps is {eps!r} in the box [{low:g}, {high:g}], too small for grey levels; eps is "
+                f"in input units: give {255 * radius:g} for a radius of {radius:g} in [0, 1]."
             )
         for name, value in (
             ("norm", norm),
@@ -159,24 +160,33 @@ class ThreatModel:
         largest = grad.flatten(1).abs().amax(1).clamp(min=torch.finfo(grad.dtype).tiny)
         # Small gradients by their largest entry first: their squares would be 0.
         grad = grad / per_point(torch.where(largest < _SMALL, largest, 1.0).to(grad), grad)
-        return grad * per_point(1 / self.norms(grad).clamp(min=1e-12), grad)
+        tiny = torch.finfo(grad.dtype).tiny
+        return grad * per_point(1 / self.norms(grad).clamp(min=tiny), grad)
 
     def narrowed(self, x: Tensor, *, reach: float) -> ThreatModel:
-        """Return the same ball in a smaller box where the present one is far wider than needed.
+        """Return the same ball in a smaller box where the present one is too wide for the radius.
 
         No point of the ball lies more than ``eps`` beyond the values of ``x``, whatever the norm,
         so that attacks which compute in units of the box may as well take a box that ends there.
-        In a very wide one, a small radius would be lost to rounding.
+        In one without bounds, or more than 10,000 radii wide, rounding would take the radius away.
 
         Args:
             x: inputs of finite values, shape [B, ...].
             reach: how far beyond the values of ``x`` the box has to go, at least eps.
         """
-        least, largest = (float(v) for v in x.aminmax())
-        low, high = max(self.low, least - reach), min(self.high, largest + reach)
-        if self.high - self.low <= _WIDE * (high - low):
+        width = self.high - self.low
+        if math.isfinite(width) and self.eps >= _FINE * width:
             return self
+        least, largest = (float(v) for v in x.aminmax())
+        reach = reach or 1.0  # at eps = 0 there is no other measure
+        low, high = max(self.low, least - reach), min(self.high, largest + reach)
         return ThreatModel(self.norm, self.eps, low=low, high=high)
+
+    def with_radius(self, eps: float) -> ThreatModel:
+        """Return the threat model with another radius, of whatever size a schedule asks for."""
+        found = copy.copy(self)
+        object.__setattr__(found, "eps", float(eps))
+        return found
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the point of the threat model nearest to ``x_adv``, for each point of a batch.
@@ -236,7 +246,8 @@ class ThreatModel:
             )
         farthest = float(self.norms(x_adv.double() - x.double()).max())
         # The input's own precision bounds what an attack in that dtype can promise.
-        slack = max(_TOLERANCE, torch.finfo(x.dtype).eps * float(x.abs().max()))
+        largest = float(x.abs().max()) + self.eps
+        slack = max(_TOLERANCE, torch.finfo(x.dtype).eps * largest)
         if not farthest <= self.eps * (1 + _TOLERANCE) + slack:
             raise ValueError(
                 f"the attack moved a point by {farthest:g} in {self.norm}, beyond "

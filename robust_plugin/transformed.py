@@ -7,73 +7,89 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from robust_plugin.groups import Member
 
-# Outputs of a layer that are looked at.
-_OUTPUTS = 8
-# A derivative this small beside the largest is rounding.
-_ROUNDING = 1e-9
+_FUNCTIONS = (
+    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d,
+    F.conv_transpose3d,
+)  # fmt: skip
+
+
+class _Weights(TorchFunctionMode):
+    """Collects the weights of one shape that convolutions and products are computed with."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+        self.found: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FUNCTIONS:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            if weight.shape == self.shape:
+                self.found.append(weight.detach())
+        return func(*args, **kwargs)
 
 
 def keeps_zeros(layer: nn.Module) -> bool | None:
     """Return whether a layer computes with zeros where its weight has them; None if unknown.
 
-    Layers of torch do. Of others, a copy gets a weight that is half zeros. The derivative of one
-    of its outputs by the input is then the weight that it computes with, and may have no more
-    entries than the zeros leave. Unknown is what a copy cannot be asked: a layer of several inputs,
-    or one whose forward fixes its dtype.
+    Layers of torch do. Of others, a copy with a weight that is half zeros runs once, and the weight
+    that it hands to its convolution or product is looked at. Unknown is what cannot be asked: a
+    layer of several inputs, or one that computes by other functions.
 
     Args:
-        layer: without a mask; it is left as it is.
+        layer: with or without a mask; it is left as it is.
     """
+    kind = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
     ours = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
-    if not ours or type(layer).__module__.startswith("torch."):
+    if not ours or kind.__module__.startswith("torch."):
         return True
     try:
-        trial: Any = copy.deepcopy(layer).eval().double()
-        generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(trial.weight.shape, generator=generator, dtype=torch.double)
-        weight *= torch.rand(weight.shape, generator=generator) < 0.5
-        with torch.no_grad():
-            for other in trial.parameters():  # a gain may start at 0, where nothing shows
-                other.copy_(0.5 + torch.rand(other.shape, generator=generator, dtype=torch.double))
-            trial.weight.copy_(weight)
-        return all(used <= kept for used, kept in _entries(trial, generator))
+        trial: Any = copy.deepcopy(layer).cpu().eval().float()
+        _half_zero(trial)
+        zero = trial.weight == 0
+        with torch.no_grad(), _Weights(zero.shape) as weights:
+            trial(_input_of(trial))
     except Exception:  # a forward of its own fails in any way it likes
         return None
+    if not weights.found:
+        return None
+    return not any(bool(weight[zero].any()) for weight in weights.found)
 
 
-def _entries(layer: Any, generator: torch.Generator) -> Iterator[tuple[int, int]]:
-    """Of some outputs, how many inputs they read, and how many entries of the weight are left."""
-    shape = [1, layer.weight.shape[1]]
+def _half_zero(layer: Any) -> None:
+    """Give a layer random values that hide nothing, half of its weight zero unless a mask does."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in layer.parameters(recurse=False):  # a gain may start at 0
+            parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        if not parametrize.is_parametrized(layer):
+            layer.weight.sub_(1).mul_(torch.rand(layer.weight.shape, generator=generator) < 0.5)
+
+
+def _input_of(layer: Any) -> Tensor:
+    shape = [2, layer.weight.shape[1]]
     if isinstance(layer, nn.modules.conv._ConvNd):
-        reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        shape = [1, layer.in_channels, *(2 * each + 1 for each in reach)]
-    x = torch.rand(shape, generator=generator, dtype=torch.double).requires_grad_()
-    with torch.enable_grad():
-        out = layer(x)
-        middle = tuple(size // 2 for size in out.shape[2:])  # which no padding reaches
-        for number in range(min(_OUTPUTS, out.shape[1])):
-            place = (0, number, *middle)
-            (grad,) = torch.autograd.grad(out[place], x, retain_graph=True)
-            used = int((grad.abs() > _ROUNDING * grad.abs().max()).sum())
-            yield used, int(_filter(layer, number).count_nonzero())
-
-
-def _filter(layer: Any, number: int) -> Tensor:
-    """Return the entries of the weight that make an output channel."""
-    weight: Tensor = layer.weight
-    if not getattr(layer, "transposed", False):
-        return weight[number]
-    outs, ins = weight.shape[1], layer.in_channels // layer.groups
-    group = number // outs
-    return weight[group * ins : (group + 1) * ins, number % outs]
+        reach = zip(layer.dilation, layer.kernel_size, strict=True)
+        shape = [2, layer.in_channels, *(d * (k - 1) + 2 for d, k in reach)]
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
 
 
 def refuse_transformed(members: Iterable[Member]) -> None:

@@ -40,7 +40,9 @@ class Twin:
             if isinstance(layer, nn.modules.dropout._DropoutNd):
                 parent, _, key = name.rpartition(".")
                 setattr(self.network.get_submodule(parent), key, nn.Identity())
-            elif kind_of(layer) in NORMS and layer.weight is None:
+            elif (
+                kind_of(layer) in NORMS and layer.weight is None and layer.running_mean is not None
+            ):
                 # For what a batch's statistics scale and shift by.
                 ones = torch.ones_like(layer.running_mean)
                 layer.weight, layer.bias = nn.Parameter(ones), nn.Parameter(torch.zeros_like(ones))

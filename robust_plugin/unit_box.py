@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robust_plugin.threat import ThreatModel
 
 # A radius is worth attacking if it is this many times the rounding of the values that it moves.
-_ROUNDINGS = 100
+_ROUNDINGS = 10
 
 
 class UnitBox(nn.Module):

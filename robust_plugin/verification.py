@@ -123,8 +123,12 @@ def verify(
         opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
         with attacked(model), torch.no_grad():
             opened.check_answers(logits_of(model, x[:batch_size], y[:batch_size]))
+
     # For attacks; the network itself judges their points. Not needed where the journal has all.
-    fast = cache(lambda: fast_copy(model, x[:batch_size]))
+    @cache
+    def fast() -> nn.Module:
+        with attacked(model):
+            return fast_copy(model, x[:batch_size])
 
     def decided(first: int) -> dict[str, Tensor]:
         rows = slice(first, first + batch_size)

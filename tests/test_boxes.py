@@ -141,7 +141,9 @@ def test_reports_in_two_boxes_are_not_compared() -> None:
 def test_a_radius_of_the_unit_box_among_grey_levels_is_refused(
     norm: str, eps: float | str, meant: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"not even a grey level; .* give {meant} for a radius"):
+    with pytest.raises(
+        ValueError, match=rf"too small for grey levels; .* give {meant} for a radius"
+    ):
         ThreatModel(norm, eps, low=0, high=255)
     assert ThreatModel(norm, float(meant), low=0, high=255).eps == float(meant)
     assert ThreatModel(norm, 0, low=0, high=255).eps == 0

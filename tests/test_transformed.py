@@ -34,6 +34,13 @@ class Centred(nn.ConvTranspose2d):
         return F.conv_transpose2d(x, self.weight - self.weight.mean(), self.bias, self.stride)
 
 
+class Cosine(nn.Linear):
+    """Of normalised inputs and weights: zeros stay, and every output reads every input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+
 class Loud(nn.Conv1d):
     """Doubles its output: the weight is its own."""
 
@@ -72,6 +79,19 @@ def test_a_layer_keeps_zeros_if_its_responses_have_no_more_entries_than_its_weig
         layer.weight.mul_(torch.rand(layer.weight.shape) < 0.4)
         found = int((used(layer, torch.rand(1, *shape)).abs() > 1e-6).sum())
     assert judged == (found <= int(layer.weight.count_nonzero()))
+
+
+def test_what_a_layer_does_to_its_input_is_no_matter() -> None:
+    assert keeps_zeros(Cosine(6, 4)) is True
+    MagnitudePruner(nn.Sequential(Cosine(6, 4)), 0.5)
+
+
+def test_a_parametrized_layer_is_judged_by_its_class() -> None:
+    layer = StdConv2d(3, 4, 3)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity())
+    with torch.no_grad():
+        layer.parametrizations.weight.original[:, 0] = 0
+    assert keeps_zeros(layer) is False
 
 
 def standardised() -> nn.Module:
