@@ -157,9 +157,10 @@ class ThreatModel:
         """
         if self.norm == "Linf":
             return grad.sign()
-        largest = grad.flatten(1).abs().amax(1).clamp(min=torch.finfo(grad.dtype).tiny)
+        largest = grad.flatten(1).abs().amax(1)
         # Small gradients by their largest entry first: their squares would be 0.
-        grad = grad / per_point(torch.where(largest < _SMALL, largest, 1.0).to(grad), grad)
+        small = (largest > 0) & (largest < _SMALL)
+        grad = grad / per_point(torch.where(small, largest, 1.0).to(grad), grad)
         tiny = torch.finfo(grad.dtype).tiny
         return grad * per_point(1 / self.norms(grad).clamp(min=tiny), grad)
 

@@ -63,3 +63,20 @@ def test_gradients_of_another_backward_pass_are_others():
     assert not same_gradients(layer, Doubled(layer), x)
     assert not same_gradients(layer, lambda x: layer(x).detach(), x)
     assert same_gradients(lambda x: layer(x).detach(), layer, x)
+
+
+def test_the_generators_of_other_gpus_are_left_alone(monkeypatch):
+    """torch.manual_seed would reach for them, and nobody restores those."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    layer, x = nn.Linear(2, 2), torch.rand(1, 2)
+    before = torch.get_rng_state()
+    outputs(layer, Trial((x,)))
+    assert seeded == [] and torch.equal(torch.get_rng_state(), before)
+
+
+def test_slopes_that_are_drawn_for_each_channel_are_no_mixing():
+    x = torch.randn(4, 3)
+    found = outputs(nn.RReLU(), Trial((x,), training=True))[0]
+    assert torch.equal(found, outputs(nn.RReLU(), Trial((x,), training=True))[0])
+    assert torch.equal(outputs(nn.RReLU(), Trial((x[:, :1],), training=True))[0], found[:, :1])

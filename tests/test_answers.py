@@ -6,6 +6,7 @@ from torch import nn
 
 from robust_plugin import IBP, Smoothed, ThreatModel, ibp_margins, pgd, verify
 from robust_plugin.adapters.auto_lirpa import LiRPA
+from robust_plugin.guard import refuse_inputs
 
 THREAT = ThreatModel("Linf", eps=0.02)
 CALLS = {
@@ -78,3 +79,19 @@ def test_a_network_that_casts_its_inputs_may_be_given_others(cnn, batch):
     x, y = batch
     found = Smoothed(0.1, n=50).certify(Casts(), x.double(), y)
     assert len(found.radii) == 16
+
+
+def test_labels_that_are_no_integers_and_devices_of_two_kinds(cnn, batch):
+    model, (x, y) = cnn(), batch
+    for labels in (y.float(), torch.full((16,), torch.nan)):
+        with pytest.raises(ValueError, match="labels are torch.float32; legal: integers 0 to 9"):
+            IBP(THREAT)(model, x, labels)
+    with pytest.raises(ValueError, match="inputs are on cpu and the model on meta; give x.to"):
+        refuse_inputs(model.to("meta"), x, RuntimeError("of two devices"))
+
+
+def test_verify_in_inference_mode(cnn, batch):
+    with torch.inference_mode():
+        model, (x, y) = cnn(), (each.clone() for each in batch)
+        found = verify(model, x, y, {"IBP": IBP(THREAT), "PGD": pgd(THREAT, steps=2)})
+    assert len(found.verdicts) == 16

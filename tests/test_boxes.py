@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_plugin import Report, ThreatModel, evaluate, pgd
+from robust_plugin import Report, ThreatModel, certified, evaluate, pgd
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.minimum_norm import MinimumNorm
 from robust_plugin.obfuscation import obfuscation
@@ -159,3 +159,40 @@ def test_bounds_are_one_number_each() -> None:
         ThreatModel("Linf", torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match="low must be below high"):
         ThreatModel("Linf", 0.1, low=math.nan)
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.0])
+def test_a_batch_without_contrast_is_searched_in_its_whole_box(eps: float) -> None:
+    """x > .701 in the mean: constant images of .5 have to move by .201, whatever is beside them."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.zeros(16), torch.full((16,), 1.0)]))
+        model[1].bias.copy_(torch.tensor([0.701 * 16, 0.0]))
+    x, y = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
+    found = MinimumNorm(ThreatModel("Linf", eps)).search(model, x, y)[1]
+    assert found.tolist() == pytest.approx([0.201, 0.201], abs=2e-3)
+    if eps:
+        checks = obfuscation(model, x, y, ThreatModel("Linf", 0.001)).checks
+        assert checks[0].name.startswith("accuracy falls to nothing") and checks[0].passed
+    for bound in (math.inf, 1e6):
+        wide = ThreatModel("Linf", eps, low=-bound, high=bound)
+        found = MinimumNorm(wide).search(model, x, y)[1]
+        assert found.tolist() == pytest.approx([0.201, 0.201], abs=2e-3)
+
+
+def test_a_schedule_may_take_any_radius_of_grey_levels() -> None:
+    threat = ThreatModel("Linf", 2, low=0, high=255)
+    assert threat.with_radius(0.03).eps == 0.03 and threat.eps == 2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x, y = 255 * torch.rand(60, 1, 4, 4), torch.arange(60) % 3
+    objective = certified(threat)
+    objective.progress(1, 100)
+    assert objective(model, x, y).isfinite()
+    y = model(x).argmax(1)
+    assert len(obfuscation(model, x, y, ThreatModel("L2", 16, low=0, high=255)).checks) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_slack_of_dark_images_is_that_of_the_points_reached(dtype: torch.dtype) -> None:
+    x = torch.zeros(2, 3, dtype=dtype)
+    ThreatModel("Linf", 0.3).check_result(x + 0.3, x)

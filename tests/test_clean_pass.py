@@ -18,7 +18,7 @@ from robust_plugin import (
 )
 from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.certified import nrs_loss
-from robust_plugin.clean_pass import clean_pass
+from robust_plugin.clean_pass import clean_pass, statistics_of
 from robust_plugin.recipes.data import load_data
 
 THREAT = ThreatModel("Linf", eps=0.05)
@@ -312,3 +312,19 @@ def test_deep_networks_with_batchnorm_train():
     x, y = tensors(data.test)
     assert (model(x).argmax(1) == y).float().mean() > 0.85
     assert IBP(threat)(model, x, y).float().mean() > 0.6
+
+
+def test_a_batchnorm_that_is_called_by_keyword(batch):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(1), nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(self.norm(input=x).flatten(1))
+
+    x = batch[0]
+    with clean_pass(model := Named(), x):
+        mean, variance = statistics_of("norm", model.norm)
+    torch.testing.assert_close(mean, x.mean().view(1))
+    torch.testing.assert_close(variance, x.var(correction=0).view(1))

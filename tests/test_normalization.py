@@ -94,3 +94,9 @@ def test_statistics_of_any_kind_are_the_same_layer(make):
 
 def test_recipes_have_it_too():
     assert networks.Normalize is Normalize
+
+
+def test_the_numbers_lie_where_the_layers_weights_do():
+    with torch.device("meta"):
+        layer, weight = Normalize((0.5, 0.25), (1.0, 2.0)), nn.Linear(2, 2).weight
+    assert layer.mean.device == layer.std.device == weight.device == torch.device("meta")

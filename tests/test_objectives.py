@@ -336,3 +336,11 @@ def test_noise_on_inputs_of_another_unit_is_refused(cnn, batch, make):
     assert make(sigma=64.0, low=0, high=255)(model, 255 * x, y).isfinite()
     with pytest.raises(ValueError, match="low is 2 and high is 1.0"):
         make(low=2)
+
+
+def test_labels_of_pixels_are_torchs_own_and_some_may_be_ignored():
+    model = nn.Conv2d(1, 4, 1)
+    x, y = torch.rand(2, 1, 3, 3), torch.randint(4, (2, 3, 3))
+    y[0, 0] = -100
+    wanted = nn.functional.cross_entropy(model(x), y)
+    assert torch.equal(benign(model, x, y), wanted)

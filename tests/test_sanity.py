@@ -176,3 +176,18 @@ class Narrow(nn.Module):
 def test_autocast_in_the_forward_is_called_by_its_name():
     (finding,) = found(Narrow(trained("mlp", mlp), torch.bfloat16), digits(40))
     assert "computes in torch.bfloat16 on the way (autocast" in finding
+
+
+class Fixed(nn.Module):
+    """Takes batches of 16 alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.reshape(16, 64))
+
+
+def test_a_network_of_one_batch_size_is_evaluated():
+    assert found(Fixed(), digits(16)) == ()

@@ -134,3 +134,11 @@ def test_half_precision_has_the_room_of_its_rounding(dtype, room):
     ball.check_result(x + ball.eps, x)
     with pytest.raises(ValueError, match="beyond eps"):
         ball.check_result((x + ball.eps + 2 * room).to(dtype), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_direction_of_a_gradient_of_any_size(dtype):
+    threat = ThreatModel("L2", 1)
+    grad = torch.tensor([[3.0, 4.0], [3e-7, 4e-7], [0.0, 0.0]]).to(dtype)
+    wanted = torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]])
+    torch.testing.assert_close(threat.direction(grad).float(), wanted, rtol=0.1, atol=0.0)

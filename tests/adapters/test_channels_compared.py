@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from robust_plugin import Group, MagnitudePruner, Member, finalize
+from robust_plugin import Group, MagnitudePruner, Member, cutting, finalize
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
 
 
@@ -184,3 +184,15 @@ def test_a_group_may_have_a_name_of_the_users_own():
     )
     with pytest.raises(ValueError, match="mine 0: no convolution or linear layer among"):
         _ = norms_only.producer
+
+
+def test_groups_that_fail_only_together_are_named_together(monkeypatch):
+    """Each half alone passes, so that no single group is to blame."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3))
+
+    def wrong(model, inputs, trial, groups, *, share, replay):
+        return "they clash" if len(groups) == 2 else None
+
+    monkeypatch.setattr(cutting, "_wrong", wrong)
+    with pytest.raises(ValueError, match="can be removed, but not all together: they clash"):
+        channel_groups(model, torch.rand(1, 1, 9, 9))
