@@ -20,8 +20,7 @@ def device_of(name: str) -> torch.device:
     # torch raises many kinds, of which some speak of its own operators and backends.
     except Exception as error:
         raise ValueError(
-            f"device is {name!r}, which there is not on this machine; legal here: "
-            f"{', '.join(here)}."
+            f"device is {name!r}, which this machine does not have; legal here: {', '.join(here)}."
         ) from error
     if device.type == "meta":
         raise ValueError(

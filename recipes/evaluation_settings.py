@@ -27,19 +27,19 @@ class EvaluateConfig:
         certify: what proves points: none, ibp, crown-ibp, cascade (IBP, CROWN, alpha-CROWN) or
             cascade-fixed (without alpha-CROWN on all slopes).
         seconds: budget of a cascade for each point, which is unknown once it is used up.
-        steps: of PGD.
-        restarts: of PGD.
+        steps: gradient steps of PGD from each start.
+        restarts: random starts of PGD.
         n: how many of the first test points; None for all.
         radii: of the security curve's table; by default around eps.
         checks: how many test points the checks for obfuscated gradients get; 0 for none.
         small: small.safetensors of a run on channels; the network without them is measured.
         parent: weights of the dense network it was pruned from, for the transfer check; a run
             folder knows its own.
-        seed: of the attacks.
+        seed: seed of the random numbers that attacks draw.
         journal: a folder from which interrupted AutoAttacks and cascades of proofs go on.
         batch_size: points at a time.
         device: cpu, cuda, cuda:1...; auto takes cuda where there is one.
-        threads: of torch on the CPU; None leaves it alone.
+        threads: number of CPU threads torch may use; None is torch's own choice.
     """
 
     model: str = "digits-cnn"

@@ -84,7 +84,7 @@ def _loaded(path: Path) -> Any:
     # torch raises many kinds; none names the file, and some advise to load what can run code.
     except Exception as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = "it is damaged, or no file that torch.save wrote of tensors"
+        reason = "it is damaged, or not a file of tensors that torch.save wrote"
         if named is not None:
             reason = f"it holds {named[1]} beside tensors, and loading that could run code"
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Whether two networks compute the same: on inputs that hide nothing, in both modes.
+"""Compare two networks: outputs on given and random inputs in both modes, and input gradients.
 
 The caller's example may be zeros, where a network without biases is zero whatever it mixes, and a
 branch may run in training only. So networks are compared on random inputs too, and in training.

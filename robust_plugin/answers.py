@@ -1,4 +1,4 @@
-"""What a network says of clean inputs, and a sentence where it cannot take them."""
+"""Logits of clean inputs, checked, with one sentence for inputs that a network cannot take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of a network, and what refuses those that cannot be copied or changed."""
+"""Deep copies of networks, and errors for networks that cannot be copied or changed."""
 
 from __future__ import annotations
 

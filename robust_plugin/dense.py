@@ -212,7 +212,7 @@ def _names_apart(found: list[str], expected: list[str]) -> str:
         fits = [each for each in expected if name.endswith(f".{each}")]
         if fits:
             prefix = name.removesuffix(max(fits, key=len))
-            return f"{said} Take the prefix {prefix!r} off, and leave out what has it not."
+            return f"{said} Take the prefix {prefix!r} off, and leave out the names without it."
     for name in expected:
         if any(name.endswith(f".{each}") for each in found):
             return f"{said} The model holds that network below another; load it there."

@@ -382,7 +382,7 @@ class Pruner:
             self.set_phase(self.phase)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise a ValueError unless ``state`` is of a pruner like this one, and of masks or not."""
+        """Raise a ValueError unless ``state`` is of a pruner like this one, finalized alike."""
         refuse_other(state, self._settings, self.budget.density)
         refuse_ended(state["phase"], self.phase)
 

@@ -1,4 +1,4 @@
-"""Which layers forward passes run, and which of them stay out of a trace of the network."""
+"""Find layers that a traced forward pass does not contain, and warn of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def warn_of_unseen(
     seen: Collection[str],
     ignored: Collection[nn.Module],
 ) -> None:
-    """Warn of layers that a trace of the network has not: they stay dense, or are never checked.
+    """Warn of prunable layers that are not in a trace of the network: they stay dense.
 
     Args:
         model: without masks; it is left as it is.

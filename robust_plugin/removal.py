@@ -106,9 +106,9 @@ def _compared(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -
             mode = "training" if trial.training else "evaluation"
             raise ValueError(
                 f"the network without the channels differs from the masked one by {difference:.2g} "
-                f"of its largest output in {mode} mode. After finalize nothing holds pruned "
-                "weights at zero: remove the channels before training on. Else something between "
-                "mixes the channels; name the layers that make them in ignored."
+                f"of its largest output in {mode} mode. Either it was trained on after finalize, "
+                "when nothing holds pruned weights at zero: remove the channels before that. Or a "
+                "layer mixes the channels: name the layers that make them in ignored."
             )
         worst = worst if trial.training else max(worst, difference)
     return worst

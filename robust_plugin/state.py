@@ -71,7 +71,7 @@ def refuse_other(state: Mapping[str, Any], settings: Mapping[str, Any], density:
 
 
 def refuse_ended(saved: str, phase: str) -> None:
-    """Raise if of a state and the pruner that is to continue from it only one has masks.
+    """Raise if a state was taken after finalize and the pruner still has masks, or the reverse.
 
     Args:
         saved: the phase in which the state was taken.
