@@ -108,7 +108,7 @@ NO_WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("text.safetensors", lambda p: p.write_text("hello\n"), "truncated or no safetensors file"),
     ("network.pt", lambda p: torch.save(fresh(), p), r"it holds torch\.nn\.modules\.\w+\.\w+ "),
     ("object.pt", object_beside, r"it holds pathlib\S* beside tensors, and loading that could"),
-    ("archive.pt", archive, "it is damaged, or no file that torch.save wrote of tensors"),
+    ("archive.pt", archive, "it is damaged, or not a file of tensors that torch.save wrote"),
 ]
 
 
