@@ -104,7 +104,7 @@ NO_WEIGHTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("pointer.safetensors", lambda p: p.write_text(POINTER), "is a pointer of Git LFS"),
     ("folder", lambda p: p.mkdir(), "is a folder; give the file of weights in it"),
     ("folder.safetensors", lambda p: p.mkdir(), "is a folder; give the file of weights in it"),
-    ("text.pt", lambda p: p.write_text("hello\nworld\n"), "it is damaged, or no file that"),
+    ("text.pt", lambda p: p.write_text("hello\nworld\n"), "it is damaged, or not a file of"),
     ("text.safetensors", lambda p: p.write_text("hello\n"), "truncated or no safetensors file"),
     ("network.pt", lambda p: torch.save(fresh(), p), r"it holds torch\.nn\.modules\.\w+\.\w+ "),
     ("object.pt", object_beside, r"it holds pathlib\S* beside tensors, and loading that could"),
