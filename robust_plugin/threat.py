@@ -176,7 +176,7 @@ class ThreatModel:
             reach: how far beyond the values of ``x`` the box has to go, at least eps.
         """
         width = self.high - self.low
-        if math.isfinite(width) and self.eps >= _FINE * width:
+        if width <= 1 or (math.isfinite(width) and self.eps >= _FINE * width):
             return self
         least, largest = (float(v) for v in x.aminmax())
         reach = reach or 1.0  # at eps = 0 there is no other measure
