@@ -40,7 +40,7 @@ def test_a_box_that_binds_nothing_changes_no_figure(name: str, norm: str) -> Non
     x = (X - MEAN) / STD
     eps = (0.08 if norm == "Linf" else 0.4) / STD
     found = {}
-    for width in (10.0, 1e6, 1e7, math.inf):
+    for width in (10.0, 1e7, math.inf):
         threat = ThreatModel(norm, eps, low=-width, high=width)
         attacks = [
             pgd(threat, steps=20, restarts=2, keep="best"),

@@ -150,7 +150,7 @@ def test_layers_that_never_run_are_named():
         assert torch.allclose(model(images, early), small(images, early), atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_auxiliary_heads_of_googlenet_run_on_after_removal():
     torch.manual_seed(0)
     model = torchvision.models.googlenet(
