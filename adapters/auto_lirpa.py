@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.adapters.auto_lirpa_module import TwinBounds, form_of  # noqa: TID251  (its own)
-from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (its own)
+from robust_plugin.adapters.auto_lirpa_module import TwinBounds, form_of
+from robust_plugin.adapters.auto_lirpa_shims import (
     accept_remove_duplicate,
     importable,
 )

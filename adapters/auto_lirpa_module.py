@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.adapters.auto_lirpa_shims import (  # noqa: TID251  (of the same library)
+from robust_plugin.adapters.auto_lirpa_shims import (
     default_dtype,
     learning_at_the_ends,
     readable_trace,
@@ -98,7 +98,9 @@ class TwinBounds:
         # Slopes reach their limits within a few steps, whose length is .5.
         options = self.module.bound_opts["optimize_bound_args"]
         with mock.patch.dict(options, iteration=min(5, options["iteration"])):
-            check_bounds(bounds, self.twin.network, x, y, threat=threat, name=name)
+            check_bounds(
+                bounds, self.twin.network, x, y, reference=ibp_margins, threat=threat, name=name
+            )
 
     def _load_buffers(self) -> None:
         for name, maps in self.matrices.items():

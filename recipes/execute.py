@@ -11,6 +11,7 @@ from torch import nn
 
 from robust_plugin.recipes.channels import kept_channels, refuse_early, small_network
 from robust_plugin.recipes.config import RecipeConfig, build
+from robust_plugin.recipes.finish import check_evaluation, evaluate_run
 from robust_plugin.recipes.harp import HarpConfig, harp
 from robust_plugin.recipes.hydra import HydraConfig, hydra
 from robust_plugin.recipes.magnitude import MagnitudeConfig, magnitude
@@ -34,8 +35,9 @@ def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
     model = train_recipe(name, run)
     run.acceleration.close()
     if name == "dense" or config.structure == "weights":
-        return run.evaluate(model)
-    return run.evaluate(model, small=small_network(run, model), kept=kept_channels(run))
+        return evaluate_run(run, model)
+    small = small_network(run, model)
+    return evaluate_run(run, model, small=small, kept=kept_channels(run))
 
 
 def finished_run(folder: Path) -> Run:
@@ -58,6 +60,7 @@ def finished_run(folder: Path) -> Run:
 def train_recipe(name: str, run: Run) -> nn.Module:
     """Run a recipe up to its finished network."""
     _, recipe = RECIPES[name]
+    check_evaluation(run)
     stages = stages_of(name, run.config)
     run.begin({each: length_of(run, of).steps for each, of in stages.items()})
     if name != "dense":

@@ -64,57 +64,64 @@ class ObjectiveConfig:
     points: int = 1
     eps_factor: float = 1.0
 
-    def build(self, threat: ThreatModel, *, ramp: float = 0.0) -> Objective:
-        """Return the objective.
 
-        Args:
-            threat: what is tested.
-            ramp: share of the phase over which eps and the weights of certified, mixtrain and
-                smoothadv rise.
+def build_objective(
+    config: ObjectiveConfig, threat: ThreatModel, *, ramp: float = 0.0
+) -> Objective:
+    """Return the objective.
 
-        Raises:
-            ValueError: for illegal settings, or a threat model that the objective does not take.
-        """
-        if self.name in ("certified", "mixtrain"):
-            return self._by_bounds(threat, Ramp(0.0, ramp, self.ramp))
-        if self.name in ("stability", "gaussian", "smoothadv"):
-            return self._by_noise(threat, Ramp(0.0, ramp, self.ramp))
-        steps, size = self.steps, self.step_size
-        if self.name == "benign":
-            return benign
-        if self.name == "adversarial":
-            return adversarial(pgd(threat, steps=steps, step_size=size))
-        if self.name == "free":
-            return Free(threat, step_size=size)
-        if self.name == "trades":
-            beta = 6.0 if self.beta is None else self.beta
-            return trades(threat, beta=beta, steps=steps, step_size=size)
-        beta = 5.0 if self.beta is None else self.beta
-        return mart(threat, beta=beta, steps=steps, step_size=size)
+    Args:
+        config: the settings.
+        threat: what is tested.
+        ramp: share of the phase over which eps and the weights of certified, mixtrain and
+            smoothadv rise.
 
-    def _by_bounds(self, threat: ThreatModel, ramp: Ramp) -> Objective:
-        if not self.eps_factor > 0:
-            raise ValueError(f"objective.eps_factor is {self.eps_factor}; legal: above 0.")
-        threat = replace(threat, eps=self.eps_factor * threat.eps)
-        if self.name == "mixtrain":
-            bounds: Bounds = LiRPA(threat, "same-slope").bounds
-            return mixtrain(threat, bounds=bounds, points=self.points, ramp=ramp)
-        bounds = LiRPA(threat, "CROWN-IBP").bounds if self.bounds == "crown-ibp" else ibp_margins
-        return certified(threat, bounds=bounds, kappa=self.kappa, ramp=ramp, nrs=self.nrs)
+    Raises:
+        ValueError: for illegal settings, or a threat model that the objective does not take.
+    """
+    if config.name in ("certified", "mixtrain"):
+        return _by_bounds(config, threat, Ramp(0.0, ramp, config.ramp))
+    if config.name in ("stability", "gaussian", "smoothadv"):
+        return _by_noise(config, threat, Ramp(0.0, ramp, config.ramp))
+    steps, size = config.steps, config.step_size
+    if config.name == "benign":
+        return benign
+    if config.name == "adversarial":
+        return adversarial(pgd(threat, steps=steps, step_size=size))
+    if config.name == "free":
+        return Free(threat, step_size=size)
+    if config.name == "trades":
+        beta = 6.0 if config.beta is None else config.beta
+        return trades(threat, beta=beta, steps=steps, step_size=size)
+    beta = 5.0 if config.beta is None else config.beta
+    return mart(threat, beta=beta, steps=steps, step_size=size)
 
-    def _by_noise(self, threat: ThreatModel, ramp: Ramp) -> Objective:
-        if self.name == "gaussian":
-            return gaussian(sigma=self.sigma)
-        if self.name == "smoothadv":
-            noise = {"sigma": self.sigma, "samples": self.samples, "steps": self.steps}
-            return smoothadv(threat, **noise, ramp=ramp)  # type: ignore[arg-type]
-        return stability(sigma=self.sigma, beta=6.0 if self.beta is None else self.beta)
 
-    def certifier(self, threat: ThreatModel) -> Certifier | None:
-        """Return what proves validation points by the bounds that training ends with, if any."""
-        if self.name == "certified":
-            return IBP(threat)
-        if self.name != "mixtrain":
-            return None
-        # Where training can bound one point at a time, for its memory, so can validation.
-        return LiRPA(threat, "same-slope", batch_size=1 if self.points == 1 else 32)
+def _by_bounds(config: ObjectiveConfig, threat: ThreatModel, ramp: Ramp) -> Objective:
+    if not config.eps_factor > 0:
+        raise ValueError(f"objective.eps_factor is {config.eps_factor}; legal: above 0.")
+    threat = replace(threat, eps=config.eps_factor * threat.eps)
+    if config.name == "mixtrain":
+        bounds: Bounds = LiRPA(threat, "same-slope").bounds
+        return mixtrain(threat, bounds=bounds, points=config.points, ramp=ramp)
+    bounds = LiRPA(threat, "CROWN-IBP").bounds if config.bounds == "crown-ibp" else ibp_margins
+    return certified(threat, bounds=bounds, kappa=config.kappa, ramp=ramp, nrs=config.nrs)
+
+
+def _by_noise(config: ObjectiveConfig, threat: ThreatModel, ramp: Ramp) -> Objective:
+    if config.name == "gaussian":
+        return gaussian(sigma=config.sigma)
+    if config.name == "smoothadv":
+        noise = {"sigma": config.sigma, "samples": config.samples, "steps": config.steps}
+        return smoothadv(threat, **noise, ramp=ramp)  # type: ignore[arg-type]
+    return stability(sigma=config.sigma, beta=6.0 if config.beta is None else config.beta)
+
+
+def validation_certifier(config: ObjectiveConfig, threat: ThreatModel) -> Certifier | None:
+    """Return what proves validation points by the bounds that training ends with, if any."""
+    if config.name == "certified":
+        return IBP(threat)
+    if config.name != "mixtrain":
+        return None
+    # Where training can bound one point at a time, for its memory, so can validation.
+    return LiRPA(threat, "same-slope", batch_size=1 if config.points == 1 else 32)

@@ -11,7 +11,7 @@ from robust_plugin.recipes.differences import differences, reference
 from robust_plugin.smoothing import Certificates
 from robust_plugin.statistics import wilson_interval
 
-_STYLES = ("-", "--", ":", "-.")
+STYLES = ("-", "--", ":", "-.")
 
 
 def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
@@ -92,7 +92,7 @@ def plot_densities(cells: Sequence[Cell], path: Path) -> None:
                 [100 * cell.density * shift for cell in line],
                 [mean for mean, _, _ in found],
                 yerr=[[m - low for m, low, _ in found], [high - m for m, _, high in found]],
-                **{"fmt": "o", "ms": 3, "ls": _STYLES[number // 10 % 4], "lw": 1, "capsize": 2},
+                **{"fmt": "o", "ms": 3, "ls": STYLES[number // 10 % 4], "lw": 1, "capsize": 2},
                 label=name,
             )
         axes.set(title=row, xlabel="share kept, %", xscale="log")
@@ -102,7 +102,7 @@ def plot_densities(cells: Sequence[Cell], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel(f"accuracy, %; bars: {interval_of(cells)}", fontsize=8)
     panels[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def plot_radii(found: Certificates, sigma: float, path: Path) -> None:
@@ -125,7 +125,7 @@ def plot_radii(found: Certificates, sigma: float, path: Path) -> None:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def interval_of(cells: Sequence[Cell]) -> str:
@@ -146,13 +146,13 @@ def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> No
     figure, axes = plt.subplots(figsize=(max(6.0, 0.5 * len(layers) + 4), 4.5))
     for number, (name, shares) in enumerate(kept.items()):
         values = [shares[layer][0] / shares[layer][1] for layer in layers]
-        axes.plot(values, _STYLES[number // 10 % 4], marker="o", ms=3, label=name)
+        axes.plot(values, STYLES[number // 10 % 4], marker="o", ms=3, label=name)
     axes.set_yscale("log")
     axes.set_ylabel("share kept")
     axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", fontsize=7)
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
@@ -169,12 +169,12 @@ def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
     for axes, (title, methods) in zip(panels[0], curves.items(), strict=True):
         for number, (name, values) in enumerate(methods.items()):
             epochs = range(1, len(values) + 1)
-            axes.plot(epochs, values, _STYLES[number // 10 % 4], lw=1, label=name)
+            axes.plot(epochs, values, STYLES[number // 10 % 4], lw=1, label=name)
         axes.set(title=title, xlabel="epoch after pre-training")
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("robust accuracy on validation")
     panels[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def pyplot() -> Any:
@@ -187,7 +187,8 @@ def pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_plot(figure: Any, path: Path) -> None:
+    """Write a figure to a PNG, whole or not at all, and close it."""
     figure.tight_layout()
     partial = path.with_name(f".{path.name}.partial.png")
     figure.savefig(partial, dpi=130)

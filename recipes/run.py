@@ -17,8 +17,7 @@ is written before the first epoch has passed, nor where the settings are refused
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,15 +27,10 @@ import torch
 from torch import nn
 
 from robust_plugin import checkpoint
-from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.attacks import pgd
-from robust_plugin.evaluation import evaluate
-from robust_plugin.guard import Attack
 from robust_plugin.pruner import Pruner
 from robust_plugin.recipes.acceleration import Acceleration, check_tracker
-from robust_plugin.recipes.certificates import certifier_of, smooth
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, StageConfig, as_plain
-from robust_plugin.recipes.data import Data, load_data, loader
+from robust_plugin.recipes.data import Data, load_data
 from robust_plugin.recipes.devices import device_of
 from robust_plugin.recipes.extra import with_extra
 from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
@@ -46,12 +40,6 @@ from robust_plugin.recipes.processes import is_first, wait_for_all
 from robust_plugin.recipes.progress import Progress
 from robust_plugin.recipes.settings import check_settings
 from robust_plugin.recipes.versions import versions
-from robust_plugin.report import Report
-from robust_plugin.rows import Certifier
-from robust_plugin.smoothing import Smoothed
-from robust_plugin.sparsity import sparsity
-
-_UNFINISHED = "unfinished-evaluation-"
 
 
 class Run:
@@ -68,6 +56,7 @@ class Run:
         objective: the loss of the stage that was entered: the recipe's, or benign in a benign
             pre-training.
         progress: what is shown of it.
+        identity: the settings that decided about what has been trained so far.
         steps: how many steps of each stage are trained; None for all.
 
     Raises:
@@ -86,11 +75,7 @@ class Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.data = data_of(config.data)
-        if config.evaluation.autoattack:
-            of = AutoAttack(self.threat, version=config.evaluation.version)
-            of.check_classes(self.data.classes)
-        self._certifier(None)
-        self._identity = identity_of(config)
+        self.identity = identity_of(config)
         self.progress = Progress({})
         self.steps: int | None = None
 
@@ -129,8 +114,8 @@ class Run:
         """Name the settings of the stage that begins; all later ones depend on them."""
         benign = name == "pretrain" and self.config.pretraining == "benign"
         self.objective = ObjectiveConfig("benign") if benign else self.config.objective
-        self._identity = {
-            **self._identity,
+        self.identity = {
+            **self.identity,
             name: {
                 **as_plain(stage),
                 "pruner": None if pruner is None else type(pruner).__name__,
@@ -152,7 +137,7 @@ class Run:
             found = checkpoint.load(path)
         except ValueError as error:
             raise ValueError(f"{error} Delete it to train the stage {name} anew.") from error
-        refuse_other_settings(found.meta["identity"], self._identity, self.folder)
+        refuse_other_settings(found.meta["identity"], self.identity, self.folder)
         return found
 
     def save_epoch(
@@ -189,7 +174,7 @@ class Run:
         checkpoint.write_text(
             log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n"
         )
-        meta = {"identity": self._identity, "records": records, "versions": versions()}
+        meta = {"identity": self.identity, "records": records, "versions": versions()}
         if best:
             checkpoint.save(self._path(name, best=True), model=model, pruner=pruner, meta=meta)
         checkpoint.save(
@@ -206,94 +191,12 @@ class Run:
     def _path(self, name: str, *, best: bool = False) -> Path:
         return self.folder / f"{name}{'.best' if best else ''}.safetensors"
 
-    # --- the end ----------------------------------------------------------------------------
-
-    def evaluate(
-        self,
-        model: nn.Module,
-        *,
-        small: nn.Module | None = None,
-        kept: Mapping[str, Sequence[int]] | None = None,
-    ) -> Report:
-        """Evaluate a finished network on the test points, or return the report that is there.
-
-        Several processes share AutoAttack's points; the rest each does for itself, and smoothing
-        the first alone. Writes model.safetensors and report.json.
-
-        Args:
-            model: the plain network.
-            small: the same without the channels that are zero, which is faster to attack.
-            kept: by group, how many of how many are kept; default the weights of each layer.
-        """
-        path, of = self.folder / "report.json", self.config.evaluation
-        identity = {**self._identity, "evaluation": as_plain(of)}
-        if path.is_file():
-            content = json.loads(path.read_text())
-            if content.get("identity") == identity:
-                return Report.from_json(json.dumps(content["report"]))
-        # Where an interrupted evaluation by these settings goes on.
-        journal = self.folder / f"{_UNFINISHED}{seed_of(json.dumps(identity)):016x}"
-        measured = (model if small is None else small).eval()
-        report = self._measured(measured, journal)
-        wait_for_all()  # nobody writes to the journal from here on
-        if not is_first():
-            return report
-        smoothing = self._smoothed(measured, journal) if of.smooth else None
-        self.save_model(model, self.folder / "model.safetensors")
-        if kept is None:
-            table = sparsity(model, self.example)
-            kept = {layer.name: [layer.kept, layer.size] for layer in table.layers}
-        content = {
-            "data": self.data.name,
-            "report": json.loads(report.to_json()),
-            "smoothing": smoothing,
-            "kept": kept,
-            "identity": identity,
-            "settings": as_plain(self.config),
-            "versions": versions(),
-        }
-        checkpoint.write_text(path, json.dumps(content, indent=1))
-        for left in self.folder.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(left)
-        return report
-
-    def _measured(self, model: nn.Module, journal: Path) -> Report:
-        """Attack and prove the test points."""
-        of, seed = self.config.evaluation, self.config.seed
-        attacks: list[Attack] = [
-            pgd(self.threat, steps=of.steps, restarts=of.restarts, keep="best")
-        ]
-        limits = {"certified": of.verify} if of.verify else {}
-        if of.autoattack:
-            cascade = AutoAttack(
-                self.threat, version=of.version, seed=seed, journal=journal / "autoattack"
-            )
-            attacks.append(cascade)
-            limits[cascade.name] = of.autoattack
-        points = loader(self.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
-        certifier = self._certifier(journal / "proofs")
-        torch.manual_seed(seed_of(seed, "evaluation"))
-        return evaluate(model, points, attacks=attacks, certifier=certifier, limits=limits)
-
-    def _smoothed(self, model: nn.Module, journal: Path) -> dict[str, Any]:
-        """Certify the first test points by votes under noise."""
-        of, sigma = self.config.evaluation, self.config.objective.sigma
-        smoothed = Smoothed(sigma, n=of.votes, seed=self.config.seed)
-        return smooth(
-            model, self.data.test, of.smooth, smoothed, self.folder, journal=journal / "smoothing"
-        )
-
-    def _certifier(self, journal: Path | None) -> Certifier | None:
-        of = self.config.evaluation
-        name = of.certify if of.verify else "none"
-        return certifier_of(name, self.threat, seconds=of.seconds, journal=journal)
-
     def save_model(self, model: nn.Module, path: Path) -> None:
         """Write a plain network's state with the settings it came from."""
         if not is_first():
             return
         self._write_config()
-        checkpoint.write_tensors(path, model.state_dict(), {"identity": self._identity})
+        checkpoint.write_tensors(path, model.state_dict(), {"identity": self.identity})
 
 
 @lru_cache(maxsize=1)

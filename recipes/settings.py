@@ -7,7 +7,7 @@ import math
 from robust_plugin.attacks import pgd
 from robust_plugin.budget import check_density
 from robust_plugin.recipes.config import DataConfig, RecipeConfig, StageConfig
-from robust_plugin.recipes.objective import ObjectiveConfig
+from robust_plugin.recipes.objective import ObjectiveConfig, build_objective
 from robust_plugin.smoothing import Smoothed
 from robust_plugin.threat import parse_eps
 
@@ -54,7 +54,7 @@ def check_settings(config: RecipeConfig) -> None:
     _check_hinge(config)
     threat = config.threat.build()
     for each in (config.pretrain, config.prune, config.finetune):
-        config.objective.build(threat, ramp=each.ramp)
+        build_objective(config.objective, threat, ramp=each.ramp)
     Smoothed(config.objective.sigma, n=config.evaluation.votes)
     pgd(threat, steps=config.objective.steps)  # of the validation
     pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)

@@ -20,6 +20,7 @@ from robust_plugin.ramp import Ramped
 from robust_plugin.recipes.batches import rows_of
 from robust_plugin.recipes.config import StageConfig
 from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.objective import build_objective
 from robust_plugin.recipes.processes import average_statistics
 from robust_plugin.recipes.run import Run
 
@@ -50,7 +51,8 @@ class Steps:
         # Anew for each epoch: what it holds is then a function of the place, and resuming is exact.
         # One a micro-batch: what it holds belongs to places of the batch.
         self._objectives = [
-            run.objective.build(run.threat, ramp=stage.ramp) for _ in range(run.config.accumulate)
+            build_objective(run.objective, run.threat, ramp=stage.ramp)
+            for _ in range(run.config.accumulate)
         ]
         self._generator = torch.Generator(device=run.device).manual_seed(seed)
         # What is drawn besides, as by dropout, differs between processes.

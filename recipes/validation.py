@@ -16,6 +16,7 @@ from robust_plugin.evaluation import evaluate
 from robust_plugin.recipes.batches import batches_of
 from robust_plugin.recipes.data import loader
 from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.objective import validation_certifier
 from robust_plugin.recipes.processes import summed
 from robust_plugin.recipes.run import Run
 
@@ -48,7 +49,7 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
             workers=run.config.data.workers,
             device=run.device,
         )
-        certifier = run.config.objective.certifier(run.threat)
+        certifier = validation_certifier(run.config.objective, run.threat)
         attack = pgd(run.threat, steps=run.config.objective.steps)
         proving = certifier is not None  # of the network in float32, and of no other
         with run.acceleration.bare(model) if proving else nullcontext():

@@ -114,7 +114,7 @@ def trades(
     >>> loss.shape, loss.requires_grad
     (torch.Size([]), True)
     """
-    _check_beta(beta)
+    check_beta(beta)
     attack = pgd(threat, steps=steps, step_size=step_size, loss="kl", start="gaussian")
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def mart(
     Raises:
         ValueError: for a negative beta, or what ``pgd`` refuses.
     """
-    _check_beta(beta)
+    check_beta(beta)
     attack = pgd(threat, steps=steps, step_size=step_size, start="gaussian")
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def stability(
         ValueError: for a negative beta, unless sigma > 0 and low < high; when called, for inputs
             outside [low, high], where sigma would be in another unit.
     """
-    _check_beta(beta)
+    check_beta(beta)
     check_sigma(sigma)
     check_box(low, high)
 
@@ -190,7 +190,8 @@ def stability(
     return objective
 
 
-def _check_beta(beta: float) -> None:
+def check_beta(beta: float) -> None:
+    """Raise a ValueError unless the weight of robustness is 0 or more."""
     if not beta >= 0:
         raise ValueError(f"beta is {beta}; legal: at least 0.")
 

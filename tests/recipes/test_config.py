@@ -22,7 +22,7 @@ from robust_plugin.recipes.execute import RECIPES
 from robust_plugin.recipes.harp import HarpConfig
 from robust_plugin.recipes.hydra import HydraConfig
 from robust_plugin.recipes.jobs import CompareConfig
-from robust_plugin.recipes.objective import ObjectiveConfig, ObjectiveName
+from robust_plugin.recipes.objective import ObjectiveConfig, ObjectiveName, build_objective
 from robust_plugin.recipes.presets import CONFIGS, preset_names
 from robust_plugin.threat import ThreatModel
 
@@ -250,8 +250,8 @@ def test_objectives_take_the_papers_beta_unless_given() -> None:
         (cell,) = [
             cell.cell_contents
             for name, cell in zip(
-                config.build(threat).__code__.co_freevars,  # type: ignore[attr-defined]
-                config.build(threat).__closure__,  # type: ignore[attr-defined]
+                build_objective(config, threat).__code__.co_freevars,  # type: ignore[attr-defined]
+                build_objective(config, threat).__closure__,  # type: ignore[attr-defined]
                 strict=True,
             )
             if name == "beta"
@@ -266,8 +266,8 @@ def test_objectives_take_the_papers_beta_unless_given() -> None:
 def test_a_ramp_rises_as_the_settings_say(name: ObjectiveName) -> None:
     threat = ThreatModel("L2" if name == "smoothadv" else "Linf", eps=0.1)
     for shape in get_args(Shape):
-        objective: Any = ObjectiveConfig(name, ramp=shape).build(threat, ramp=0.5)
+        objective: Any = build_objective(ObjectiveConfig(name, ramp=shape), threat, ramp=0.5)
         objective.progress(1, 20)
         assert objective.risen == Ramp(0.0, 0.5, shape)(0.05) > 0
     with pytest.raises(ValueError, match="shape is 'steep'; legal: linear, smoothed"):
-        ObjectiveConfig(name, ramp="steep").build(threat, ramp=0.5)  # type: ignore[arg-type]
+        build_objective(ObjectiveConfig(name, ramp="steep"), threat, ramp=0.5)  # type: ignore[arg-type]
