@@ -23,19 +23,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.apgd import apgd
-from robust_plugin.attacks import dlr_loss, targeted_dlr_loss
-from robust_plugin.cascade import Progress, cascade, rank_and_world
-from robust_plugin.fab import FabSettings, fab
-from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import Attack, SuspectNetwork, check_logits, guarded
-from robust_plugin.inference import fast_copy
-from robust_plugin.journal import Journal
-from robust_plugin.sanity import findings, refuse_random
-from robust_plugin.square import square
-from robust_plugin.standing import AllFooled, Standing
-from robust_plugin.threat import ThreatModel, check_threat
-from robust_plugin.unit_box import UnitBox
+from robust_plugin.attacks.apgd import apgd
+from robust_plugin.attacks.cascade import Progress, cascade
+from robust_plugin.attacks.contract import Attack, SuspectNetwork, guarded
+from robust_plugin.attacks.fab import FabSettings, fab
+from robust_plugin.attacks.logits import check_logits
+from robust_plugin.attacks.losses import dlr_loss, targeted_dlr_loss
+from robust_plugin.attacks.square import square
+from robust_plugin.attacks.survivors import AllFooled, Standing
+from robust_plugin.copies.fast import fast_copy
+from robust_plugin.evaluation.sanity import findings, refuse_random
+from robust_plugin.runtime.distributed import rank_and_world
+from robust_plugin.runtime.journal import Fingerprint, Journal
+from robust_plugin.threat.layers import UnitBox
+from robust_plugin.threat.model import ThreatModel, check_threat
 
 Version = Literal["standard", "plus", "rand", "screen"]
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.attachment import masked_weights
-from robust_plugin.copies import refuse_fixed
-from robust_plugin.sparse_layers import dense_copy
+from robust_plugin.export.csr_layers import dense_copy
+from robust_plugin.masks.attach import masked_weights
+from robust_plugin.masks.prunable import refuse_fixed
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin import ranking, removal
-from robust_plugin.agreement import run, tensors_in
-from robust_plugin.axes import Axis, channel_group, layer_axes, placed
-from robust_plugin.copies import copied
-from robust_plugin.cutting import History, removable
-from robust_plugin.groups import Group
-from robust_plugin.prunable import below, refuse_masked, refuse_tied, refuse_wrapped, unfrozen
-from robust_plugin.pruner import Pruner
-from robust_plugin.reach import warn_of_unseen
-from robust_plugin.removal import Removed, save
+from robust_plugin.channels import ranking, remove
+from robust_plugin.channels.cut import History, removable
+from robust_plugin.channels.groups import Axis, channel_group, layer_axes, placed
+from robust_plugin.channels.reach import warn_of_unseen
+from robust_plugin.channels.remove import Removed, save
+from robust_plugin.copies.agreement import run, tensors_in
+from robust_plugin.copies.copied import copied
+from robust_plugin.masks.groups import Group
+from robust_plugin.masks.prunable import below, refuse_masked, refuse_tied, refuse_wrapped
+from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.runtime.contexts import unfrozen
 
 try:
     import torch_pruning as tp  # noqa: TID251
@@ -173,7 +174,7 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs) -> Removed:
     >>> small.model[0], small.counts
     (Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1)), {'0': 4, '1': 4})
     """
-    return removal.remove(pruner, _tuple(example_inputs), _replay)
+    return remove.remove(pruner, _tuple(example_inputs), _replay)
 
 
 def load(path: str | Path, model: nn.Module, example_inputs: Inputs) -> nn.Module:
@@ -187,7 +188,7 @@ def load(path: str | Path, model: nn.Module, example_inputs: Inputs) -> nn.Modul
     Raises:
         ValueError: for a file that is not of ``save``, or another architecture or dtype.
     """
-    return removal.load_into(path, model, _tuple(example_inputs), _replay)
+    return remove.load_into(path, model, _tuple(example_inputs), _replay)
 
 
 def _tuple(example_inputs: Inputs) -> tuple[Tensor, ...]:

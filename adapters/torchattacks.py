@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.guard import forked, guarded
-from robust_plugin.threat import ThreatModel, per_point
-from robust_plugin.unit_box import UnitBox
+from robust_plugin.attacks.contract import guarded
+from robust_plugin.runtime.random import forked
+from robust_plugin.threat.layers import UnitBox
+from robust_plugin.threat.model import ThreatModel, per_point
 
 # Classes that do something else than their name, or than an attack, says; and what to take.
 _REFUSED = {

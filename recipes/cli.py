@@ -10,22 +10,23 @@ from typing import TypeVar
 
 import tyro
 
-from robust_plugin.recipes.allocator import keep_freed_memory
-from robust_plugin.recipes.channels import before_after
-from robust_plugin.recipes.compare import compare
-from robust_plugin.recipes.config import as_plain, build, read_preset
-from robust_plugin.recipes.dry_comparison import dry_comparison
-from robust_plugin.recipes.dry_run import dry_run
-from robust_plugin.recipes.evaluate import evaluate_network
-from robust_plugin.recipes.evaluation_settings import EvaluateConfig, of_run
-from robust_plugin.recipes.execute import RECIPES, execute, finished_run
-from robust_plugin.recipes.jobs import CompareConfig
-from robust_plugin.recipes.listing import listing
-from robust_plugin.recipes.processes import processes
-from robust_plugin.recipes.published import beside_published
-from robust_plugin.recipes.report import plot_kept
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.summary import written
+from robust_plugin.recipes.catalogue.folder import written
+from robust_plugin.recipes.catalogue.listing import listing
+from robust_plugin.recipes.catalogue.published import beside_published
+from robust_plugin.recipes.compare.comparison import compare
+from robust_plugin.recipes.config.compare import CompareConfig
+from robust_plugin.recipes.config.evaluate import EvaluateConfig
+from robust_plugin.recipes.config.read import as_plain, build, read_preset
+from robust_plugin.recipes.dry.comparison import dry_comparison
+from robust_plugin.recipes.dry.run import dry_run
+from robust_plugin.recipes.evaluate.before_after import before_after
+from robust_plugin.recipes.evaluate.network import evaluate_network
+from robust_plugin.recipes.evaluate.settings import of_run
+from robust_plugin.recipes.pages.plots import plot_kept
+from robust_plugin.recipes.papers.registry import RECIPES, execute, finished_run
+from robust_plugin.recipes.runtime.processes import processes
+from robust_plugin.recipes.runtime.workers import keep_freed_memory
+from robust_plugin.recipes.training.run import Run
 
 T = TypeVar("T")
 

@@ -1,5 +1,8 @@
 """Adversarially robust pruning for models and training loops that already exist.
 
+Every room (sub-package) has a sign: the first lines of its ``__init__.py`` say what is in it and
+which file to open first. The names below are public and do not move.
+
 >>> import torch
 >>> from robust_plugin import HydraPruner, ThreatModel, adversarial, pgd
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
@@ -8,46 +11,87 @@
 64
 """
 
-from robust_plugin.attacks import PGD, pgd
-from robust_plugin.bounds import IBP, Bounds, ibp_margins
-from robust_plugin.budget import Budget
-from robust_plugin.carrying import carry_optimizer
-from robust_plugin.certified import certified, mixtrain
-from robust_plugin.curve import SecurityCurve
-from robust_plugin.dense import dense_state_dict, finalize, load_dense_state_dict
-from robust_plugin.evaluation import evaluate
-from robust_plugin.groups import Group, Member
-from robust_plugin.guard import Attack, guarded
-from robust_plugin.minimum_norm import MinimumNorm
-from robust_plugin.noise import gaussian, smoothadv
-from robust_plugin.normalization import Normalize
+from robust_plugin.attacks import (
+    PGD,
+    Attack,
+    MinimumNorm,
+    guarded,
+    pgd,
+)
+from robust_plugin.budget import (
+    Budget,
+)
+from robust_plugin.certificates import (
+    IBP,
+    Bounds,
+    Certificates,
+    Certifier,
+    Smoothed,
+    Verification,
+    Verifier,
+    ibp_margins,
+    verify,
+)
+from robust_plugin.channels import (
+    carry_optimizer,
+)
+from robust_plugin.evaluation import (
+    Report,
+    SecurityCurve,
+    evaluate,
+    obfuscation,
+)
+from robust_plugin.export import (
+    load_compressed,
+    save_compressed,
+    semi_structured,
+    sparse,
+)
+from robust_plugin.masks import (
+    Group,
+    Member,
+    dense_state_dict,
+    finalize,
+    load_dense_state_dict,
+    weight_groups,
+)
 from robust_plugin.objectives import (
     Free,
     Objective,
+    Ramp,
     adversarial,
     benign,
+    certified,
+    gaussian,
     mart,
+    mixtrain,
     replay,
+    smoothadv,
     stability,
     trades,
 )
-from robust_plugin.presets import HarpPruner, HydraPruner, MagnitudePruner
-from robust_plugin.prunable import weight_groups
-from robust_plugin.pruner import Pruner
-from robust_plugin.ramp import Ramp
-from robust_plugin.report import Report
-from robust_plugin.rows import Certifier
-from robust_plugin.scores import scaled_magnitude, snip_scores
-from robust_plugin.smoothing import Certificates, Smoothed
-from robust_plugin.sparsity import Sparsity, sparsity
-from robust_plugin.statistics import mcnemar, wilson_interval
-from robust_plugin.threat import ThreatModel
-from robust_plugin.verification import Verification, verify
-from robust_plugin.verifier import Verifier
+from robust_plugin.pruning import (
+    HarpPruner,
+    HydraPruner,
+    MagnitudePruner,
+    Pruner,
+    Sparsity,
+    scaled_magnitude,
+    snip_scores,
+    sparsity,
+)
+from robust_plugin.pruning import checkpoint as checkpoint
+from robust_plugin.stats import (
+    mcnemar,
+    wilson_interval,
+)
+from robust_plugin.threat import (
+    Normalize,
+    ThreatModel,
+)
+from robust_plugin.version import __version__ as __version__
 
 __all__ = [
-    "IBP",
-    "PGD",
     "Attack",
     "Bounds",
     "Budget",
@@ -57,39 +101,46 @@ __all__ = [
     "Group",
     "HarpPruner",
     "HydraPruner",
+    "IBP",
     "MagnitudePruner",
     "Member",
     "MinimumNorm",
     "Normalize",
     "Objective",
+    "PGD",
     "Pruner",
     "Ramp",
     "Report",
-    "Smoothed",
     "SecurityCurve",
+    "Smoothed",
     "Sparsity",
     "ThreatModel",
     "Verification",
     "Verifier",
     "adversarial",
     "benign",
-    "certified",
     "carry_optimizer",
+    "certified",
     "dense_state_dict",
     "evaluate",
     "finalize",
     "gaussian",
     "guarded",
     "ibp_margins",
+    "load_compressed",
     "load_dense_state_dict",
     "mart",
     "mcnemar",
     "mixtrain",
+    "obfuscation",
     "pgd",
     "replay",
+    "save_compressed",
     "scaled_magnitude",
+    "semi_structured",
     "smoothadv",
     "snip_scores",
+    "sparse",
     "sparsity",
     "stability",
     "trades",
@@ -97,4 +148,3 @@ __all__ = [
     "weight_groups",
     "wilson_interval",
 ]
-__version__ = "0.1.0"

@@ -17,19 +17,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.adapters.auto_lirpa_module import TwinBounds, form_of
-from robust_plugin.adapters.auto_lirpa_shims import (
-    accept_remove_duplicate,
-    importable,
-)
-from robust_plugin.answers import check_pairs
-from robust_plugin.attacks import pgd
-from robust_plugin.bounds import IBP, checked_margins, ibp_margins, proved
-from robust_plugin.guard import Attack, innermost
-from robust_plugin.precision import exact
-from robust_plugin.propagation import traced
-from robust_plugin.threat import ThreatModel, check_threat
-from robust_plugin.verdicts import Prover
+from robust_plugin.adapters.auto_lirpa.module import TwinBounds, form_of
+from robust_plugin.adapters.auto_lirpa.shims import accept_remove_duplicate, importable
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.attacks.logits import check_pairs
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.certificates.checks import checked_margins, proved
+from robust_plugin.certificates.contract import Prover
+from robust_plugin.certificates.ibp import IBP, ibp_margins
+from robust_plugin.certificates.propagation import traced
+from robust_plugin.runtime.contexts import exact
+from robust_plugin.runtime.distributed import innermost
+from robust_plugin.threat.model import ThreatModel, check_threat
 
 Method = Literal["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alpha-CROWN-fixed"]
 

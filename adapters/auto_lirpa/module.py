@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.adapters.auto_lirpa_shims import (
+from robust_plugin.adapters.auto_lirpa.shims import (
     default_dtype,
     learning_at_the_ends,
     readable_trace,
 )
-from robust_plugin.bounds import ibp_margins
-from robust_plugin.convolutions import Unrolled, with_matrices
-from robust_plugin.guard import check_logits
-from robust_plugin.soundness import check_bounds, refuse_apart
-from robust_plugin.threat import ThreatModel
-from robust_plugin.twin import Twin
+from robust_plugin.attacks.logits import check_logits
+from robust_plugin.certificates.checks import check_bounds, refuse_apart
+from robust_plugin.certificates.ibp import ibp_margins
+from robust_plugin.certificates.twin import Twin
+from robust_plugin.copies.convolutions import Unrolled, with_matrices
+from robust_plugin.threat.model import ThreatModel
 
 
 class TwinBounds:

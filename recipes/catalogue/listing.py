@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from robust_plugin.recipes.config import read_preset
-from robust_plugin.recipes.execute import RECIPES
-from robust_plugin.recipes.presets import preset_layers, preset_names, variants
-from robust_plugin.recipes.published import published_densities
+from robust_plugin.recipes.catalogue.published import published_densities
+from robust_plugin.recipes.config.presets import preset_layers, preset_names, variants
+from robust_plugin.recipes.config.read import read_preset
+from robust_plugin.recipes.papers.registry import RECIPES
 
 # Whose presets magnitude takes besides its own, as their baseline.
 _MAGNITUDE_TAKES = ("hydra", "harp")

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from robust_plugin.recipes.config import RecipeConfig
-from robust_plugin.report import Report
-from robust_plugin.statistics import wilson_interval
+from robust_plugin.evaluation.report import Report
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.stats import wilson_interval
 
 _FILE = Path(__file__).parent / "published.yaml"
 _BY_ATTACK = ("adversarial", "trades", "mart")

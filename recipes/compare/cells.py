@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robust_plugin.report import Report
+from robust_plugin.evaluation.report import Report
 
 
 @dataclass(frozen=True)

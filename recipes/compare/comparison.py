@@ -13,23 +13,21 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from robust_plugin.checkpoint import load, write_text
-from robust_plugin.recipes.cells import Cell
-from robust_plugin.recipes.comparison_page import comparison_page
-from robust_plugin.recipes.differences import differences
-from robust_plugin.recipes.execute import execute, train_recipe
-from robust_plugin.recipes.jobs import CompareConfig, Job, jobs_of, settings_of
-from robust_plugin.recipes.report import (
-    comparison_table,
-    plot_curves,
-    plot_densities,
-    plot_kept,
-)
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.training import Diverged
-from robust_plugin.recipes.versions import versions
-from robust_plugin.recipes.workers import in_parallel
-from robust_plugin.report import Report
+from robust_plugin.evaluation.report import Report
+from robust_plugin.pruning.checkpoint import load
+from robust_plugin.recipes.compare.cells import Cell
+from robust_plugin.recipes.compare.differences import differences
+from robust_plugin.recipes.compare.jobs import Job, jobs_of, settings_of
+from robust_plugin.recipes.compare.page import comparison_page
+from robust_plugin.recipes.compare.tables import comparison_table, plot_curves, plot_densities
+from robust_plugin.recipes.config.compare import CompareConfig
+from robust_plugin.recipes.pages.plots import plot_kept
+from robust_plugin.recipes.papers.registry import execute, train_recipe
+from robust_plugin.recipes.runtime.versions import versions
+from robust_plugin.recipes.runtime.workers import in_parallel
+from robust_plugin.recipes.training.loop import Diverged
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.runtime.files import write_text
 
 
 def compare(config: CompareConfig, folder: Path) -> str:

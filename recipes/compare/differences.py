@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_plugin.recipes.cells import Cell, mean_interval
+from robust_plugin.recipes.compare.cells import Cell, mean_interval
 
 # Rows whose scores nobody learned; the strongest of them is what learning has to beat.
 _FIXED = ("LWM", "global", "iterative")

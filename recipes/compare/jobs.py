@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robust_plugin.recipes.config import RecipeConfig, as_plain, build
-from robust_plugin.recipes.execute import RECIPES
-from robust_plugin.recipes.settings import check_settings
+from robust_plugin.recipes.config.compare import CompareConfig
+from robust_plugin.recipes.config.read import as_plain, build
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.recipes.papers.registry import RECIPES
+from robust_plugin.recipes.training.checks import check_settings
 
 # What a comparison gives each of its trainings, over what its base or a row says, and from where.
 _REPLACED = {
@@ -17,6 +19,8 @@ _REPLACED = {
     "seed": "seeds",
     "finetune.lr": "lrs",
 }
+
+
 # What the rows of a comparison share: the dense network, and how all of them are measured.
 _SHARED = {
     **dict.fromkeys(("checkpoint", "pretrain", "pretraining"), "the dense network"),
@@ -26,29 +30,6 @@ _SHARED = {
         "the points",
     ),
 }
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Rows by densities by seeds.
-
-    Attributes:
-        base: the settings all rows share; a checkpoint there is the dense network of all seeds.
-            Others than the default density, seed and finetune.lr are refused: densities, seeds and
-            lrs are in their place.
-        rows: by name, the recipe (magnitude, hydra, harp) and the settings that differ.
-        densities: shares kept.
-        seeds: each with a dense network of its own.
-        lrs: fine-tuning learning rates to choose from, by mean robust accuracy on validation.
-        jobs: processes side by side; each computes on ``base.threads`` threads.
-    """
-
-    base: RecipeConfig = field(default_factory=RecipeConfig)
-    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    densities: tuple[float, ...] = (0.05, 0.01)
-    seeds: tuple[int, ...] = (0,)
-    lrs: tuple[float, ...] = (0.1,)
-    jobs: int = 1
 
 
 @dataclass(frozen=True)

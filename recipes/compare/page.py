@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from robust_plugin.recipes.cells import Cell, conditions, pruned_densities
-from robust_plugin.recipes.differences import Difference, differences
-from robust_plugin.recipes.page import HEAD, STYLE, embedded, environment
-from robust_plugin.recipes.report import interval_of
+from robust_plugin.recipes.compare.cells import Cell, conditions, pruned_densities
+from robust_plugin.recipes.compare.differences import Difference, differences
+from robust_plugin.recipes.compare.tables import interval_of
+from robust_plugin.recipes.pages.html import HEAD, STYLE, embedded, environment
 
 _TEMPLATE = (
     HEAD

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robust_plugin.recipes.config import RecipeConfig, as_plain
-from robust_plugin.recipes.weights import check_file
+from robust_plugin.recipes.config.read import as_plain
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.recipes.runtime.weight_files import check_file
 
 # Settings that no trained weight depends on but for rounding (and, where a batch is split, for
 # BatchNorm's share of it), or that the stage or file that does brings itself.
@@ -17,7 +17,11 @@ _NOT_IDENTITY = (
     *("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads"),
     *("accumulate", "channels_last", "compile", "tracker"),
 )
+
+
 _NOT_IDENTITY_OF_DATA = ("workers",)
+
+
 # What runs had that are older than the setting.
 _LATER = {
     "round_to": 1,
@@ -66,9 +70,3 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
         for name, each in settings.items()
         for key, value in _flat(each, f"{prefix}.{name}" if prefix else name).items()
     }
-
-
-def seed_of(*parts: object) -> int:
-    """Return a seed that is a function of its parts alone; near parts give unrelated seeds."""
-    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 _VARIANTS = Path(__file__).parent / "variants.yaml"
 # Of a preset's keys, those that are no settings.
 _EXTENDS, _ABOUT = "extends", "about"

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch.utils.data import Dataset
 
-from robust_plugin.recipes.identity import seed_of
+from robust_plugin.runtime.random import seed_of
 
 
 @runtime_checkable

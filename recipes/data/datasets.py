@@ -16,11 +16,17 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from robust_plugin.recipes.augmentation import AUGMENTATIONS
-from robust_plugin.recipes.batches import Drawn, batches_of, generator_of, rows_of
-from robust_plugin.recipes.images import LIMIT, Batched, Resident, ResidentLoader, View
-from robust_plugin.recipes.pixels import read_image
-from robust_plugin.recipes.splits import hold_out, stratified_split
+from robust_plugin.recipes.data.batches import Drawn, batches_of, generator_of, rows_of
+from robust_plugin.recipes.data.images import (
+    AUGMENTATIONS,
+    LIMIT,
+    Batched,
+    Resident,
+    ResidentLoader,
+    View,
+)
+from robust_plugin.recipes.data.pixels import read_image
+from robust_plugin.recipes.data.splits import hold_out, stratified_split
 
 # Class in torchvision.datasets, honest name, number of classes, augmentation. SVHN is not flipped:
 # a mirrored 2 is no 2.

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from robust_plugin.recipes.augmentation import augmented
-from robust_plugin.recipes.batches import generator_of
-from robust_plugin.recipes.data import Data
-from robust_plugin.recipes.images import Resident, in_unit
+from robust_plugin.recipes.data.batches import generator_of
+from robust_plugin.recipes.data.datasets import Data
+from robust_plugin.recipes.data.images import Resident, augmented, in_unit
 
 _CPU = torch.device("cpu")
 _IMAGES = ("images", "image", "data")

@@ -12,14 +12,15 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from robust_plugin.draws import Share, drawing
-from robust_plugin.recipes.augmentation import augmented
-from robust_plugin.recipes.batches import generator_of
-from robust_plugin.recipes.identity import seed_of
+from robust_plugin.recipes.data.batches import generator_of
+from robust_plugin.runtime.random import Share, drawing, seed_of, uniform_like
 
 LIMIT = 2**29  # bytes; CIFAR takes 184 MB, and a comparison holds them once a process
+
+
 _CPU = torch.device("cpu")
 
 
@@ -162,3 +163,30 @@ class ResidentLoader:
             with drawing(Share(rows, len(batch), generator)):
                 found = self.dataset.batch(wanted, self.device)
             yield found
+
+
+AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
+
+
+_PADDING = 4  # pixels on each side before a crop, as CIFAR recipes have it
+
+
+def augmented(x: Tensor, augmentation: str) -> Tensor:
+    """Return images after one of ``AUGMENTATIONS``; x is [N, C, H, W], and so is the result."""
+    if "crop" in augmentation:
+        x = _cropped(x)
+    if "flip" in augmentation:
+        mirrored = uniform_like(torch.empty(len(x))) < 0.5
+        x = torch.where(mirrored[:, None, None, None].to(x.device), x.flip(3), x)
+    return x
+
+
+def _cropped(x: Tensor) -> Tensor:
+    """Move each image by up to ``_PADDING`` pixels each way, zeros coming in: a random crop."""
+    n, channels, height, width = x.shape
+    top, left = (uniform_like(torch.empty(n, 2)) * (2 * _PADDING + 1)).long().T[..., None]
+    rows = (top + torch.arange(height))[:, None, :, None]
+    columns = (left + torch.arange(width))[:, None, None, :]
+    images, planes = torch.arange(n)[:, None, None, None], torch.arange(channels)[:, None, None]
+    where = tuple(each.to(x.device) for each in (images, planes, rows, columns))
+    return pad(x, (_PADDING,) * 4)[where]

@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from robust_plugin.recipes.dry_run import Rehearsal, not_measured, rehearsal
-from robust_plugin.recipes.jobs import CompareConfig, Job, jobs_of
-from robust_plugin.recipes.progress import clock
-from robust_plugin.recipes.stages import stages_of
+from robust_plugin.recipes.compare.jobs import Job, jobs_of
+from robust_plugin.recipes.config.compare import CompareConfig
+from robust_plugin.recipes.dry.run import Rehearsal, not_measured, rehearsal
+from robust_plugin.recipes.papers.registry import stages_of
+from robust_plugin.recipes.runtime.progress import clock
 
 
 @dataclass(frozen=True)

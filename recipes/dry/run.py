@@ -19,18 +19,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robust_plugin.attacks import pgd
-from robust_plugin.evaluation import evaluate
-from robust_plugin.recipes.batches import batches_of
-from robust_plugin.recipes.channels import kept_channels
-from robust_plugin.recipes.config import RecipeConfig, StageConfig
-from robust_plugin.recipes.data import loader
-from robust_plugin.recipes.execute import train_recipe
-from robust_plugin.recipes.progress import Progress, clock
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.stages import length_of, stages_of
-from robust_plugin.recipes.summary import files_of
-from robust_plugin.sparsity import sparsity
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.evaluation.evaluation import evaluate
+from robust_plugin.pruning.sparsity_table import sparsity
+from robust_plugin.recipes.catalogue.folder import files_of
+from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
+from robust_plugin.recipes.data.batches import batches_of
+from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.papers.registry import stages_of, train_recipe
+from robust_plugin.recipes.runtime.progress import Progress, clock
+from robust_plugin.recipes.training.run import Run, length_of
+from robust_plugin.recipes.training.structure import kept_channels
 
 _STEPS = 3  # of each stage; the first warms up and does not count
 _POINTS = 64  # validation points that the attack of the report is timed on, on a CPU

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import nn
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
-from robust_plugin.bounds import IBP
-from robust_plugin.checkpoint import write_text
-from robust_plugin.recipes.data import loader
-from robust_plugin.recipes.report import plot_radii
-from robust_plugin.rows import Certifier
-from robust_plugin.smoothing import Smoothed
-from robust_plugin.threat import ThreatModel
-from robust_plugin.verifier import Verifier
-
-CertifierName = Literal["none", "ibp", "crown-ibp", "cascade", "cascade-fixed"]
+from robust_plugin.adapters.auto_lirpa.certifier import LiRPA, proof_stages
+from robust_plugin.certificates.contract import Certifier
+from robust_plugin.certificates.ibp import IBP
+from robust_plugin.certificates.smoothing import Smoothed
+from robust_plugin.certificates.verifier import Verifier
+from robust_plugin.recipes.config.evaluate import CertifierName
+from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.pages.plots import plot_radii
+from robust_plugin.runtime.files import write_text
+from robust_plugin.threat.model import ThreatModel
 
 
 def certifier_of(

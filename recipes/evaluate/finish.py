@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_plugin import checkpoint
 from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.attacks import pgd
-from robust_plugin.evaluation import evaluate
-from robust_plugin.guard import Attack
-from robust_plugin.recipes.certificates import certifier_of, smooth
-from robust_plugin.recipes.config import as_plain
-from robust_plugin.recipes.data import loader
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.processes import is_first, wait_for_all
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.versions import versions
-from robust_plugin.report import Report
-from robust_plugin.rows import Certifier
-from robust_plugin.smoothing import Smoothed
-from robust_plugin.sparsity import sparsity
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.certificates.contract import Certifier
+from robust_plugin.certificates.smoothing import Smoothed
+from robust_plugin.evaluation.evaluation import evaluate
+from robust_plugin.evaluation.report import Report
+from robust_plugin.pruning import checkpoint
+from robust_plugin.pruning.sparsity_table import sparsity
+from robust_plugin.recipes.config.read import as_plain
+from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.evaluate.certifiers import certifier_of, smooth
+from robust_plugin.recipes.runtime.processes import is_first, wait_for_all
+from robust_plugin.recipes.runtime.versions import versions
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.runtime.random import seed_of
 
 _UNFINISHED = "unfinished-evaluation-"
 

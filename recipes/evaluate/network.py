@@ -16,28 +16,30 @@ from tqdm import tqdm
 
 from robust_plugin.adapters.autoattack import AutoAttack, Version
 from robust_plugin.adapters.torchattacks import torchattack
-from robust_plugin.attacks import pgd
-from robust_plugin.cascade import Progress
-from robust_plugin.checkpoint import write_text
-from robust_plugin.curve import around
-from robust_plugin.evaluation import evaluate
-from robust_plugin.guard import Attack
-from robust_plugin.minimum_norm import MinimumNorm
-from robust_plugin.obfuscation import Obfuscation, obfuscation
-from robust_plugin.recipes.certificates import certifier_of
-from robust_plugin.recipes.channels import without_channels
-from robust_plugin.recipes.config import as_plain
-from robust_plugin.recipes.data import Data, load_data, loader
-from robust_plugin.recipes.devices import device_of
-from robust_plugin.recipes.evaluation_settings import EvaluateConfig, check_options
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.models import build_model, check_takes, example_of
-from robust_plugin.recipes.page import page
-from robust_plugin.recipes.settings import check_folder
-from robust_plugin.recipes.versions import versions
-from robust_plugin.recipes.weights import load_weights
-from robust_plugin.report import Report
-from robust_plugin.threat import ThreatModel, parse_eps
+from robust_plugin.attacks.cascade import Progress
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.attacks.minimum_norm import MinimumNorm
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.evaluation.curve import around
+from robust_plugin.evaluation.evaluation import evaluate
+from robust_plugin.evaluation.obfuscated_gradients import Obfuscation, obfuscation
+from robust_plugin.evaluation.report import Report
+from robust_plugin.recipes.config.evaluate import EvaluateConfig
+from robust_plugin.recipes.config.read import as_plain
+from robust_plugin.recipes.data.datasets import Data, load_data, loader
+from robust_plugin.recipes.data.load import check_folder
+from robust_plugin.recipes.evaluate.certifiers import certifier_of
+from robust_plugin.recipes.evaluate.page import page
+from robust_plugin.recipes.evaluate.settings import check_options
+from robust_plugin.recipes.models.registry import build_model, check_takes, example_of
+from robust_plugin.recipes.models.weights import load_weights
+from robust_plugin.recipes.runtime.processes import device_of
+from robust_plugin.recipes.runtime.versions import versions
+from robust_plugin.recipes.training.structure import without_channels
+from robust_plugin.runtime.files import write_text
+from robust_plugin.runtime.random import seed_of
+from robust_plugin.threat.model import ThreatModel
+from robust_plugin.threat.units import parse_eps
 
 _VERSIONS: dict[str, Version] = {
     "autoattack": "standard",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.normalization import Normalize as Normalize  # noqa: PLC0414  (once here)
+from robust_plugin.threat.layers import Normalize as Normalize  # noqa: PLC0414  (once here)
 
 Shape = tuple[int, int, int]
 Window = tuple[int, int, int]  # kernel, stride, padding

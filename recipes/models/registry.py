@@ -14,8 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.normalization import Normalize
-from robust_plugin.recipes.networks import (
+from robust_plugin.recipes.models.networks import (
     Shape,
     cnn_large,
     cnn_small,
@@ -26,6 +25,7 @@ from robust_plugin.recipes.networks import (
     vgg16_bn,
     wide_resnet,
 )
+from robust_plugin.threat.layers import Normalize
 
 _MODELS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "digits-cnn": digits_cnn,

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin import checkpoint
-from robust_plugin.dense import dense_names, load_dense_state_dict
-from robust_plugin.recipes.config import RecipeConfig
+from robust_plugin.masks.detach import dense_names, load_dense_state_dict
+from robust_plugin.pruning import checkpoint
+from robust_plugin.recipes.runtime.weight_files import check_file
 
-_LFS = b"version https://git-lfs.github.com/spec/"
 _SHOWN = 8  # keys of a file that an error lists
+
+
 _USUAL = "state_dict"  # the key of a network's state in most training loops
 
 
@@ -42,38 +43,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     load_dense_state_dict(
         model, inner if one and inner.keys() == dense_names(model).keys() else state
     )
-
-
-def dense_weights(folder: Path, config: RecipeConfig) -> Path:
-    """Return the file with the weights that the prune phase of a run began with.
-
-    That is the run's checkpoint, or what its pre-training kept: the best epoch or the last one.
-
-    Args:
-        folder: of the run.
-        config: its settings.
-    """
-    if config.checkpoint is not None:
-        return config.checkpoint
-    best = ".best" if config.pretrain.select == "best" else ""
-    return folder / f"pretrain{best}.safetensors"
-
-
-def check_file(path: Path) -> None:
-    """Raise a ValueError unless there is a file that may hold weights."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the file of weights in it.")
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint at {path}.")
-    with path.open("rb") as file:
-        first = file.read(len(_LFS))
-    if not first:
-        raise ValueError(f"{path} is empty (0 bytes); write or download it again.")
-    if first == _LFS:
-        raise ValueError(
-            f"{path} is a pointer of Git LFS and not the weights themselves; run git lfs pull in "
-            "its repository."
-        )
 
 
 def _loaded(path: Path) -> Any:

@@ -7,13 +7,17 @@ from typing import Literal
 
 from torch import nn
 
-from robust_plugin.phases import Learnable
-from robust_plugin.presets import HarpPruner
-from robust_plugin.recipes.channels import covered, finished
-from robust_plugin.recipes.config import RecipeConfig
-from robust_plugin.recipes.initial_scores import InitialScores, initial_scores_of
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.training import pretrained, train
+from robust_plugin.pruning.phases import Learnable
+from robust_plugin.pruning.presets import HarpPruner
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.recipes.training.loop import pretrained, train
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.recipes.training.structure import (
+    InitialScores,
+    covered,
+    finished,
+    initial_scores_of,
+)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from robust_plugin.presets import MagnitudePruner
-from robust_plugin.recipes.channels import covered, finished
-from robust_plugin.recipes.config import RecipeConfig, StageConfig
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.training import pretrained, train
+from robust_plugin.pruning.presets import MagnitudePruner
+from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
+from robust_plugin.recipes.training.loop import pretrained, train
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.recipes.training.structure import covered, finished
 
 
 @dataclass(frozen=True)

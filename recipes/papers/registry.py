@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from robust_plugin.recipes.channels import kept_channels, refuse_early, small_network
-from robust_plugin.recipes.config import RecipeConfig, build
-from robust_plugin.recipes.finish import check_evaluation, evaluate_run
-from robust_plugin.recipes.harp import HarpConfig, harp
-from robust_plugin.recipes.hydra import HydraConfig, hydra
-from robust_plugin.recipes.magnitude import MagnitudeConfig, magnitude
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.stages import length_of, stages_of
-from robust_plugin.recipes.training import pretrained
-from robust_plugin.report import Report
+from robust_plugin.evaluation.report import Report
+from robust_plugin.recipes.config.read import build
+from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
+from robust_plugin.recipes.evaluate.finish import check_evaluation, evaluate_run
+from robust_plugin.recipes.papers.harp import HarpConfig, harp
+from robust_plugin.recipes.papers.hydra import HydraConfig, hydra
+from robust_plugin.recipes.papers.magnitude import MagnitudeConfig, magnitude
+from robust_plugin.recipes.training.loop import pretrained
+from robust_plugin.recipes.training.run import Run, length_of
+from robust_plugin.recipes.training.structure import kept_channels, refuse_early, small_network
 
 # Each recipe's settings, and the function (run, settings) -> pruned network.
 RECIPES: dict[str, tuple[type[RecipeConfig], Callable[[Run, Any], nn.Module]]] = {
@@ -66,3 +66,21 @@ def train_recipe(name: str, run: Run) -> nn.Module:
     if name != "dense":
         refuse_early(run)
     return recipe(run, run.config)
+
+
+def stages_of(recipe: str, config: RecipeConfig) -> dict[str, StageConfig]:
+    """Return the stages that a recipe trains, by name, in their order.
+
+    Args:
+        recipe: magnitude, hydra, harp or dense.
+        config: its settings.
+    """
+    stages = {} if config.checkpoint is not None else {"pretrain": config.pretrain}
+    if recipe == "magnitude":
+        from robust_plugin.recipes.papers.magnitude import MagnitudeConfig, rounds_of
+
+        return stages | rounds_of(cast(MagnitudeConfig, config))
+    if recipe == "dense":
+        return stages
+    stages["prune"] = config.prune
+    return {**stages, "finetune": config.finetune} if config.finetune.epochs else stages

@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed, nn
 
-from robust_plugin.cascade import rank_and_world
+from robust_plugin.runtime.distributed import rank_and_world
 
 # While the first process evaluates or certifies, the others wait; the default is ten minutes.
 _PATIENCE = timedelta(days=2)
@@ -93,3 +93,27 @@ def average_statistics(model: nn.Module) -> None:
     with torch.no_grad():
         for statistic, mean in zip(kept, means, strict=True):
             statistic.copy_(mean.view_as(statistic))
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` takes cuda where there is one.
+
+    Raises:
+        ValueError: if this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = ["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    here += ["mps"] * torch.backends.mps.is_available()
+    try:
+        device = torch.empty(0, device=name).device
+    # torch raises many kinds, of which some speak of its own operators and backends.
+    except Exception as error:
+        raise ValueError(
+            f"device is {name!r}, which this machine does not have; legal here: {', '.join(here)}."
+        ) from error
+    if device.type == "meta":
+        raise ValueError(
+            f"device is {name!r}, whose tensors hold no values; legal here: {', '.join(here)}."
+        )
+    return device

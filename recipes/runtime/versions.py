@@ -6,7 +6,7 @@ from importlib import metadata
 
 import torch
 
-from robust_plugin import __version__
+from robust_plugin.version import __version__
 
 # Distributions that attack, prove or cut; their own code is not imported for this.
 _LIBRARIES = ("pyautoattack", "autoattack", "torchattacks", "auto-LiRPA", "torch-pruning")

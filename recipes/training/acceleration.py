@@ -22,9 +22,10 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from robust_plugin.recipes.config import RecipeConfig, as_plain
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.processes import is_first
+from robust_plugin.recipes.config.read import as_plain
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.recipes.runtime.processes import is_first
+from robust_plugin.runtime.random import seed_of
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # and the package each needs
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
-from robust_plugin.attacks import pgd
-from robust_plugin.budget import check_density
-from robust_plugin.recipes.config import DataConfig, RecipeConfig, StageConfig
-from robust_plugin.recipes.objective import ObjectiveConfig, build_objective
-from robust_plugin.smoothing import Smoothed
-from robust_plugin.threat import parse_eps
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.budget.budget import check_density
+from robust_plugin.certificates.smoothing import Smoothed
+from robust_plugin.recipes.config.objective import ObjectiveConfig
+from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
+from robust_plugin.recipes.data.load import check_folder
+from robust_plugin.recipes.training.objective import build_objective
+from robust_plugin.threat.units import parse_eps
 
 
 def check_settings(config: RecipeConfig) -> None:
@@ -69,15 +71,6 @@ def _check_attack_inside(objective: ObjectiveConfig) -> None:
         raise ValueError(
             f"objective.step_size is {size}, by which no attack moves; legal: above 0, or None for "
             "2.5 eps / steps."
-        )
-
-
-def check_folder(data: DataConfig) -> None:
-    """Raise a ValueError for a folder that nobody would read, where digits are learned instead."""
-    if data.name == "digits" and data.folder is not None:
-        raise ValueError(
-            f"data.folder is {data.folder}, but data.name is 'digits', which reads none; give "
-            "--data.name too: folder, cifar10, cifar100 or svhn."
         )
 
 

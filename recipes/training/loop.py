@@ -9,21 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from robust_plugin.cascade import rank_and_world
-from robust_plugin.following import check_ranks
-from robust_plugin.guard import NotFinite
-from robust_plugin.objectives import replay
-from robust_plugin.pruner import Pruner
-from robust_plugin.recipes.batches import batches_of
-from robust_plugin.recipes.config import StageConfig
-from robust_plugin.recipes.data import loader
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.processes import summed
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.stages import Length, length_of
-from robust_plugin.recipes.steps import Steps
-from robust_plugin.recipes.validation import validated
-from robust_plugin.recipes.weights import load_weights
+from robust_plugin.attacks.logits import NotFinite
+from robust_plugin.objectives.by_attack import replay
+from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.recipes.config.schema import StageConfig
+from robust_plugin.recipes.data.batches import batches_of
+from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.models.weights import load_weights
+from robust_plugin.recipes.runtime.processes import summed
+from robust_plugin.recipes.training.run import Length, Run, length_of
+from robust_plugin.recipes.training.step import Steps
+from robust_plugin.recipes.training.validation import validated
+from robust_plugin.runtime.distributed import check_ranks, rank_and_world
+from robust_plugin.runtime.random import seed_of
 
 _PLACE = ("stage", "epoch")  # where a record of the log belongs; the rest is measured
 

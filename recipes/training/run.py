@@ -19,27 +19,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from robust_plugin import checkpoint
-from robust_plugin.pruner import Pruner
-from robust_plugin.recipes.acceleration import Acceleration, check_tracker
-from robust_plugin.recipes.config import DataConfig, RecipeConfig, StageConfig, as_plain
-from robust_plugin.recipes.data import Data, load_data
-from robust_plugin.recipes.devices import device_of
-from robust_plugin.recipes.extra import with_extra
-from robust_plugin.recipes.identity import identity_of, refuse_other_settings, seed_of
-from robust_plugin.recipes.models import build_model, check_takes, example_of
-from robust_plugin.recipes.objective import ObjectiveConfig
-from robust_plugin.recipes.processes import is_first, wait_for_all
-from robust_plugin.recipes.progress import Progress
-from robust_plugin.recipes.settings import check_settings
-from robust_plugin.recipes.versions import versions
+from robust_plugin.pruning import checkpoint
+from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.recipes.config.identity import identity_of, refuse_other_settings
+from robust_plugin.recipes.config.objective import ObjectiveConfig
+from robust_plugin.recipes.config.read import as_plain
+from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
+from robust_plugin.recipes.data.batches import steps_of
+from robust_plugin.recipes.data.load import data_of
+from robust_plugin.recipes.models.registry import build_model, check_takes, example_of
+from robust_plugin.recipes.runtime.processes import device_of, is_first, wait_for_all
+from robust_plugin.recipes.runtime.progress import Progress
+from robust_plugin.recipes.runtime.versions import versions
+from robust_plugin.recipes.training.acceleration import Acceleration, check_tracker
+from robust_plugin.recipes.training.checks import check_settings
+from robust_plugin.runtime.random import seed_of
 
 
 class Run:
@@ -199,20 +201,48 @@ class Run:
         checkpoint.write_tensors(path, model.state_dict(), {"identity": self.identity})
 
 
-@lru_cache(maxsize=1)
-def data_of(of: DataConfig) -> Data:
-    """Return the data of a run.
+@dataclass(frozen=True)
+class Length:
+    """How long a stage trains.
 
-    Runs of one process, as a comparison's are, share them: their images are decoded once.
+    Attributes:
+        epochs: passes over the training points; in free training each shows a batch several times.
+        batches: in an epoch.
+        passes: how often each of them is shown.
     """
-    data = load_data(
-        of.name,
-        folder=of.folder,
-        validation=of.validation,
-        image_size=of.image_size,
-        augmentation=of.augmentation,
-        test=of.test,
-    )
-    if of.extra is None:
-        return data
-    return with_extra(data, of.extra, share=of.extra_share, batch_size=of.batch_size)
+
+    epochs: int
+    batches: int
+    passes: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return self.batches * self.passes
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.epochs * self.steps_per_epoch
+
+
+def length_of(run: Run, stage: StageConfig) -> Length:
+    """Return how long a stage of a run trains."""
+    passes = run.objective.replays if run.objective.name == "free" else 1
+    batches = steps_of(run.data.train, batch_size=run.config.data.batch_size)
+    return Length(max(1, stage.epochs // passes), batches, passes)
+
+
+def dense_weights(folder: Path, config: RecipeConfig) -> Path:
+    """Return the file with the weights that the prune phase of a run began with.
+
+    That is the run's checkpoint, or what its pre-training kept: the best epoch or the last one.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+    """
+    if config.checkpoint is not None:
+        return config.checkpoint
+    best = ".best" if config.pretrain.select == "best" else ""
+    return folder / f"pretrain{best}.safetensors"

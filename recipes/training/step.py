@@ -12,17 +12,15 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.cascade import rank_and_world
-from robust_plugin.draws import Share, drawing
-from robust_plugin.guard import unwrapped
-from robust_plugin.pruner import Pruner
-from robust_plugin.ramp import Ramped
-from robust_plugin.recipes.batches import rows_of
-from robust_plugin.recipes.config import StageConfig
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.objective import build_objective
-from robust_plugin.recipes.processes import average_statistics
-from robust_plugin.recipes.run import Run
+from robust_plugin.objectives.ramp import Ramped
+from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.recipes.config.schema import StageConfig
+from robust_plugin.recipes.data.batches import rows_of
+from robust_plugin.recipes.runtime.processes import average_statistics
+from robust_plugin.recipes.training.objective import build_objective
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.runtime.distributed import rank_and_world, unwrapped
+from robust_plugin.runtime.random import Share, drawing, seed_of
 
 
 class Steps:

@@ -1,16 +1,112 @@
-"""The scores that learning starts from, by the name a recipe's setting gives them."""
+"""Recipes on channels: what a mask covers, the network that is left, and a table of both.
+
+A setting of the recipes and no command of its own: the phases, the objective and the budget are the
+papers', and only what shares a score differs.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import copy
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
-from robust_plugin.attacks import pgd
-from robust_plugin.recipes.data import loader
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.run import Run
-from robust_plugin.scores import ScoreName, Scores, scaled_magnitude, snip_scores
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.pruning.presets import MagnitudePruner
+from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.pruning.scores import ScoreName, Scores, scaled_magnitude, snip_scores
+from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.models.registry import example_of
+from robust_plugin.recipes.runtime.processes import is_first, wait_for_all
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.runtime.files import write_text
+from robust_plugin.runtime.random import seed_of
+
+
+def covered(run: Run, model: nn.Module) -> dict[str, Any]:
+    """Return the pruner's ``groups`` and ``exclude`` for the run's structure."""
+    config = run.config
+    if config.structure == "weights":
+        return {"groups": None, "exclude": config.exclude}
+    from robust_plugin.adapters.torch_pruning import channel_groups
+
+    return {"groups": channel_groups(model, run.example, ignored=config.exclude), "exclude": ()}
+
+
+def refuse_early(run: Run) -> None:
+    """Raise for a network or a budget that channels cannot be removed by, before it is trained.
+
+    Raises:
+        ValueError: as ``channel_groups`` and the pruner.
+    """
+    if run.config.structure == "weights":
+        return
+    model = run.fresh_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again, once, when the pruner is attached
+        groups = covered(run, model)
+    MagnitudePruner(
+        model,
+        run.config.density,
+        budget=run.config.budget,
+        round_to=run.config.round_to,
+        **groups,
+        example_inputs=run.example,
+    )
+
+
+def finished(run: Run, pruner: Pruner) -> nn.Module:
+    """Finalize a pruner; of channels write the network without them to small.safetensors.
+
+    Returns:
+        nn.Module: the plain network in its old shape, zeros in place.
+    """
+    if run.config.structure == "channels":
+        from robust_plugin.adapters.torch_pruning import remove_channels, save
+
+        removed = remove_channels(pruner, run.example)
+        if is_first():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            save(run.folder / "small.safetensors", removed)
+            sizes = {group.name: group.size for group in pruner.groups}
+            kept = {name: [count, sizes[name]] for name, count in removed.counts.items()}
+            write_text(run.folder / "channels.json", json.dumps(kept, indent=1))
+        wait_for_all()
+    pruner.finalize()
+    return pruner.model
+
+
+def small_network(run: Run, model: nn.Module) -> nn.Module:
+    """Return the network without its channels, as the run's small.safetensors has it."""
+    small = without_channels(run.folder / "small.safetensors", model, run.data.shape)
+    return small.to(run.device)
+
+
+def without_channels(path: Path, model: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """Return the network that a small.safetensors holds, cut from one of the old architecture.
+
+    Args:
+        path: the file.
+        model: of the architecture before pruning, with any weights.
+        shape: of one input.
+
+    Raises:
+        ValueError: if there is no such file, or it is of another network.
+    """
+    from robust_plugin.adapters.torch_pruning import load
+
+    return load(path, copy.deepcopy(model).cpu(), example_of(shape))
+
+
+def kept_channels(run: Run) -> dict[str, list[int]]:
+    """Return how many of how many channels each group keeps."""
+    kept: dict[str, list[int]] = json.loads((run.folder / "channels.json").read_text())
+    return kept
+
 
 # HYDRA's ablation, section 4.2, has them all.
 InitialScores = Literal[ScoreName, "snip"]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from robust_plugin.attacks import pgd
-from robust_plugin.cascade import rank_and_world
-from robust_plugin.evaluation import evaluate
-from robust_plugin.recipes.batches import batches_of
-from robust_plugin.recipes.data import loader
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.objective import validation_certifier
-from robust_plugin.recipes.processes import summed
-from robust_plugin.recipes.run import Run
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.evaluation.evaluation import evaluate
+from robust_plugin.recipes.data.batches import batches_of
+from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.runtime.processes import summed
+from robust_plugin.recipes.training.objective import validation_certifier
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.runtime.distributed import rank_and_world
+from robust_plugin.runtime.random import seed_of
 
 
 def validated(run: Run, model: nn.Module) -> dict[str, float]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust_plugin.attacks import finite, input_gradient
-from robust_plugin.standing import Run, Standing
-from robust_plugin.threat import per_point
+from robust_plugin.attacks.losses import finite, input_gradient
+from robust_plugin.attacks.survivors import Run, Standing
+from robust_plugin.threat.model import per_point
 
 # Of the steps: until the first check, by how much each following window is shorter, and the least.
 _FIRST, _SHORTER, _LEAST = 0.22, 0.03, 0.06

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from robust_plugin.guard import Attack, forked
-from robust_plugin.journal import Journal
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.runtime.distributed import rank_and_world
+from robust_plugin.runtime.journal import Journal
+from robust_plugin.runtime.random import forked
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,3 @@ def _gathered(x_adv: Tensor, batches: list[slice]) -> Tensor:
         shared[batch] = x_adv[batch]
     distributed.all_reduce(shared)
     return shared
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Return this process's number and how many there are."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

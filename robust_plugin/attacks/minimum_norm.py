@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.fab import FabSettings, fab
-from robust_plugin.guard import check_logits, guarded
-from robust_plugin.inference import fast_copy
-from robust_plugin.standing import AllFooled, Standing
-from robust_plugin.threat import ThreatModel, per_point
-from robust_plugin.unit_box import UnitBox
+from robust_plugin.attacks.contract import guarded
+from robust_plugin.attacks.fab import FabSettings, fab
+from robust_plugin.attacks.logits import check_logits
+from robust_plugin.attacks.survivors import AllFooled, Standing
+from robust_plugin.copies.fast import fast_copy
+from robust_plugin.threat.layers import UnitBox
+from robust_plugin.threat.model import ThreatModel, per_point
 
 # In a box without bounds, or very wide, how far beyond the inputs' values it looks, in radii.
 _FARTHEST = 1000

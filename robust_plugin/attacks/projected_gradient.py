@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,105 +9,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.draws import normal_like, uniform_like
-from robust_plugin.guard import NotFiniteGradient, check_logits, guarded
-from robust_plugin.threat import ThreatModel, check_threat, parse_eps, per_point
+from robust_plugin.attacks.contract import guarded
+from robust_plugin.attacks.logits import check_logits
+from robust_plugin.attacks.losses import (
+    AttackLoss,
+    dlr_loss,
+    followable,
+    input_gradient,
+    kl_divergence,
+    margin_loss,
+    soft_margin,
+    warn_of_gradients,
+)
+from robust_plugin.runtime.random import normal_like, uniform_like
+from robust_plugin.threat.model import ThreatModel, check_threat, per_point
+from robust_plugin.threat.units import parse_eps
 
-AttackLoss = Literal["ce", "kl", "margin", "dlr"]
 Start = Literal["uniform", "gaussian", "clean"]
+
+
 Keep = Literal["last", "best"]
+
 
 # TRADES and MART start their attack at x + .001 N(0, 1).
 _GAUSSIAN_START = 1e-3
+
+
 # Below this cross-entropy, float32 rounds too much of its gradient away.
 _LOST = 1e-6
+
+
 # All steps together have to be at least this share of eps, or the attack hardly leaves its start.
 _LEAST_WAY = 0.1
-
-
-def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """s = log sum_{j != y} exp(z_j) - z_y; shape [B].
-
-    Cross-entropy is log(1 + exp(s)), which rises with s: both have the same direction of steepest
-    ascent at every point. The gradient of cross-entropy is smaller by the factor sigmoid(s), which
-    underflows for logits that are far apart; that of s has no such factor.
-    """
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - true
-
-
-def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y, positive where misclassified (Carlini and Wagner 2017); shape [B]."""
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - true
-
-
-def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), Croce and Hein 2020, equation 6; shape [B]."""
-    top = logits.sort(dim=1, descending=True).values
-    return margin_loss(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
-
-
-def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), Croce and Hein 2020, equation 7; shape [B]."""
-    top = logits.sort(dim=1, descending=True).values
-    gap = logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])
-    return gap.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
-
-
-def input_gradient(value: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of a scalar by the inputs.
-
-    Raises:
-        ValueError: if autograd does not connect them.
-    """
-    grad = None
-    if value.requires_grad:
-        (grad,) = torch.autograd.grad(value, x, allow_unused=True)
-    if grad is None:
-        raise ValueError(
-            "the network's outputs do not depend on its inputs by autograd (a detached layer?), "
-            "so that no attack by gradients can run; take Square, or mend the network."
-        )
-    return grad
-
-
-def finite(grad: Tensor) -> Tensor:
-    """Return an input gradient [B, ...] in which every entry can be followed.
-
-    NaN becomes 0. An infinite entry keeps its sign and takes the largest finite size of its point.
-
-    Warns:
-        NotFiniteGradient: if an entry was not finite.
-    """
-    if bool(grad.isfinite().all()):
-        return grad
-    warn_of_gradients()
-    return followable(grad)
-
-
-def warn_of_gradients() -> None:
-    """Warn that an attack went on without entries of a gradient that are not finite."""
-    warnings.warn(
-        "the gradient of the outputs by the inputs is NaN or infinite at some inputs (the square "
-        "root, norm or logarithm of 0?); attacks by gradients do not see what such an entry does",
-        NotFiniteGradient,
-        stacklevel=3,
-    )
-
-
-def followable(grad: Tensor) -> Tensor:
-    """Return what ``finite`` returns, without waiting for the device to know whether it had to."""
-    known = grad.nan_to_num(0.0, 0.0, 0.0)
-    largest = per_point(known.flatten(1).abs().amax(1), grad)
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    return torch.where(grad.isinf(), grad.sign() * largest, known)
-
-
-def kl_divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(adversarial)) of each point; shape [B]."""
-    log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust_plugin.attacks import margin_loss
-from robust_plugin.standing import Run, Standing
-from robust_plugin.threat import per_point
+from robust_plugin.attacks.losses import margin_loss
+from robust_plugin.attacks.survivors import Run, Standing
+from robust_plugin.threat.model import per_point
 
 # The share of the image that a square covers is halved after these queries, of 10,000.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

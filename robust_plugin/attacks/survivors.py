@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from robust_plugin.threat import ThreatModel
+from robust_plugin.threat.model import ThreatModel
 
 
 class AllFooled(Exception):

@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from robust_plugin.attachment import GroupMask
-from robust_plugin.budget import Budget, rate_logit
+from robust_plugin.budget.budget import Budget, rate_logit
+from robust_plugin.masks.attach import GroupMask
 
 Control = Literal["held", "hinge"]
 

@@ -8,14 +8,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from robust_plugin.blocks import BlockBudget, block_sizes
-from robust_plugin.budget import Budget, Unit, check_density
-from robust_plugin.channels import Terms, count_terms
-from robust_plugin.flops import multiply_adds
-from robust_plugin.groups import Group
-from robust_plugin.masks import Pattern
-from robust_plugin.patterns import PatternBudget
-from robust_plugin.rates import Rates, erk, initial_rates
+from robust_plugin.budget.budget import Budget, Unit, check_density
+from robust_plugin.budget.costs import Terms, count_terms, multiply_adds
+from robust_plugin.budget.rates import Rates, erk, initial_rates
+from robust_plugin.budget.stepped import BlockBudget, PatternBudget, block_sizes
+from robust_plugin.masks.groups import Group
+from robust_plugin.masks.select import Pattern
 
 
 @dataclass(frozen=True)

@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.answers import logits_of
-from robust_plugin.bounds import proved
-from robust_plugin.guard import Attack, attacked, guarded
-from robust_plugin.precision import exact
-from robust_plugin.threat import ThreatModel
-
-Verdict = Literal["verified", "falsified", "misclassified", "unknown"]
-VERDICTS: tuple[Verdict, ...] = ("verified", "falsified", "misclassified", "unknown")
-VERIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN = range(4)
-
-
-def counted(words: Sequence[str]) -> dict[str, int]:
-    """Return how many points each verdict has, in the order of ``VERDICTS``.
-
-    >>> counted(["unknown", "verified by IBP", "unknown"])
-    {'verified by IBP': 1, 'unknown': 2}
-    """
-    counts = Counter(words)
-    return {
-        each: counts[each] for verdict in VERDICTS for each in counts if each.startswith(verdict)
-    }
-
-
-@runtime_checkable
-class Prover(Protocol):
-    """A certifier that tells its margins: ``IBP``, or ``LiRPA`` of the adapter."""
-
-    @property
-    def threat(self) -> ThreatModel:
-        """Norm, eps and bounds of the proofs."""
-
-    def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return lower bounds of f_y - f_j; shape [B, classes]."""
+from robust_plugin.attacks.contract import Attack, attacked, guarded
+from robust_plugin.attacks.logits import logits_of
+from robust_plugin.certificates.checks import proved
+from robust_plugin.certificates.contract import FALSIFIED, MISCLASSIFIED, UNKNOWN, VERIFIED, Prover
+from robust_plugin.runtime.contexts import exact
+from robust_plugin.threat.model import ThreatModel
 
 
 class Batch:

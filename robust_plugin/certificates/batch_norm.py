@@ -16,8 +16,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.guard import innermost
-from robust_plugin.rules import NORMS, kind_of
+from robust_plugin.certificates.rules import NORMS, kind_of
+from robust_plugin.runtime.distributed import innermost
 
 # Mean and biased variance of the inputs of one call; shape [channels].
 Statistics = tuple[Tensor, Tensor]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 
-from robust_plugin.clean_pass import statistics_of
-from robust_plugin.guard import refuse_inputs
-from robust_plugin.intervals import Ball, Bounded, Interval
-from robust_plugin.rules import (
+from robust_plugin.attacks.logits import refuse_inputs
+from robust_plugin.certificates.batch_norm import statistics_of
+from robust_plugin.certificates.intervals import Ball, Bounded, Interval
+from robust_plugin.certificates.rules import (
     ALIASES,
     NORMS,
     RELUS,
@@ -24,8 +24,8 @@ from robust_plugin.rules import (
     through_layer,
     works_in_place,
 )
-from robust_plugin.threat import ThreatModel
-from robust_plugin.tracing import OwnBackward, refusing_own_backward
+from robust_plugin.copies.tracing import OwnBackward, refusing_own_backward
+from robust_plugin.threat.model import ThreatModel
 
 
 def input_set(x: Tensor, threat: ThreatModel) -> Bounded:

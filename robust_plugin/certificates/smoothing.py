@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.answers import check_pairs, logits_of
-from robust_plugin.draws import check_box, check_sigma, check_units
-from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import attacked, check_logits, unwrapped
-from robust_plugin.journal import Journal
-from robust_plugin.statistics import wilson_interval
+from robust_plugin.attacks.contract import attacked
+from robust_plugin.attacks.logits import check_logits, check_pairs, logits_of
+from robust_plugin.runtime.distributed import unwrapped
+from robust_plugin.runtime.journal import Fingerprint, Journal
+from robust_plugin.stats import wilson_interval
+from robust_plugin.threat.units import check_box, check_sigma, check_units
 
 # What predict and certify answer where the votes decide nothing.
 ABSTAIN = -1

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robust_plugin.attachment import masked_weights
-from robust_plugin.clean_pass import statistics_of
-from robust_plugin.dense import finalize
-from robust_plugin.rules import NORMS, kind_of, scale_and_shift
+from robust_plugin.certificates.batch_norm import statistics_of
+from robust_plugin.certificates.rules import NORMS, kind_of, scale_and_shift
+from robust_plugin.masks.attach import masked_weights
+from robust_plugin.masks.detach import finalize
 
 
 class Twin:

@@ -16,15 +16,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.answers import check_pairs, logits_of
-from robust_plugin.description import description
-from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import Attack, attacked, forked, unwrapped
-from robust_plugin.inference import fast_copy
-from robust_plugin.journal import Journal
-from robust_plugin.statistics import wilson_interval
-from robust_plugin.threat import ThreatModel
-from robust_plugin.verdicts import VERDICTS, Batch, Prover, Verdict, counted
+from robust_plugin.attacks.contract import Attack, attacked
+from robust_plugin.attacks.logits import check_pairs, logits_of
+from robust_plugin.certificates.batch import Batch
+from robust_plugin.certificates.contract import VERDICTS, Prover, Verdict, counted
+from robust_plugin.copies.fast import fast_copy
+from robust_plugin.runtime.description import description
+from robust_plugin.runtime.distributed import unwrapped
+from robust_plugin.runtime.journal import Fingerprint, Journal
+from robust_plugin.runtime.random import forked
+from robust_plugin.stats import wilson_interval
+from robust_plugin.threat.model import ThreatModel
 
 
 @dataclass(frozen=True)

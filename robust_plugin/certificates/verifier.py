@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.guard import Attack
-from robust_plugin.threat import ThreatModel
-from robust_plugin.verdicts import Prover
-from robust_plugin.verification import Verification, threat_of, verify
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.certificates.contract import Prover
+from robust_plugin.certificates.verification import Verification, threat_of, verify
+from robust_plugin.threat.model import ThreatModel
 
 
 @dataclass(frozen=True)

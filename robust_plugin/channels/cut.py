@@ -16,9 +16,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.agreement import Trial, doubled, outputs, relative_difference, trials
-from robust_plugin.channels import kept_entries, select
-from robust_plugin.groups import Group
+from robust_plugin.channels.entries import kept_entries, select
+from robust_plugin.copies.agreement import Trial, doubled, outputs, relative_difference, trials
+from robust_plugin.masks.groups import Group
 
 # (layer, True for its output channels, the channels that go), in the order they went.
 History = Sequence[tuple[str, bool, Sequence[int]]]

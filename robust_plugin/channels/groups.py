@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.groups import Group, Member
+from robust_plugin.masks.groups import Group, Member
 
 # What mixes channels: a mask in front of the next layer is then not the same as removal.
 _MIXES: dict[type[nn.Module], str] = {

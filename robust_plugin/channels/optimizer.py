@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.channels import kept_entries, select
-from robust_plugin.dense import dense_names
-from robust_plugin.pruner import Pruner
+from robust_plugin.channels.entries import kept_entries, select
+from robust_plugin.masks.detach import dense_names
+from robust_plugin.pruning.pruner import Pruner
 
 
 def carry_optimizer(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.attachment import GroupMask
-from robust_plugin.channels import kept_entries
-from robust_plugin.groups import Group, Member, check_channels
-from robust_plugin.pruner import Pruner
+from robust_plugin.channels.entries import kept_entries
+from robust_plugin.masks.attach import GroupMask
+from robust_plugin.masks.groups import Group, Member, check_channels
+from robust_plugin.pruning.pruner import Pruner
 
 
 @dataclass(frozen=True)

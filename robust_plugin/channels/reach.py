@@ -9,9 +9,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from robust_plugin.agreement import outputs, trials
-from robust_plugin.flops import multiply_adds
-from robust_plugin.prunable import prunable_members
+from robust_plugin.budget.costs import multiply_adds
+from robust_plugin.copies.agreement import outputs, trials
+from robust_plugin.masks.prunable import prunable_members
 
 
 def warn_of_unseen(

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.agreement import Trial, doubled, outputs, relative_difference, run, trials
-from robust_plugin.checkpoint import read_tensors, write_tensors
-from robust_plugin.copies import copied
-from robust_plugin.cutting import History, Replay, cut
-from robust_plugin.dense import finalize
-from robust_plugin.flops import total_multiply_adds
-from robust_plugin.groups import check_channels, check_groups
-from robust_plugin.precision import exact
-from robust_plugin.prunable import refuse_masked
-from robust_plugin.pruner import Pruner
+from robust_plugin.budget.costs import total_multiply_adds
+from robust_plugin.channels.cut import History, Replay, cut
+from robust_plugin.copies.agreement import Trial, doubled, outputs, relative_difference, run, trials
+from robust_plugin.copies.copied import copied
+from robust_plugin.masks.detach import finalize
+from robust_plugin.masks.groups import check_channels, check_groups
+from robust_plugin.masks.prunable import refuse_masked
+from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.runtime.contexts import exact
+from robust_plugin.runtime.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

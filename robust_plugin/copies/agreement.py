@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robust_plugin.guard import forked
+from robust_plugin.runtime.random import forked
 
 # Examples in a random batch: a BatchNorm of two values is nearly a sign, which rounding decides.
 _EXAMPLES = 4

@@ -5,29 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import nn
 
-
-def refuse_fixed(model: nn.Module) -> None:
-    """Raise unless a model is made of layers that can be seen and changed.
-
-    Raises:
-        TypeError: if it is no nn.Module.
-        ValueError: for modules of TorchScript and torch.export, which hold a graph instead.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
-    made_by = None
-    if isinstance(model, torch.jit.ScriptModule):
-        made_by = "TorchScript"
-    elif isinstance(model, fx.GraphModule) and "train" in vars(model):  # which raises there
-        made_by = "torch.export"
-    if made_by is not None:
-        raise ValueError(
-            f"model was made by {made_by} and holds a graph instead of layers; give the nn.Module "
-            "that it was made of."
-        )
+from robust_plugin.masks.prunable import refuse_fixed
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

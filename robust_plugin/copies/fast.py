@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from robust_plugin.agreement import same_gradients
-from robust_plugin.attachment import masked_weights
-from robust_plugin.convolutions import cheaper, maps_seen
-from robust_plugin.dense import finalize
-from robust_plugin.precision import exact
-from robust_plugin.tracing import refusing_own_backward
+from robust_plugin.copies.agreement import same_gradients
+from robust_plugin.copies.convolutions import cheaper, maps_seen
+from robust_plugin.copies.tracing import refusing_own_backward
+from robust_plugin.masks.attach import masked_weights
+from robust_plugin.masks.detach import finalize
+from robust_plugin.runtime.contexts import exact
 
 # Two ways to compute the same logits differ by rounding; more than this is another network.
 _RELATIVE = 1e-4

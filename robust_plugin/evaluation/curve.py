@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robust_plugin.statistics import wilson_interval
-from robust_plugin.threat import Norm, ThreatModel, parse_eps
+from robust_plugin.stats import wilson_interval
+from robust_plugin.threat.model import Norm, ThreatModel
+from robust_plugin.threat.units import parse_eps
 
 
 @dataclass(frozen=True)

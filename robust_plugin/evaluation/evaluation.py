@@ -13,21 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import robust_plugin
-from robust_plugin.checkpoint import write_bytes
-from robust_plugin.fingerprint import Fingerprint
-from robust_plugin.guard import (
-    Attack,
-    NotFiniteGradient,
-    SuspectNetwork,
-    attacked,
-    check_logits,
-    naming_inputs,
-)
-from robust_plugin.report import Report
-from robust_plugin.rows import AttackRow, Certifier, ProofRow, Row, rows_of
-from robust_plugin.sanity import findings, is_random, refuse_random
-from robust_plugin.threat import ThreatModel
+from robust_plugin.attacks.contract import Attack, NotFiniteGradient, SuspectNetwork, attacked
+from robust_plugin.attacks.logits import check_logits, naming_inputs
+from robust_plugin.certificates.contract import Certifier
+from robust_plugin.evaluation.report import Report
+from robust_plugin.evaluation.rows import AttackRow, ProofRow, Row, rows_of
+from robust_plugin.evaluation.sanity import findings, is_random, refuse_random
+from robust_plugin.runtime.files import write_bytes
+from robust_plugin.runtime.journal import Fingerprint
+from robust_plugin.threat.model import ThreatModel
+from robust_plugin.version import __version__
 
 
 @dataclass
@@ -227,7 +222,7 @@ def _report(seen: _Seen, rows: Mapping[str, Row]) -> Report:
 
 
 def _versions(rows: Mapping[str, Row]) -> dict[str, str]:
-    ours = {"robust_plugin": robust_plugin.__version__, "torch": torch.__version__}
+    ours = {"robust_plugin": __version__, "torch": torch.__version__}
     return {name: each for row in rows.values() for name, each in row.versions.items()} | ours
 
 

@@ -14,20 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.attacks import PGD, pgd
-from robust_plugin.guard import (
-    Attack,
-    attacked,
-    check_logits,
-    forked,
-    guarded,
-    naming_inputs,
-)
-from robust_plugin.sanity import refuse_random
-from robust_plugin.square import square
-from robust_plugin.standing import AllFooled, Standing
-from robust_plugin.threat import ThreatModel, check_threat
-from robust_plugin.unit_box import UnitBox
+from robust_plugin.attacks.contract import Attack, attacked, guarded
+from robust_plugin.attacks.logits import check_logits, naming_inputs
+from robust_plugin.attacks.projected_gradient import PGD, pgd
+from robust_plugin.attacks.square import square
+from robust_plugin.attacks.survivors import AllFooled, Standing
+from robust_plugin.evaluation.sanity import refuse_random
+from robust_plugin.runtime.random import forked
+from robust_plugin.threat.layers import UnitBox
+from robust_plugin.threat.model import ThreatModel, check_threat
 
 # What attacks of equal strength may differ by: a share of the points, or so many of them.
 _NOISE, _FEW = 0.03, 2

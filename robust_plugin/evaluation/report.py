@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from robust_plugin.curve import SecurityCurve
-from robust_plugin.statistics import mcnemar, wilson_interval
-from robust_plugin.threat import ThreatModel
-from robust_plugin.verdicts import counted
+from robust_plugin.certificates.contract import counted
+from robust_plugin.evaluation.curve import SecurityCurve
+from robust_plugin.stats import mcnemar, wilson_interval
+from robust_plugin.threat.model import ThreatModel
 
 # What a row says of others that fooled its points: a share of them, or so many.
 _MORE, _FEW = 0.05, 4

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.guard import Attack, check_logits, guarded
-from robust_plugin.threat import ThreatModel
-
-# A certifier returns which points it has proved: a bool tensor of shape [B].
-Certifier = Callable[[nn.Module, Tensor, Tensor], Tensor]
+from robust_plugin.attacks.contract import Attack, guarded
+from robust_plugin.attacks.logits import check_logits
+from robust_plugin.certificates.contract import Certifier
+from robust_plugin.threat.model import ThreatModel
 
 # Names that mean something else in a report, or in the file of adversarial images.
 _RESERVED = ("clean", "worst case", "certified", "inputs", "labels")
+
 
 # Points in one forward pass where an attack returned all of them at once.
 _FORWARD = 250

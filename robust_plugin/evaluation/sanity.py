@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robust_plugin.attachment import held_weights
-from robust_plugin.attacks import margin_loss, soft_margin
-from robust_plugin.precision import exact
-from robust_plugin.threat import per_point
+from robust_plugin.attacks.losses import margin_loss, soft_margin
+from robust_plugin.masks.attach import held_weights
+from robust_plugin.runtime.contexts import exact
+from robust_plugin.threat.model import per_point
 
 # Points that are looked at, and the length of the step along the gradient, in input units.
 _POINTS = 32

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.checkpoint import read_tensors, write_tensors
-from robust_plugin.dense import dense_state_dict
+from robust_plugin.masks.detach import dense_state_dict
+from robust_plugin.runtime.files import read_tensors, write_tensors
 
 # The largest number of a gap's type, which stands for "and more".
 _MORE = {"gaps8": (torch.uint8, 255), "gaps16": (torch.int16, 32767)}

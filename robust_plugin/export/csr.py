@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.agreement import same_gradients
-from robust_plugin.attachment import masked_weights
-from robust_plugin.copies import copied, refuse_fixed
-from robust_plugin.sparse_layers import (
-    SparseConv2d,
-    SparseLayer,
-    SparseLinear,
-    with_layers,
-)
+from robust_plugin.copies.agreement import same_gradients
+from robust_plugin.copies.copied import copied
+from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
+from robust_plugin.masks.attach import masked_weights
+from robust_plugin.masks.prunable import refuse_fixed
+from robust_plugin.runtime.timing import alternating
 
 # A Linear layer that keeps half its weights is slower in CSR on every machine tried.
 _MOST_KEPT = 0.3
+
+
 # What two timings of the same thing differ by on a busy machine is not enough: a layer takes less
 # than this share of the dense one's time, and the whole network than this of the dense network's.
 _CLEARLY = 0.9
+
+
 _NETWORK = 0.97
+
+
 # One unfolded example of a convolution may take this much memory.
 _MOST_BYTES = 256 * 2**20
+
+
 # Two ways to compute the same outputs differ by rounding; more than this is another network.
 _RELATIVE = 1e-4
 
@@ -248,28 +250,3 @@ def _close(expected: Tensor, found: Tensor) -> bool:
     if expected.shape != found.shape:
         return False
     return bool(((expected - found).abs() <= _RELATIVE * expected.abs().amax()).all())
-
-
-def alternating(
-    first: Callable[[], object],
-    second: Callable[[], object],
-    *,
-    seconds: float,
-    clock: Callable[[], float] | None = None,
-) -> tuple[float, float]:
-    """Call two functions in turns for about ``seconds``; return the median time of each.
-
-    At least five turns, after one that does not count. ``time.process_time`` as the clock, instead
-    of the wall's, counts the work of one thread, whatever else a shared machine does.
-    """
-    clock = time.perf_counter if clock is None else clock
-    turns: list[tuple[float, float]] = []
-    begin = time.perf_counter()
-    while len(turns) < 6 or time.perf_counter() - begin < seconds:
-        start = clock()
-        first()
-        between = clock()
-        second()
-        turns.append((between - start, clock() - between))
-    one, other = zip(*turns[1:], strict=True)
-    return statistics.median(one), statistics.median(other)

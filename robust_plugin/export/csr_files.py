@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.checkpoint import read_tensors, write_tensors
-from robust_plugin.dense import tensors_of
-from robust_plugin.sparse_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
+from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
+from robust_plugin.masks.detach import tensors_of
+from robust_plugin.runtime.files import read_tensors, write_tensors
 
 
 def save_sparse(path: str | Path, model: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.copies import copied
+from robust_plugin.copies.copied import copied
 
 # The input of a convolution is unfolded for as many examples at once as take this many bytes: what
 # stays in the cache is multiplied up to 1.7 times as fast.

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from robust_plugin.attachment import masked_weights
-from robust_plugin.masks import most_kept
-from robust_plugin.sparse_layers import with_layers
+from robust_plugin.export.csr_layers import with_layers
+from robust_plugin.masks.attach import masked_weights
+from robust_plugin.masks.select import most_kept
 
 # What both of torch's kernels, cuSPARSELt and CUTLASS, take: numbers of 16 bits, rows in blocks of
 # 32 and columns in blocks of 64, on compute capability 8.0 and above.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robust_plugin.groups import Group
-from robust_plugin.masks import Pattern, StraightThrough, nm_mask, topk_mask
+from robust_plugin.masks.groups import Group
+from robust_plugin.masks.select import Pattern, StraightThrough, nm_mask, topk_mask
 
 
 class GroupMask(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robust_plugin.attachment import GroupMask, MaskedWeight, chain_of, masked_weights
-from robust_plugin.masks import most_kept
+from robust_plugin.masks.attach import GroupMask, MaskedWeight, chain_of, masked_weights
+from robust_plugin.masks.select import most_kept
 
 
 def finalize(model: nn.Module) -> None:

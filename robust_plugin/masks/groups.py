@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.masks import Pattern
+from robust_plugin.masks.select import Pattern
 
 
 @dataclass(frozen=True)

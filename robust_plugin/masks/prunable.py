@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import fx, nn
 from torch.nn.utils import parametrize, prune
 
-from robust_plugin.copies import refuse_fixed
-from robust_plugin.groups import Group, Member
+from robust_plugin.masks.groups import Group, Member
 
 _PRUNABLE: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
@@ -79,24 +78,6 @@ def refuse_tied(model: nn.Module, group: Group) -> None:
         parameter = model.get_parameter(member.name)
         if len(names[parameter]) > 1:
             raise ValueError(f"{' and '.join(sorted(names[parameter]))} are one parameter")
-
-
-@contextmanager
-def unfrozen(model: nn.Module) -> Iterator[None]:
-    """Unfreeze a model for those who follow autograd, and restore its flags and modes after.
-
-    By name: parameters may be replaced by others meanwhile.
-    """
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    modes = {module: module.training for module in model.modules()}
-    model.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
@@ -200,3 +181,24 @@ def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
         if "norm" in type(layer).__name__.lower()
         for parameter in layer.parameters(recurse=False)
     ]
+
+
+def refuse_fixed(model: nn.Module) -> None:
+    """Raise unless a model is made of layers that can be seen and changed.
+
+    Raises:
+        TypeError: if it is no nn.Module.
+        ValueError: for modules of TorchScript and torch.export, which hold a graph instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    made_by = None
+    if isinstance(model, torch.jit.ScriptModule):
+        made_by = "TorchScript"
+    elif isinstance(model, fx.GraphModule) and "train" in vars(model):  # which raises there
+        made_by = "torch.export"
+    if made_by is not None:
+        raise ValueError(
+            f"model was made by {made_by} and holds a graph instead of layers; give the nn.Module "
+            "that it was made of."
+        )

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.attacks import kl_divergence, pgd
-from robust_plugin.draws import check_box, check_sigma, check_units, normal_like
-from robust_plugin.guard import Attack, check_labels, check_logits, unwrapped
-from robust_plugin.threat import ThreatModel, parse_eps, per_point
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.attacks.logits import check_labels, check_logits
+from robust_plugin.attacks.losses import kl_divergence
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.runtime.distributed import unwrapped
+from robust_plugin.threat.model import ThreatModel, per_point
+from robust_plugin.threat.units import parse_eps
 
 Batch = TypeVar("Batch")
 
@@ -159,33 +162,6 @@ def mart(
         true = clean.softmax(1).gather(1, y[:, None]).squeeze(1)
         loss: Tensor = boosted + beta * (kl_divergence(clean, robust) * (1 - true)).mean()
         return loss
-
-    return objective
-
-
-def stability(
-    *, sigma: float = 0.25, beta: float = 6.0, low: float = 0.0, high: float = 1.0
-) -> Objective:
-    """CE(f(x), y) + beta KL(f(x) || f(x + sigma N)), for randomized smoothing (HYDRA, section 4).
-
-    Args:
-        sigma: standard deviation of the noise, in input units; the noisy input is not clipped.
-        beta: weight of stability.
-        low: smallest legal input value.
-        high: largest legal input value.
-
-    Raises:
-        ValueError: for a negative beta, unless sigma > 0 and low < high; when called, for inputs
-            outside [low, high], where sigma would be in another unit.
-    """
-    check_beta(beta)
-    check_sigma(sigma)
-    check_box(low, high)
-
-    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_units(x, low, high, "stability")
-        clean, noisy = model(x), model(x + sigma * normal_like(x))
-        return cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
 
     return objective
 

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.bounds import Bounds, ibp_margins
-from robust_plugin.clean_pass import clean_pass
-from robust_plugin.draws import few_of, happens
-from robust_plugin.guard import innermost
-from robust_plugin.objectives import cross_entropy
-from robust_plugin.propagation import Propagation
-from robust_plugin.ramp import Ramp
-from robust_plugin.threat import ThreatModel, check_threat
+from robust_plugin.certificates.batch_norm import clean_pass
+from robust_plugin.certificates.contract import Bounds
+from robust_plugin.certificates.ibp import ibp_margins
+from robust_plugin.certificates.propagation import Propagation
+from robust_plugin.objectives.by_attack import cross_entropy
+from robust_plugin.objectives.ramp import Ramp
+from robust_plugin.runtime.distributed import innermost
+from robust_plugin.runtime.random import few_of, happens
+from robust_plugin.threat.model import ThreatModel, check_threat
 
 
 @dataclass

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.answers import check_pairs
-from robust_plugin.draws import check_box, check_sigma, check_units, normal_like
-from robust_plugin.guard import check_logits, guarded
-from robust_plugin.objectives import Objective, cross_entropy
-from robust_plugin.ramp import Ramp
-from robust_plugin.threat import ThreatModel, check_threat, per_point
+from robust_plugin.attacks.contract import guarded
+from robust_plugin.attacks.logits import check_logits, check_pairs
+from robust_plugin.attacks.losses import kl_divergence
+from robust_plugin.objectives.by_attack import Objective, check_beta, cross_entropy
+from robust_plugin.objectives.ramp import Ramp
+from robust_plugin.runtime.random import normal_like
+from robust_plugin.threat.model import ThreatModel, check_threat, per_point
+from robust_plugin.threat.units import check_box, check_sigma, check_units
 
 
 def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Objective:
@@ -124,3 +126,30 @@ def smoothadv(
     if min(samples, steps) < 1:
         raise ValueError(f"samples is {samples} and steps {steps}; legal: at least 1.")
     return SmoothAdv(threat, sigma, samples, steps, ramp or Ramp(0.0, 0.0))
+
+
+def stability(
+    *, sigma: float = 0.25, beta: float = 6.0, low: float = 0.0, high: float = 1.0
+) -> Objective:
+    """CE(f(x), y) + beta KL(f(x) || f(x + sigma N)), for randomized smoothing (HYDRA, section 4).
+
+    Args:
+        sigma: standard deviation of the noise, in input units; the noisy input is not clipped.
+        beta: weight of stability.
+        low: smallest legal input value.
+        high: largest legal input value.
+
+    Raises:
+        ValueError: for a negative beta, unless sigma > 0 and low < high; when called, for inputs
+            outside [low, high], where sigma would be in another unit.
+    """
+    check_beta(beta)
+    check_sigma(sigma)
+    check_box(low, high)
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_units(x, low, high, "stability")
+        clean, noisy = model(x), model(x + sigma * normal_like(x))
+        return cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
+
+    return objective

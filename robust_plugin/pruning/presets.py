@@ -6,13 +6,13 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
-from robust_plugin.budget import Unit
-from robust_plugin.control import Control
-from robust_plugin.groups import Group
-from robust_plugin.phases import Learnable
-from robust_plugin.pruner import Pruner
-from robust_plugin.rates import Rates
-from robust_plugin.scores import Scores
+from robust_plugin.budget.budget import Unit
+from robust_plugin.budget.control import Control
+from robust_plugin.budget.rates import Rates
+from robust_plugin.masks.groups import Group
+from robust_plugin.pruning.phases import Learnable
+from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.pruning.scores import Scores
 
 
 class MagnitudePruner(Pruner):

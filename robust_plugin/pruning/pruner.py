@@ -15,22 +15,31 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robust_plugin import dense
-from robust_plugin.attachment import GroupMask, attach_groups, masked_weights
-from robust_plugin.budget import Unit, rate_logit
-from robust_plugin.control import Control, FixedRates, Schedule, control_of, rate_logits
-from robust_plugin.control import densities as rate_densities
-from robust_plugin.following import Following, check_holds, check_ranks, warn_of_decay
-from robust_plugin.groups import Group, check_groups, divisible
-from robust_plugin.masks import parse_pattern
-from robust_plugin.patterns import check_learns_rates
-from robust_plugin.phases import Learnable, Phase, check_order, nothing_learned, train_only
-from robust_plugin.plan import Plan, planner
-from robust_plugin.prunable import refuse_wrapped, warn_of_uncovered, weight_groups
-from robust_plugin.rates import Rates
-from robust_plugin.scores import Scores, initial_scores
-from robust_plugin.state import refuse_ended, refuse_other, settings_of
-from robust_plugin.transformed import refuse_transformed
+from robust_plugin.budget.budget import Unit, rate_logit
+from robust_plugin.budget.control import Control, FixedRates, Schedule, control_of, rate_logits
+from robust_plugin.budget.control import densities as rate_densities
+from robust_plugin.budget.plan import Plan, planner
+from robust_plugin.budget.rates import Rates
+from robust_plugin.budget.stepped import check_learns_rates
+from robust_plugin.masks import detach
+from robust_plugin.masks.attach import GroupMask, attach_groups, masked_weights
+from robust_plugin.masks.groups import Group, check_groups, divisible
+from robust_plugin.masks.prunable import refuse_wrapped, warn_of_uncovered, weight_groups
+from robust_plugin.masks.select import parse_pattern
+from robust_plugin.masks.transformed import refuse_transformed
+from robust_plugin.pruning.phases import (
+    Following,
+    Learnable,
+    Phase,
+    check_holds,
+    check_order,
+    nothing_learned,
+    train_only,
+    warn_of_decay,
+)
+from robust_plugin.pruning.scores import Scores, initial_scores
+from robust_plugin.pruning.state import refuse_ended, refuse_other, settings_of
+from robust_plugin.runtime.distributed import check_ranks
 
 # HARP, section 4: uniform rates start at 10 %, also where the target is below, and no layer's rate
 # falls under k_min = .1 k. Other rules give the rates of the target itself to start from: at 10 %
@@ -326,7 +335,7 @@ class Pruner:
         Raises:
             ValueError: if ``model`` is no copy of the network.
         """
-        dense.lend_masks(self.model, model)
+        detach.lend_masks(self.model, model)
 
     def finalize(self, model: nn.Module | None = None) -> None:
         """Turn every masked layer into the plain layer it was, zeros in place.
@@ -345,10 +354,10 @@ class Pruner:
             raise ValueError(nothing_learned(type(self).__name__))
         if model is not None and model is not self.model:
             self.lend_masks(model)
-            dense.finalize(model)
+            detach.finalize(model)
             return
         self._settle()
-        dense.finalize(self.model)
+        detach.finalize(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter not in self.frozen)
         self.phase = "finalized"

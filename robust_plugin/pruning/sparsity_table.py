@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from robust_plugin.copies import refuse_fixed
-from robust_plugin.dense import dense_names
-from robust_plugin.flops import multiply_adds
-from robust_plugin.prunable import prunable_members
-from robust_plugin.transformed import keeps_zeros
+from robust_plugin.budget.costs import multiply_adds
+from robust_plugin.masks.detach import dense_names
+from robust_plugin.masks.prunable import prunable_members, refuse_fixed
+from robust_plugin.masks.transformed import keeps_zeros
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from robust_plugin.budget import Budget
-from robust_plugin.groups import Group
-from robust_plugin.masks import Pattern
+from robust_plugin.budget.budget import Budget
+from robust_plugin.masks.groups import Group
+from robust_plugin.masks.select import Pattern
 
 
 def settings_of(

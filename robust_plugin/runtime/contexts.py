@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -56,3 +56,21 @@ def _without_tf32_by_the_newer(*parts: Any) -> Iterator[None]:
     finally:
         for part, value in zip(parts, before, strict=True):
             part.fp32_precision = value
+
+
+@contextmanager
+def unfrozen(model: nn.Module) -> Iterator[None]:
+    """Unfreeze a model for those who follow autograd, and restore its flags and modes after.
+
+    By name: parameters may be replaced by others meanwhile.
+    """
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    modes = {module: module.training for module in model.modules()}
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+        for module, mode in modes.items():
+            module.training = mode

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robust_plugin.fingerprint import Fingerprint
+from robust_plugin.runtime.journal import Fingerprint
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 _CALLED = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property)

@@ -1,23 +1,48 @@
-"""A journal: results of a long evaluation, written as they come, from which it resumes.
-
-    fingerprint.json        what the results are of
-    <unit>.safetensors      one finished piece of work
-
-Every file is written whole or not at all, so that whatever a kill leaves is valid, and any number
-of processes may write units side by side.
-"""
+"""SHA-256 of tensors and networks: whether two results are of the same points and model."""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import robust_plugin
-from robust_plugin.checkpoint import read_tensors, write_tensors, write_text
+from robust_plugin.runtime.files import read_tensors, write_tensors, write_text
+from robust_plugin.version import __version__
+
+
+class Fingerprint:
+    """A digest that grows by tensors and networks; equal content gives equal digests."""
+
+    def __init__(self, *parts: Tensor | nn.Module) -> None:
+        self._found = hashlib.sha256()
+        for part in parts:
+            self.add(part)
+
+    def add(self, part: Tensor | nn.Module) -> None:
+        """Take in a tensor (dtype, shape, values), or a network (layers, parameters, buffers)."""
+        if isinstance(part, nn.Module):
+            self._found.update(str(part).encode())
+            for name, tensor in [*part.named_parameters(), *part.named_buffers()]:
+                self._found.update(name.encode())
+                self.add(tensor)
+            return
+        plain = part.detach().cpu().contiguous()
+        self._found.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+        size = plain.numel() * plain.element_size()
+        if size:  # the memory itself: NumPy, which tensor.numpy() needs, is not ours to ask for
+            memory: Any = (ctypes.c_ubyte * size).from_address(plain.data_ptr())
+            self._found.update(memory)
+
+    def __str__(self) -> str:
+        """Return the digest in hexadecimal digits."""
+        return self._found.hexdigest()
+
 
 # Another number of threads, or another machine, rounds otherwise; another network is farther off.
 _RELATIVE = 1e-3
@@ -37,7 +62,7 @@ class Journal:
 
     def __init__(self, folder: str | Path, fingerprint: Mapping[str, str]) -> None:
         self.folder = Path(folder)
-        versions = {"torch": torch.__version__, "robust_plugin": robust_plugin.__version__}
+        versions = {"torch": torch.__version__, "robust_plugin": __version__}
         fingerprint = {**fingerprint, **versions}
         path = self.folder / "fingerprint.json"
         if self.folder.is_file():

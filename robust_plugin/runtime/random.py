@@ -7,17 +7,15 @@ from one generator and keeps its rows. Outside, all is drawn from the global gen
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
-
-# Rounding, as where a threat model checks its inputs.
-_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -52,42 +50,6 @@ def drawing(share: Share) -> Iterator[None]:
 def normal_like(x: Tensor, *, samples: int | None = None) -> Tensor:
     """Return N(0, 1) of the shape of ``x`` [B, ...], or [samples, B, ...]."""
     return _drawn(x, lambda whole, generator: whole.normal_(generator=generator), samples)
-
-
-def check_sigma(sigma: float) -> None:
-    """Raise a ValueError unless a standard deviation is a number above 0."""
-    if not (isinstance(sigma, Real) and sigma > 0):
-        raise ValueError(f"sigma is {sigma!r}; legal: a number above 0, in input units.")
-
-
-def check_box(low: float, high: float) -> None:
-    """Raise a ValueError unless low < high."""
-    if not low < high:
-        raise ValueError(f"low is {low} and high is {high}; low must be below high.")
-
-
-def check_units(x: Tensor, low: float, high: float, name: str) -> None:
-    """Raise unless inputs are floats within [low, high], the unit of sigma and of radii.
-
-    Raises:
-        TypeError: if they are no tensor.
-        ValueError: for other dtypes, an empty batch, or values outside, naming what takes low and
-            high.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"inputs are a {type(x).__name__}; give a tensor.")
-    if not x.is_floating_point() or x.numel() == 0 or x.dim() == 0:
-        raise ValueError(
-            f"inputs are {x.dtype} of shape {tuple(x.shape)}; the batch is empty, or not of floats "
-            "of shape [B, ...]."
-        )
-    least, most = (float(v) for v in x.aminmax())
-    if not (low - _TOLERANCE <= least and most <= high + _TOLERANCE):
-        raise ValueError(
-            f"inputs span [{least:g}, {most:g}], outside [{low:g}, {high:g}], so that sigma and "
-            "radii would be in another unit; normalise inside the model (Normalize), or give "
-            f"{name}(low=..., high=...)."
-        )
 
 
 def uniform_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -144,3 +106,22 @@ def _drawn(
         return whole
     rows = torch.tensor(share.rows, device=x.device)
     return whole.index_select(len(leading), rows)
+
+
+@contextmanager
+def forked(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of a device inside; then they are as before."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # Not torch.manual_seed, which reaches for other GPUs too, and nobody would restore those.
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed that is a function of its parts alone; near parts give unrelated seeds."""
+    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -5,52 +5,32 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from robust_plugin.projection import project_on_l1_ball
+from robust_plugin.threat.projection import project_on_l1_ball
+from robust_plugin.threat.units import parse_eps
 
 Norm = Literal["Linf", "L2", "L1"]  # a ball of each lies in that of the one before
+
 
 # A radius that is a smaller share of the box's width loses precision where the box is scaled to
 # [0, 1].
 _FINE = 1e-4
+
+
 # Gradients below it are scaled up before their length is taken.
 _SMALL = 1e-6
+
+
 # In a box of grey levels, 0 to 255, radii below these are meant for inputs in [0, 1].
 _LEAST_GREY = {"Linf": 0.2, "L2": 5.0, "L1": 100.0}
 
+
 # Float32 rounding of x + delta moves a point by up to half a unit in the last place of x.
 _TOLERANCE = 1e-5
-
-
-def parse_eps(eps: float | str, *, name: str = "eps") -> float:
-    """Read a radius: a number, or a fraction such as ``"8/255"`` or ``"2.5/255"``.
-
-    Args:
-        eps: in input units.
-        name: what an error calls it.
-
-    Raises:
-        ValueError: if ``eps`` is not a finite number >= 0.
-
-    >>> parse_eps("8/255") == 8 / 255
-    True
-    """
-    try:
-        if isinstance(eps, str):
-            above, below = eps.split("/") if "/" in eps else (eps, "1")
-            value = float(Fraction(above) / Fraction(below))
-        else:
-            value = float(eps)
-    except (ValueError, ZeroDivisionError, OverflowError, TypeError, RuntimeError):
-        value = math.nan  # RuntimeError: a tensor of several values
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f'{name} is {eps!r}; give a number >= 0 or a fraction such as "8/255".')
-    return value
 
 
 @dataclass(frozen=True, init=False)

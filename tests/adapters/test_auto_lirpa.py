@@ -23,8 +23,8 @@ from robust_plugin import (
     mixtrain,
     verify,
 )
-from robust_plugin.adapters import auto_lirpa, auto_lirpa_module
-from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
+from robust_plugin.adapters.auto_lirpa import certifier, module
+from robust_plugin.adapters.auto_lirpa.certifier import LiRPA, proof_stages
 
 # What the self-check says of wrong bounds; a network that the library fails at proves nothing.
 CAUGHT = "is unsound on this network|are not to be believed"
@@ -264,7 +264,7 @@ def test_alpha_crown_is_strictly_better_than_crown(cnn, batch, method, monkeypat
     at_bounds = torch.zeros(1, requires_grad=True)
     torch.clamp(at_bounds, min=0.0, max=1.0).backward()
     if float(at_bounds.grad) == 0:
-        monkeypatch.setattr(auto_lirpa_module, "learning_at_the_ends", nullcontext)
+        monkeypatch.setattr(module, "learning_at_the_ends", nullcontext)
         frozen = LiRPA(threat, method).margins(model, x, y)
         assert torch.allclose(frozen, crown, atol=1e-5)
 
@@ -287,7 +287,7 @@ def dilated(seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_patches_mode_would_be_caught(batch, monkeypatch, highest_excess, seed):
     """auto-LiRPA's default is unsound for dilated convolutions."""
-    library = auto_lirpa._library()
+    library = certifier._library()
     build = library.BoundedModule.__init__
 
     def patches(self, model, dummy, options, **others):
@@ -327,14 +327,14 @@ class Masked:
 def test_a_mask_in_the_trace_would_be_caught(cnn, batch, monkeypatch):
     model, _ = learned(cnn, density=0.5)
     assert torch.equal(Masked(model).network(batch[0].double()), model.eval()(batch[0].double()))
-    monkeypatch.setattr(auto_lirpa_module, "Twin", Masked)
+    monkeypatch.setattr(module, "Twin", Masked)
     with pytest.raises(ValueError, match=CAUGHT):
         LiRPA(ThreatModel("Linf", eps=0.05), "IBP").margins(model, batch[0].double(), batch[1])
 
 
 def test_a_ball_that_was_dropped_would_be_caught(cnn, batch, threat, monkeypatch):
     """Slicing a BoundedTensor gives a plain one; then everything is "verified"."""
-    library = auto_lirpa._library()
+    library = certifier._library()
     made = library.BoundedTensor
     monkeypatch.setattr(library, "BoundedTensor", lambda x, ball: made(x, ball)[:])
     for method in ("IBP", "CROWN"):
@@ -352,7 +352,7 @@ def test_stale_statistics_would_be_caught(cnn, batch, threat, monkeypatch):
         return float(found.detach().abs().max())
 
     assert apart() < 1e-4 and apart() < 1e-4
-    monkeypatch.setattr(auto_lirpa_module.TwinBounds, "_load_buffers", lambda self: None)
+    monkeypatch.setattr(module.TwinBounds, "_load_buffers", lambda self: None)
     assert apart() > 1e-2
 
 
@@ -441,7 +441,7 @@ def test_importing_changes_nothing_for_others():
         "state = lambda: (list(warnings.filters), list(logging.getLogger().handlers),\n"
         "                 logging.getLogger().level, hasattr(torch._C.Node, '__getitem__'))\n"
         "before = state()\n"
-        "auto_lirpa._library()\n"
+        "certifier._library()\n"
         "assert state() == before\n"
         "assert torch._C._jit_set_profiling_executor(True)\n"
         "assert torch._C._jit_set_profiling_mode(True)\n"
@@ -450,11 +450,11 @@ def test_importing_changes_nothing_for_others():
 
 
 def test_without_the_library_one_sentence_says_what_to_type(cnn, batch, threat, monkeypatch):
-    auto_lirpa._library.cache_clear()
+    certifier._library.cache_clear()
     monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
     with pytest.raises(ImportError, match="pip install --no-deps auto-LiRPA==0.3"):
         LiRPA(threat)(cnn(), *batch)
-    auto_lirpa._library.cache_clear()
+    certifier._library.cache_clear()
 
 
 def test_the_stages_of_a_verification(cnn, batch):

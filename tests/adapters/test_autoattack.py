@@ -14,15 +14,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-import robust_plugin
 from robust_plugin import HydraPruner, ThreatModel, evaluate, finalize, pgd
-from robust_plugin import journal as journal_module
 from robust_plugin.adapters import autoattack
 from robust_plugin.adapters.autoattack import AutoAttack, Version
-from robust_plugin.cascade import Progress
-from robust_plugin.fab import FabSettings
-from robust_plugin.guard import SuspectNetwork
-from robust_plugin.standing import Standing
+from robust_plugin.attacks.cascade import Progress
+from robust_plugin.attacks.contract import SuspectNetwork
+from robust_plugin.attacks.fab import FabSettings
+from robust_plugin.attacks.survivors import Standing
+from robust_plugin.runtime import journal as journal_module
 
 Trained = Callable[[int], tuple[nn.Module, Tensor, Tensor]]
 
@@ -481,7 +480,7 @@ def test_a_journal_of_something_else_is_refused_by_name(
     for what, place, name in (
         ("library", autoattack.metadata, "version"),
         ("torch", journal_module.torch, "__version__"),
-        ("robust_plugin", robust_plugin, "__version__"),
+        ("robust_plugin", journal_module, "__version__"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, "0.0" if name == "__version__" else lambda package: "0.0")

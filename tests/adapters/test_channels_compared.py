@@ -10,8 +10,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from robust_plugin import Group, MagnitudePruner, Member, cutting, finalize
+from robust_plugin import Group, MagnitudePruner, Member, finalize
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
+from robust_plugin.channels import cut
 
 
 def halved(model, groups, x):
@@ -193,6 +194,6 @@ def test_groups_that_fail_only_together_are_named_together(monkeypatch):
     def wrong(model, inputs, trial, groups, *, share, replay):
         return "they clash" if len(groups) == 2 else None
 
-    monkeypatch.setattr(cutting, "_wrong", wrong)
+    monkeypatch.setattr(cut, "_wrong", wrong)
     with pytest.raises(ValueError, match="can be removed, but not all together: they clash"):
         channel_groups(model, torch.rand(1, 1, 9, 9))

@@ -17,10 +17,10 @@ from robust_plugin import HydraPruner, MagnitudePruner, finalize
 from robust_plugin.adapters import onnx as adapter
 from robust_plugin.adapters.onnx import OnnxFile, export_onnx
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
-from robust_plugin.compressed import load_compressed, save_compressed
-from robust_plugin.export import sparse
-from robust_plugin.sparse_files import load_sparse, save_sparse
-from robust_plugin.sparse_layers import SparseConv2d, SparseLinear, with_layers
+from robust_plugin.export.compressed import load_compressed, save_compressed
+from robust_plugin.export.csr import sparse
+from robust_plugin.export.csr_files import load_sparse, save_sparse
+from robust_plugin.export.csr_layers import SparseConv2d, SparseLinear, with_layers
 
 
 def run(path, *inputs):

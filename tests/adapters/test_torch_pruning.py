@@ -2,20 +2,16 @@
 
 import copy
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from channel_networks import BUILD, build  # noqa: E402
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
-
-sys.path.insert(0, str(Path(__file__).parent))
-from channel_networks import BUILD, build  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
 

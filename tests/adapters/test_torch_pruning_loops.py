@@ -2,8 +2,6 @@
 
 import copy
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +9,12 @@ import timm
 import torch
 import torch_pruning as tp
 import torchvision
+from channel_networks import build  # noqa: E402
 from torch import nn
 from torch.nn import functional as F
 from torch_pruning.pruner.algorithms.scheduler import linear_scheduler
 
 from robust_plugin import HydraPruner, MagnitudePruner, carry_optimizer
-from robust_plugin import checkpoint as checkpoints
 from robust_plugin.adapters.torch_pruning import (
     LearnedPruner,
     channel_groups,
@@ -26,10 +24,8 @@ from robust_plugin.adapters.torch_pruning import (
     remove_channels,
     save,
 )
-from robust_plugin.ranking import Ranking
-
-sys.path.insert(0, str(Path(__file__).parent))
-from channel_networks import build  # noqa: E402
+from robust_plugin.channels.ranking import Ranking
+from robust_plugin.pruning import checkpoint as checkpoints
 
 X = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 5

@@ -2,20 +2,17 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchattacks
+from suspect_networks import cnn, digits, trained  # noqa: E402
 from torch import Tensor, nn
 
 from robust_plugin import ThreatModel, evaluate
 from robust_plugin.adapters.torchattacks import TorchAttack
-
-sys.path.append(str(Path(__file__).parents[1]))
-from suspect_networks import cnn, digits, trained  # noqa: E402
 
 Points = tuple[Tensor, Tensor]
 

@@ -1,22 +1,18 @@
 """Gradients that are NaN, infinite or too small for float32: found, and climbed all the same."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from suspect_networks import HONEST, cnn, digits, mlp, trained  # noqa: E402
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin import Report, ThreatModel, evaluate, pgd
 from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.attacks import finite, soft_margin
-from robust_plugin.guard import NotFiniteGradient
-from robust_plugin.minimum_norm import MinimumNorm
-
-sys.path.append(str(Path(__file__).parent))
-from suspect_networks import HONEST, cnn, digits, mlp, trained  # noqa: E402
+from robust_plugin.attacks.contract import NotFiniteGradient
+from robust_plugin.attacks.losses import finite, soft_margin
+from robust_plugin.attacks.minimum_norm import MinimumNorm
 
 LINF, L2 = ThreatModel("Linf", 0.08), ThreatModel("L2", 0.4)
 X, Y = digits(100)

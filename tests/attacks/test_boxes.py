@@ -1,21 +1,17 @@
 """Boxes other than [0, 1]: in words, in files, and so wide that a ball is lost in them."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from suspect_networks import HONEST, digits, trained  # noqa: E402
 from torch import Tensor, nn
 
 from robust_plugin import Report, ThreatModel, certified, evaluate, pgd
 from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.minimum_norm import MinimumNorm
-from robust_plugin.obfuscation import obfuscation
-from robust_plugin.unit_box import UnitBox
-
-sys.path.append(str(Path(__file__).parent))
-from suspect_networks import HONEST, digits, trained  # noqa: E402
+from robust_plugin.attacks.minimum_norm import MinimumNorm
+from robust_plugin.evaluation.obfuscated_gradients import obfuscation
+from robust_plugin.threat.layers import UnitBox
 
 X, Y = digits(60)
 MEAN, STD = float(X.mean()), float(X.std())

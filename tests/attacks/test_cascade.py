@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from robust_plugin import ThreatModel, pgd
-from robust_plugin.cascade import cascade
-from robust_plugin.journal import Journal
-from robust_plugin.standing import AllFooled, Standing
+from robust_plugin.attacks.cascade import cascade
+from robust_plugin.attacks.survivors import AllFooled, Standing
+from robust_plugin.runtime.journal import Journal
 
 THREAT = ThreatModel("Linf", 0.1)
 
@@ -100,8 +100,8 @@ sys.path.insert(0, sys.argv[1])
 import time
 import torch
 from test_cascade import ATTACKS, network, points
-from robust_plugin.cascade import cascade
-from robust_plugin.journal import Journal
+from robust_plugin.attacks.cascade import cascade
+from robust_plugin.runtime.journal import Journal
 torch.set_num_threads(1)
 x, y = points()
 def slow(attack):

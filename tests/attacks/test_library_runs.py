@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_plugin import ThreatModel
-from robust_plugin.apgd import apgd
-from robust_plugin.attacks import targeted_dlr_loss
-from robust_plugin.fab import FabSettings, fab
-from robust_plugin.square import square
-from robust_plugin.standing import AllFooled, Standing
+from robust_plugin.attacks.apgd import apgd
+from robust_plugin.attacks.fab import FabSettings, fab
+from robust_plugin.attacks.losses import targeted_dlr_loss
+from robust_plugin.attacks.square import square
+from robust_plugin.attacks.survivors import AllFooled, Standing
 
 BALLS = [("Linf", 0.06), ("L2", 0.5)]
 POINTS = 24

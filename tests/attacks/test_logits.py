@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from robust_plugin import IBP, Smoothed, ThreatModel, ibp_margins, pgd, verify
-from robust_plugin.adapters.auto_lirpa import LiRPA
-from robust_plugin.guard import refuse_inputs
+from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.attacks.logits import refuse_inputs
 
 THREAT = ThreatModel("Linf", eps=0.02)
 CALLS = {

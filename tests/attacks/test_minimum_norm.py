@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robust_plugin import MinimumNorm, Report, SecurityCurve, ThreatModel, evaluate, pgd
-from robust_plugin.statistics import wilson_interval
+from robust_plugin.stats import wilson_interval
 
 
 @pytest.fixture

@@ -1,24 +1,12 @@
 """Networks with a backward pass of their own: attacked by it, never by that of a trace."""
 
 import logging
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import pyautoattack
 import pytest
 import torch
-from torch import Tensor, fx, nn
-
-from robust_plugin import HydraPruner, Report, ThreatModel, evaluate, pgd
-from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.inference import fast_copy
-from robust_plugin.minimum_norm import MinimumNorm
-from robust_plugin.recipes.page import page
-from robust_plugin.tracing import OwnBackward, refusing_own_backward
-
-sys.path.append(str(Path(__file__).parent))
 from suspect_networks import (  # noqa: E402
     Quantiser,
     Sign,
@@ -29,6 +17,14 @@ from suspect_networks import (  # noqa: E402
     quantised_relu,
     trained,
 )
+from torch import Tensor, fx, nn
+
+from robust_plugin import HydraPruner, Report, ThreatModel, evaluate, pgd
+from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin.attacks.minimum_norm import MinimumNorm
+from robust_plugin.copies.fast import fast_copy
+from robust_plugin.copies.tracing import OwnBackward, refusing_own_backward
+from robust_plugin.recipes.evaluate.page import page
 
 
 class GradientHook(nn.Module):

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_plugin import HydraPruner, ThreatModel, guarded, pgd
-from robust_plugin.attacks import dlr_loss, kl_divergence, margin_loss
-from robust_plugin.guard import check_logits
+from robust_plugin.attacks.logits import check_logits
+from robust_plugin.attacks.losses import dlr_loss, kl_divergence, margin_loss
 
 
 def attack_loss(name, logits, y, clean):

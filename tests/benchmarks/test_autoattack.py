@@ -27,16 +27,14 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from suspect_networks import Quantiser, Sign, quantised_relu  # noqa: E402
 from torch import Tensor, nn
 
 from robust_plugin import HydraPruner, ThreatModel, pgd
 from robust_plugin.adapters.autoattack import AutoAttack, _Component
-from robust_plugin.inference import fast_copy
-from robust_plugin.recipes.allocator import keep_freed_memory
-from robust_plugin.recipes.networks import resnet18
-
-sys.path.append(str(Path(__file__).parents[1]))
-from suspect_networks import Quantiser, Sign, quantised_relu  # noqa: E402
+from robust_plugin.copies.fast import fast_copy
+from robust_plugin.recipes.models.networks import resnet18
+from robust_plugin.recipes.runtime.workers import keep_freed_memory
 
 Rounded = Literal["nothing", "inputs", "activations", "signs"]
 # Data, classes, BatchNorm, what is rounded, norm, eps, points.
@@ -149,7 +147,7 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training_step() -> ModuleType:
     """The neighbouring script, which no import by name finds."""
     spec = importlib.util.spec_from_file_location(
-        "training_step", Path(__file__).with_name("training_step.py")
+        "training_step", Path(__file__).parents[1] / "support" / "training_step.py"
     )
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

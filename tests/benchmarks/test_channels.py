@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from robust_plugin import MagnitudePruner
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
-from robust_plugin.export import alternating
-from robust_plugin.recipes.allocator import keep_freed_memory
-from robust_plugin.recipes.networks import resnet18
+from robust_plugin.recipes.models.networks import resnet18
+from robust_plugin.recipes.runtime.workers import keep_freed_memory
+from robust_plugin.runtime.timing import alternating
 
 SHAPE = (3, 32, 32)
 # Share of the channels, times faster that is aimed at.

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from robust_plugin import MagnitudePruner
-from robust_plugin.compressed import save_compressed
-from robust_plugin.export import alternating, sparse
-from robust_plugin.sparse_layers import SparseLinear
+from robust_plugin.export.compressed import save_compressed
+from robust_plugin.export.csr import sparse
+from robust_plugin.export.csr_layers import SparseLinear
+from robust_plugin.runtime.timing import alternating
 
 pytest.importorskip("torchvision")
 from torchvision.models import resnet18  # noqa: E402

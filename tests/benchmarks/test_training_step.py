@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-SCRIPT = Path(__file__).with_name("training_step.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "training_step.py"
 
 # glibc gives freed memory back and takes it again at every layer, unless it is told not to; on
 # such a machine the step then takes up to half as long again, the page faults being the kernel's.

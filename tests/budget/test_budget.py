@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from robust_plugin import Budget, HydraPruner, MagnitudePruner, sparsity
-from robust_plugin.budget import check_density, rate_logit
+from robust_plugin.budget.budget import check_density, rate_logit
 
 # A few steps do not take the hinge to its target, and it says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")

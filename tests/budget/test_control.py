@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from robust_plugin import Budget, HarpPruner
-from robust_plugin.attachment import GroupMask
-from robust_plugin.control import (
+from robust_plugin.budget.control import (
     _TRAVEL,
     FixedRates,
     HeldRates,
@@ -14,6 +13,7 @@ from robust_plugin.control import (
     Schedule,
     densities,
 )
+from robust_plugin.masks.attach import GroupMask
 
 SIZES = (200, 3000, 40)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin.flops import multiply_adds
+from robust_plugin.budget.costs import multiply_adds
 
 CASES = [
     (nn.Conv2d(3, 8, 3), (3, 9, 9), 7 * 7),

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, dense_state_dict
-from robust_plugin.budget import Budget
-from robust_plugin.checkpoint import load, save
-from robust_plugin.masks import most_kept
-from robust_plugin.patterns import PatternBudget, nearest
-from robust_plugin.pruner import Pruner
+from robust_plugin.budget.budget import Budget
+from robust_plugin.budget.stepped import PatternBudget, nearest
+from robust_plugin.masks.select import most_kept
+from robust_plugin.pruning.checkpoint import load, save
+from robust_plugin.pruning.pruner import Pruner
 
 
 def small(seed=0):

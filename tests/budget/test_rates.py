@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from robust_plugin.rates import bisect, erk, global_magnitude, initial_rates, lamp, uniform
+from robust_plugin.budget.rates import bisect, erk, global_magnitude, initial_rates, lamp, uniform
 
 SHAPES = [(8, 1, 3, 3), (16, 8, 3, 3), (64, 16, 1, 1), (10, 256), (3, 4)]
 

@@ -2,22 +2,18 @@
 
 import itertools
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from channel_networks import build  # noqa: E402
 from torch import nn
 from torch.nn import functional as F
 
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
-from robust_plugin.blocks import BlockBudget
-from robust_plugin.flops import total_multiply_adds
-from robust_plugin.recipes.networks import resnet18
-
-sys.path.insert(0, str(Path(__file__).parent / "adapters"))
-from channel_networks import build  # noqa: E402
+from robust_plugin.budget.costs import total_multiply_adds
+from robust_plugin.budget.stepped import BlockBudget
+from robust_plugin.recipes.models.networks import resnet18
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
 SHAPE = (3, 32, 32)

@@ -17,10 +17,10 @@ from robust_plugin import (
     finalize,
     ibp_margins,
 )
-from robust_plugin import propagation as propagation_module
-from robust_plugin.bounds import checked_margins, proved
-from robust_plugin.certified import nrs_loss
-from robust_plugin.propagation import Propagation
+from robust_plugin.certificates import propagation as propagation_module
+from robust_plugin.certificates.checks import checked_margins, proved
+from robust_plugin.certificates.propagation import Propagation
+from robust_plugin.objectives.by_bounds import nrs_loss
 
 
 def test_a_linear_network_has_its_closed_form():

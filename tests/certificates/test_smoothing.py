@@ -6,7 +6,7 @@ from scipy import stats
 from torch import nn
 
 from robust_plugin import Certificates, Smoothed, ThreatModel, pgd
-from robust_plugin import smoothing as smoothing_module
+from robust_plugin.certificates import smoothing as smoothing_module
 
 
 def phi(z):

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from robust_plugin import Budget, Group, HarpPruner, HydraPruner, MagnitudePruner, Member, finalize
-from robust_plugin.axes import Axis, channel_group, layer_axes
-from robust_plugin.channels import count_terms, kept_entries, select
-from robust_plugin.flops import multiply_adds, total_multiply_adds
+from robust_plugin.budget.costs import count_terms, multiply_adds, total_multiply_adds
+from robust_plugin.channels.entries import kept_entries, select
+from robust_plugin.channels.groups import Axis, channel_group, layer_axes
 
 
 class Wide(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from robust_plugin.agreement import Trial, outputs, random_like, same_gradients, trials
+from robust_plugin.copies.agreement import Trial, outputs, random_like, same_gradients, trials
 
 
 def test_random_inputs_have_the_range_of_the_given_ones():

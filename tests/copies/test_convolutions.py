@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin.convolutions import cheaper
+from robust_plugin.copies.convolutions import cheaper
 
 
 @pytest.mark.parametrize(

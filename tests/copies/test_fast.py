@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from robust_plugin import HydraPruner
-from robust_plugin.inference import fast_copy
+from robust_plugin.copies.fast import fast_copy
 
 
 def trained_statistics(model, x):

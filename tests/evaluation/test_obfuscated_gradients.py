@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from robust_plugin import ThreatModel
-from robust_plugin.obfuscation import obfuscation
+from robust_plugin.evaluation.obfuscated_gradients import obfuscation
 
 THREAT = ThreatModel("Linf", 0.1)
 

@@ -1,18 +1,13 @@
 """Planted faults are found, and sound networks are left in peace."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import timm
 import torch
 import torchvision
+from suspect_networks import HONEST, digits, mlp, normed_cnn, trained  # noqa: E402
 from torch import nn
 
 from robust_plugin import HydraPruner, ThreatModel, evaluate
-
-sys.path.append(str(Path(__file__).parent))
-from suspect_networks import HONEST, digits, mlp, normed_cnn, trained  # noqa: E402
 
 
 class Quantise(nn.Module):

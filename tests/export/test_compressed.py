@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from robust_plugin import HydraPruner, MagnitudePruner, dense_state_dict
-from robust_plugin.checkpoint import read_tensors, save, write_tensors
-from robust_plugin.compressed import load_compressed, save_compressed
+from robust_plugin.export.compressed import load_compressed, save_compressed
+from robust_plugin.pruning.checkpoint import save
+from robust_plugin.runtime.files import read_tensors, write_tensors
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

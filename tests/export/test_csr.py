@@ -8,11 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robust_plugin import MagnitudePruner, export, semi_structured, sparse_layers
-from robust_plugin.checkpoint import save
-from robust_plugin.export import alternating, sparse
-from robust_plugin.sparse_files import load_sparse, save_sparse
-from robust_plugin.sparse_layers import SparseConv2d, SparseLayer, SparseLinear, dense_copy
+from robust_plugin import MagnitudePruner
+from robust_plugin.export import csr, csr_layers
+from robust_plugin.export.csr import sparse
+from robust_plugin.export.csr_files import load_sparse, save_sparse
+from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear, dense_copy
+from robust_plugin.export.two_four import obstacle, semi_structured
+from robust_plugin.pruning.checkpoint import save
+from robust_plugin.runtime.timing import alternating
 
 
 def pruned(layer, kept=0.05):
@@ -47,7 +50,7 @@ def faster(monkeypatch):
             whole = seconds == 1.0
             return 1.0, layers if not whole or network is None else network
 
-        monkeypatch.setattr(export, "alternating", timed)
+        monkeypatch.setattr(csr, "alternating", timed)
 
     return set_factor
 
@@ -95,7 +98,7 @@ def test_a_sparse_convolution_equals_the_dense_one(geometry, monkeypatch):
         before, found = x.clone(), candidate(x)
         torch.testing.assert_close(found, layer(x), rtol=0, atol=1e-5, msg=name)
         assert found.is_contiguous() and torch.equal(x, before)
-    monkeypatch.setattr(sparse_layers, "_CACHE", 2 * candidate.unfolded_bytes(x))
+    monkeypatch.setattr(csr_layers, "_CACHE", 2 * candidate.unfolded_bytes(x))
     x = torch.randn(5, 8, 9, 7)  # two examples, two, and one
     torch.testing.assert_close(candidate(x), layer(x), rtol=0, atol=1e-5)
     unfolded = F.unfold(
@@ -172,7 +175,7 @@ def test_what_stays_dense_and_why(faster, monkeypatch):
         pruned(nn.Linear(32, 8), 0.1),
     )
     x = torch.rand(5, 4, 6, 6)
-    monkeypatch.setattr(export, "_MOST_BYTES", 36 * 16 * 4 - 1)
+    monkeypatch.setattr(csr, "_MOST_BYTES", 36 * 16 * 4 - 1)
     exported, report = sparse(model, x)
     assert [layer.reason for layer in report.layers] == [
         "would unfold to 0 MiB",
@@ -182,7 +185,7 @@ def test_what_stays_dense_and_why(faster, monkeypatch):
     ]
     table = str(report)
     assert all(line in table for line in ("keeps more than 30%", "10.0x", "1 of 4 layers in CSR"))
-    monkeypatch.setattr(export, "_MOST_BYTES", 36 * 16 * 4)
+    monkeypatch.setattr(csr, "_MOST_BYTES", 36 * 16 * 4)
     assert sparse(model, x)[1].chosen == ("0", "4")
 
 
@@ -228,7 +231,7 @@ def test_a_parent_that_reads_its_layers_weights_stays_dense(faster):
 def test_bad_input(cnn, batch):
     model = cnn()
     pruner = MagnitudePruner(model, 0.05)
-    for call in (lambda: sparse(model, batch[0]), lambda: semi_structured.semi_structured(model)):
+    for call in (lambda: sparse(model, batch[0]), lambda: semi_structured(model)):
         with pytest.raises(ValueError, match="a pruner is attached.*finalize"):
             call()
     pruner.finalize()
@@ -247,7 +250,7 @@ def test_bad_input(cnn, batch):
 def test_alternating_takes_turns_and_medians(monkeypatch):
     order, now = [], [0.0]
     durations = {"a": iter([9, 1, 1, 1, 5, 1]), "b": iter([9, 2, 3, 2, 2, 7])}
-    monkeypatch.setattr(export.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(csr.time, "perf_counter", lambda: now[0])
 
     def call(name):
         order.append(name)
@@ -334,29 +337,29 @@ def two_four(rows=64, columns=128, dtype=torch.float16):
 
 
 def test_what_can_be_compressed_for_cuda():
-    assert semi_structured.obstacle(two_four()) is None
-    assert semi_structured.obstacle(two_four(dtype=torch.bfloat16)) is None
-    assert "float32; call model.half()" in semi_structured.obstacle(two_four(dtype=torch.float32))
+    assert obstacle(two_four()) is None
+    assert obstacle(two_four(dtype=torch.bfloat16)) is None
+    assert "float32; call model.half()" in obstacle(two_four(dtype=torch.float32))
     for rows, columns in ((48, 128), (64, 96)):
-        found = semi_structured.obstacle(two_four(rows, columns))
+        found = obstacle(two_four(rows, columns))
         assert found == f"has {rows} x {columns} weights, no multiple of 32 x 64"
     spoiled = two_four()
     spoiled.weight.data[5, 4:7] = 1
-    assert semi_structured.obstacle(spoiled) in (
+    assert obstacle(spoiled) in (
         "keeps up to 3 of 4 weights",
         "keeps up to 4 of 4 weights",
     )
     denser = nn.Linear(128, 64)
     MagnitudePruner(denser, pattern="4:8").finalize()
-    assert "of 4 weights" in semi_structured.obstacle(denser.half())
+    assert "of 4 weights" in obstacle(denser.half())
     sparser = nn.Linear(128, 64)
     MagnitudePruner(sparser, pattern="1:4").finalize()
-    assert semi_structured.obstacle(sparser.half()) is None
+    assert obstacle(sparser.half()) is None
 
 
 def test_without_cuda_the_error_says_so():
     with pytest.raises(ValueError, match="need a CUDA device, and the network is on cpu.*sparse"):
-        semi_structured.semi_structured(nn.Sequential(two_four()))
+        semi_structured(nn.Sequential(two_four()))
 
 
 def test_the_layers_that_are_compressed(monkeypatch):
@@ -369,21 +372,21 @@ def test_the_layers_that_are_compressed(monkeypatch):
         return weight.clone()
 
     monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", convert)
-    monkeypatch.setattr(semi_structured, "_refuse_other_devices", lambda model: None)
+    monkeypatch.setattr("robust_plugin.export.two_four._refuse_other_devices", lambda model: None)
     model = nn.Sequential(two_four(), nn.ReLU(), two_four(48, 64), nn.Linear(48, 4).half())
-    exported, found = semi_structured.semi_structured(model)
+    exported, found = semi_structured(model)
     assert [torch.equal(a, model[0].weight) for a in given] == [True]
     assert found["0"] == "2:4" and "48 x 64" in found["2"] and "4 x 48" in found["3"]
     x = torch.rand(3, 128).half()
     assert torch.equal(exported(x), model(x)) and exported[0] is not model[0]
     with pytest.raises(ValueError, match="no layer can be compressed: 0 has 4 x 48 weights"):
-        semi_structured.semi_structured(nn.Sequential(nn.Linear(48, 4).half()))
+        semi_structured(nn.Sequential(nn.Linear(48, 4).half()))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's 2:4 kernels need CUDA")
 def test_two_four_on_cuda():
     model = nn.Sequential(two_four(256, 256), nn.ReLU(), two_four(64, 256)).cuda()
-    exported, found = semi_structured.semi_structured(model)
+    exported, found = semi_structured(model)
     assert set(found.values()) == {"2:4"}
     x = torch.rand(16, 256, device="cuda").half()
     torch.testing.assert_close(exported(x), model(x), rtol=1e-2, atol=1e-2)
@@ -488,7 +491,7 @@ def test_a_layer_with_a_forward_of_its_own_stays_dense(faster):
     model[3].forward = lambda x: own(x)
     _, report = sparse(model, IMAGES)
     assert report.chosen == ("0",) and report.layers[1].reason == "has a forward of its own"
-    assert semi_structured.obstacle(model[3]) == "has a forward of its own"
+    assert obstacle(model[3]) == "has a forward of its own"
 
 
 def test_networks_without_gradients_are_exported_as_before(faster):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_plugin import HydraPruner, MagnitudePruner, finalize
-from robust_plugin.attachment import GroupMask, held_weights, masked_weights
+from robust_plugin.masks.attach import GroupMask, held_weights, masked_weights
 
 KINDS = ["magnitude", "hydra", "rates", "held", "hinge"]
 

@@ -2,15 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin import (
-    HydraPruner,
-    MagnitudePruner,
-    checkpoint,
-    dense_state_dict,
-    load_dense_state_dict,
-)
-from robust_plugin.compressed import save_compressed
-from robust_plugin.sparse_files import save_sparse
+from robust_plugin import HydraPruner, MagnitudePruner, dense_state_dict, load_dense_state_dict
+from robust_plugin.export.compressed import save_compressed
+from robust_plugin.export.csr_files import save_sparse
+from robust_plugin.pruning import checkpoint
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "hydra", "held"])

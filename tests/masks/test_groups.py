@@ -12,7 +12,7 @@ from robust_plugin import (
     Member,
     weight_groups,
 )
-from robust_plugin.prunable import norm_parameters
+from robust_plugin.masks.prunable import norm_parameters
 
 # A few steps do not take the hinge to its target, and it says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")

@@ -4,9 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin import masks
-from robust_plugin.attachment import GroupMask, MaskedWeight, attach
-from robust_plugin.masks import StraightThrough, kept_count, nm_mask, parse_pattern, topk_mask
+from robust_plugin.masks import select
+from robust_plugin.masks.attach import GroupMask, MaskedWeight, attach
+from robust_plugin.masks.select import (
+    StraightThrough,
+    kept_count,
+    nm_mask,
+    parse_pattern,
+    topk_mask,
+)
 
 
 def by_sorting(scores: torch.Tensor, count: int) -> list[bool]:
@@ -37,7 +43,7 @@ def test_what_gpus_do_chooses_the_same(ties):
         magnitudes = torch.randint(0, 3, (n,)).float() if ties else torch.rand(n)
         for count in {1, n // 2 or 1, n}:
             sorted_, selected = (
-                way(magnitudes, count) for way in (masks._by_sorting, masks._by_threshold)
+                way(magnitudes, count) for way in (select._by_sorting, select._by_threshold)
             )
             assert torch.equal(sorted_, selected) and int(sorted_.sum()) == count
 

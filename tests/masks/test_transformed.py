@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_plugin import Group, HydraPruner, MagnitudePruner, Member, sparsity
-from robust_plugin.transformed import keeps_zeros
+from robust_plugin.masks.transformed import keeps_zeros
 
 
 class Signs(nn.Conv2d):

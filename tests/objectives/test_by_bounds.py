@@ -21,7 +21,7 @@ from robust_plugin import (
     smoothadv,
     stability,
 )
-from robust_plugin.certified import nrs_loss
+from robust_plugin.objectives.by_bounds import nrs_loss
 
 
 def cross_entropy_of(margins, y):

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, ThreatModel, checkpoint, pgd
-from robust_plugin.compressed import load_compressed
+from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, ThreatModel, pgd
+from robust_plugin.export.compressed import load_compressed
+from robust_plugin.pruning import checkpoint
 
 # A few steps do not take the hinge to its target, and it says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
@@ -301,7 +302,7 @@ def test_an_interrupted_write_leaves_the_old_file(cnn, tmp_path, monkeypatch):
             def fail(*_, **__):
                 raise OSError("disk full")
 
-            patch.setattr(f"robust_plugin.checkpoint.{name}", fail)
+            patch.setattr(f"robust_plugin.pruning.checkpoint.{name}", fail)
             with pytest.raises(OSError, match="disk full"):
                 checkpoint.save(path, model=cnn(3), meta={"step": 2})
     assert checkpoint.load(path).meta == {"step": 1}

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from robust_plugin import HydraPruner
-from robust_plugin.following import check_holds, check_ranks, step_was_skipped
+from robust_plugin.pruning.phases import check_holds, step_was_skipped
+from robust_plugin.runtime.distributed import check_ranks
 
 
 def test_optimizer_must_hold_every_trained_parameter(cnn):

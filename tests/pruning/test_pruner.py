@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-import robust_plugin.attachment
+import robust_plugin.masks.attach
 from robust_plugin import (
     HarpPruner,
     HydraPruner,
@@ -100,9 +100,9 @@ def test_hydra_finds_the_weights_that_matter_and_magnitude_does_not():
 
 def test_top_k_runs_once_a_layer_in_a_step_with_an_attack(cnn, batch, threat, monkeypatch):
     calls, forwards = [], []
-    original = robust_plugin.attachment.topk_mask
+    original = robust_plugin.masks.attach.topk_mask
     monkeypatch.setattr(
-        robust_plugin.attachment,
+        robust_plugin.masks.attach,
         "topk_mask",
         lambda scores, count: calls.append(count) or original(scores, count),
     )

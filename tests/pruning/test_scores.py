@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robust_plugin import HydraPruner, MagnitudePruner, scaled_magnitude, snip_scores
-from robust_plugin.scores import initial_scores
+from robust_plugin.pruning.scores import initial_scores
 
 
 @pytest.mark.parametrize(

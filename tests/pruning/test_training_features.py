@@ -36,7 +36,7 @@ from robust_plugin import (
     sparsity,
     trades,
 )
-from robust_plugin.attachment import GroupMask
+from robust_plugin.masks.attach import GroupMask
 
 STEPS = 10
 DENSITY = 0.05

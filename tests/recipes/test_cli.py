@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from robust_plugin.recipes import cli
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.models import build_model
+from robust_plugin.recipes.models.registry import build_model
 
 Words = Callable[..., list[str]]
 RunTiny = Callable[..., dict[str, Any]]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from robust_plugin.precision import exact
+from robust_plugin.runtime.contexts import exact
 
 X = torch.zeros(1)
 

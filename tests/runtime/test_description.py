@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from robust_plugin import IBP, ThreatModel, pgd, verify
-from robust_plugin.description import description
-from robust_plugin.guard import guarded
+from robust_plugin.attacks.contract import guarded
+from robust_plugin.runtime.description import description
 
 THREAT = ThreatModel("Linf", eps=0.05)
 SIZE = 0.1

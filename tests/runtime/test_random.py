@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin import ThreatModel, mixtrain, pgd, smoothadv, stability, trades
-from robust_plugin.bounds import ibp_margins
-from robust_plugin.draws import Share, drawing, few_of, happens, normal_like, uniform_like
-from robust_plugin.noise import gaussian
+from robust_plugin.certificates.ibp import ibp_margins
+from robust_plugin.objectives.by_noise import gaussian
+from robust_plugin.runtime.random import Share, drawing, few_of, happens, normal_like, uniform_like
 
 LINF, L2 = ThreatModel("Linf", eps=0.1), ThreatModel("L2", eps=0.5)
 X, Y = torch.rand(7, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3

@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models import resnet as tv_resnet
 from torchvision.models import vgg as tv_vgg
 
-from robust_plugin.recipes import networks
+from robust_plugin.recipes.models import networks
 
 SHAPE = (3, 32, 32)
 

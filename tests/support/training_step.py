@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin import HydraPruner, ThreatModel, adversarial, masks, pgd, trades
-from robust_plugin.masks import topk_mask
-from robust_plugin.objectives import Objective
-from robust_plugin.recipes.acceleration import Acceleration
-from robust_plugin.recipes.config import RecipeConfig
-from robust_plugin.recipes.networks import resnet18, wide_resnet
+from robust_plugin import HydraPruner, ThreatModel, adversarial, pgd, trades
+from robust_plugin.masks import select
+from robust_plugin.masks.select import topk_mask
+from robust_plugin.objectives.by_attack import Objective
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.recipes.models.networks import resnet18, wide_resnet
+from robust_plugin.recipes.training.acceleration import Acceleration
 
 BATCH = 16
 DENSITY = 0.1
@@ -339,8 +340,8 @@ def mask_seconds(network: Callable[[], nn.Module], device: str) -> dict[str, flo
     magnitudes = [(mask.scores.detach().abs().flatten(), int(mask.kept)) for mask in pruner.masks]
     ways: dict[str, Callable[[], object]] = {
         "update_masks": pruner.update_masks,
-        "by sorting": lambda: [masks._by_sorting(*each) for each in magnitudes],
-        "by threshold": lambda: [masks._by_threshold(*each) for each in magnitudes],
+        "by sorting": lambda: [select._by_sorting(*each) for each in magnitudes],
+        "by threshold": lambda: [select._by_threshold(*each) for each in magnitudes],
     }
     found = {}
     for name, way in ways.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Attacks, provers, pruners and exporters: each is imported in one adapter and nowhere else.
 LIBRARIES = {

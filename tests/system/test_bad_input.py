@@ -20,7 +20,6 @@ from robust_plugin import (
     ThreatModel,
     adversarial,
     certified,
-    checkpoint,
     evaluate,
     gaussian,
     ibp_margins,
@@ -32,14 +31,15 @@ from robust_plugin import (
     trades,
     verify,
 )
-from robust_plugin.adapters.auto_lirpa import LiRPA
+from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.adapters.onnx import export_onnx
-from robust_plugin.guard import Attack, guarded
-from robust_plugin.minimum_norm import MinimumNorm
-from robust_plugin.obfuscation import obfuscation
-from robust_plugin.objectives import Objective
-from robust_plugin.sparsity import sparsity as table
+from robust_plugin.attacks.contract import Attack, guarded
+from robust_plugin.attacks.minimum_norm import MinimumNorm
+from robust_plugin.evaluation.obfuscated_gradients import obfuscation
+from robust_plugin.objectives.by_attack import Objective
+from robust_plugin.pruning import checkpoint
+from robust_plugin.pruning.sparsity_table import sparsity as table
 
 THREAT = ThreatModel("Linf", eps=0.1)
 X, Y = torch.rand(4, 8), torch.tensor([0, 1, 0, 1])

@@ -26,14 +26,16 @@ from robust_plugin import (
     ThreatModel,
     adversarial,
     certified,
-    checkpoint,
     evaluate,
     pgd,
     trades,
 )
-from robust_plugin.guard import forked, guarded
-from robust_plugin.masks import topk_mask
-from robust_plugin.precision import exact
+from robust_plugin.attacks.contract import guarded
+from robust_plugin.masks.select import topk_mask
+from robust_plugin.pruning import checkpoint
+from robust_plugin.recipes.training import loop
+from robust_plugin.runtime.contexts import exact
+from robust_plugin.runtime.random import forked
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -347,7 +349,7 @@ def test_bounds_are_the_cpus(method: Any, digits: tuple[nn.Module, Tensor, Tenso
         if method == "IBP":
             return IBP(threat).margins(model, x[:16], y[:16]).cpu()
         needs("auto_LiRPA")
-        from robust_plugin.adapters.auto_lirpa import LiRPA
+        from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
 
         return LiRPA(threat, method).margins(model, x[:16], y[:16]).cpu()
 
@@ -360,7 +362,7 @@ def test_a_certified_loss_reaches_the_scores(bounds: str, cnn: Build, batch: Bat
     threat, options = ThreatModel("Linf", eps=0.01), {}
     if bounds == "crown-ibp":
         needs("auto_LiRPA")
-        from robust_plugin.adapters.auto_lirpa import LiRPA
+        from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
 
         options = {"bounds": LiRPA(threat, "CROWN-IBP").bounds}
 
@@ -450,7 +452,7 @@ def test_a_checkpoint_goes_on_elsewhere(
 def test_channels_are_removed_exactly(batch: Batch) -> None:
     pytest.importorskip("torch_pruning")
     from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
-    from robust_plugin.recipes.networks import resnet18
+    from robust_plugin.recipes.models.networks import resnet18
 
     torch.manual_seed(0)
     model = resnet18(10, (3, 32, 32), width=16).to(DEVICE)
@@ -478,9 +480,8 @@ def test_channels_are_removed_exactly(batch: Batch) -> None:
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Ctrl-C once so many epochs have been validated."""
-    from robust_plugin.recipes import training
 
-    validated = training.validated
+    validated = loop.validated
 
     def arrange(epochs: int) -> None:
         left = [epochs]
@@ -488,11 +489,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None
         def interrupted(*args: Any) -> Any:
             left[0] -= 1
             if left[0] < 0:
-                monkeypatch.setattr(training, "validated", validated)
+                monkeypatch.setattr(loop, "validated", validated)
                 raise KeyboardInterrupt
             return validated(*args)
 
-        monkeypatch.setattr(training, "validated", interrupted)
+        monkeypatch.setattr(loop, "validated", interrupted)
 
     yield arrange
 

@@ -23,7 +23,7 @@ from robust_plugin import Pruner, ThreatModel, evaluate, pgd
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.recipes.cli import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {
     "robust_plugin": "robust_plugin",
     "robust_plugin.adapters": "adapters",
@@ -32,12 +32,13 @@ FOLDERS = {
 MODULES = [
     *FOLDERS,
     *(
-        f"{package}.{module.name}"
+        module.name
         for package, folder in FOLDERS.items()
-        for module in pkgutil.iter_modules([str(ROOT / folder)])
-        if not module.ispkg
+        for module in pkgutil.walk_packages([str(ROOT / folder)], f"{package}.")
     ),
 ]
+# A room is a folder with a sign, the docstring of its __init__.py.
+ROOMS = [name for name in MODULES if hasattr(importlib.import_module(name), "__path__")]
 # Pages whose code runs; a page without any need not be here.
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
@@ -197,10 +198,11 @@ def test_what_is_skipped_says_why():
 # --- the site -----------------------------------------------------------------------------------
 
 
-def test_every_module_is_on_one_page_of_the_api():
+def test_every_room_is_on_one_page_of_the_api():
     text = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
     there = re.findall(r"^\.\. automodule:: (\S+)$", text, re.M)
-    assert sorted(there) == sorted(set(MODULES) - set(FOLDERS))
+    assert len(there) == len(set(there))
+    assert set(ROOMS) - {"robust_plugin"} <= set(there)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from robust_plugin import finalize, sparsity
-from robust_plugin.masks import kept_count
+from robust_plugin.masks.select import kept_count
 
 LOOPS = Path(__file__).parent / "loops"
 DENSITY = 0.1

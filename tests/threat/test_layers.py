@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robust_plugin import Normalize, ThreatModel, guarded, ibp_margins, pgd
-from robust_plugin.recipes import networks
+from robust_plugin.recipes.models import networks
 
 MEAN, STD = (0.5, 0.25), (0.5, 0.2)
 

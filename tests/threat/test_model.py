@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robust_plugin import ThreatModel
-from robust_plugin.threat import parse_eps
+from robust_plugin.threat.units import parse_eps
 
 
 @pytest.mark.parametrize(

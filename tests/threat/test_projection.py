@@ -5,7 +5,8 @@ import torch
 from pyautoattack.fab_projections import projection_l2, projection_linf
 
 from robust_plugin import ThreatModel
-from robust_plugin.projection import project_on_hyperplane, project_on_l1_ball
+from robust_plugin.attacks.fab import project_on_hyperplane
+from robust_plugin.threat.projection import project_on_l1_ball
 
 
 @pytest.mark.parametrize(("norm", "theirs"), [("Linf", projection_linf), ("L2", projection_l2)])

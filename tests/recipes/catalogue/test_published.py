@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import build, read_preset
-from robust_plugin.recipes.execute import RECIPES
-from robust_plugin.recipes.listing import published_presets
-from robust_plugin.recipes.models import NAMES
-from robust_plugin.recipes.published import (
+from robust_plugin.evaluation.report import Report
+from robust_plugin.recipes.catalogue.listing import published_presets
+from robust_plugin.recipes.catalogue.published import (
     Figure,
     beside_published,
     figures,
     published_densities,
 )
-from robust_plugin.report import Report
-from robust_plugin.threat import ThreatModel
+from robust_plugin.recipes.cli import main
+from robust_plugin.recipes.config.read import build, read_preset
+from robust_plugin.recipes.models.registry import NAMES
+from robust_plugin.recipes.papers.registry import RECIPES
+from robust_plugin.threat.model import ThreatModel
 
 
 def of(**want: Any) -> list[Figure]:

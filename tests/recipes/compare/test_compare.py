@@ -18,14 +18,14 @@ import yaml
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
-from robust_plugin.recipes import run as run_module
-from robust_plugin.recipes import training as training_module
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.compare import compare
-from robust_plugin.recipes.config import build
-from robust_plugin.recipes.data import Data
-from robust_plugin.recipes.jobs import CompareConfig
-from robust_plugin.recipes.training import _epoch
+from robust_plugin.recipes.compare.comparison import compare
+from robust_plugin.recipes.config.compare import CompareConfig
+from robust_plugin.recipes.config.read import build
+from robust_plugin.recipes.data.datasets import Data
+from robust_plugin.recipes.training import loop as training_module
+from robust_plugin.recipes.training import run as run_module
+from robust_plugin.recipes.training.loop import _epoch
 
 BASE: dict[str, Any] = {
     "model": "tiny_networks:net",

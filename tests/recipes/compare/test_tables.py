@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from robust_plugin import Report, ThreatModel, mcnemar, wilson_interval
-from robust_plugin.recipes.cells import Cell, mean_interval
-from robust_plugin.recipes.comparison_page import comparison_page
-from robust_plugin.recipes.differences import differences, paired_bootstrap
-from robust_plugin.recipes.page import page
-from robust_plugin.recipes.report import comparison_table, plot_curves, plot_densities, plot_kept
+from robust_plugin.recipes.compare.cells import Cell, mean_interval
+from robust_plugin.recipes.compare.differences import differences, paired_bootstrap
+from robust_plugin.recipes.compare.page import comparison_page
+from robust_plugin.recipes.compare.tables import comparison_table, plot_curves, plot_densities
+from robust_plugin.recipes.evaluate.page import page
+from robust_plugin.recipes.pages.plots import plot_kept
 
 
 def report(clean: int, robust: int, n: int = 20, first: int = 0) -> Report:

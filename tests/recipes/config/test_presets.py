@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from robust_plugin.recipes import presets
+from robust_plugin.recipes.catalogue.listing import listing
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import RecipeConfig, read_preset
-from robust_plugin.recipes.execute import RECIPES
-from robust_plugin.recipes.hydra import HydraConfig
-from robust_plugin.recipes.listing import listing
-from robust_plugin.recipes.models import NAMES
-from robust_plugin.recipes.presets import preset_layers, preset_names, variants
+from robust_plugin.recipes.config import presets
+from robust_plugin.recipes.config.presets import preset_layers, preset_names, variants
+from robust_plugin.recipes.config.read import read_preset
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.recipes.models.registry import NAMES
+from robust_plugin.recipes.papers.hydra import HydraConfig
+from robust_plugin.recipes.papers.registry import RECIPES
 
 METHODS = ("magnitude", "hydra", "harp")
 SYSTEMS = [name for name in preset_names() if name.partition("/")[0] in METHODS]

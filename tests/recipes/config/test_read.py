@@ -8,23 +8,19 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from robust_plugin.ramp import Ramp, Shape
+from robust_plugin.objectives.ramp import Ramp, Shape
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import (
-    RecipeConfig,
-    ThreatConfig,
-    as_plain,
-    build,
-    read_preset,
-)
-from robust_plugin.recipes.evaluation_settings import EvaluateConfig
-from robust_plugin.recipes.execute import RECIPES
-from robust_plugin.recipes.harp import HarpConfig
-from robust_plugin.recipes.hydra import HydraConfig
-from robust_plugin.recipes.jobs import CompareConfig
-from robust_plugin.recipes.objective import ObjectiveConfig, ObjectiveName, build_objective
-from robust_plugin.recipes.presets import CONFIGS, preset_names
-from robust_plugin.threat import ThreatModel
+from robust_plugin.recipes.config.compare import CompareConfig
+from robust_plugin.recipes.config.evaluate import EvaluateConfig
+from robust_plugin.recipes.config.objective import ObjectiveConfig, ObjectiveName
+from robust_plugin.recipes.config.presets import CONFIGS, preset_names
+from robust_plugin.recipes.config.read import as_plain, build, read_preset
+from robust_plugin.recipes.config.schema import RecipeConfig, ThreatConfig
+from robust_plugin.recipes.papers.harp import HarpConfig
+from robust_plugin.recipes.papers.hydra import HydraConfig
+from robust_plugin.recipes.papers.registry import RECIPES
+from robust_plugin.recipes.training.objective import build_objective
+from robust_plugin.threat.model import ThreatModel
 
 PRESETS = preset_names()
 

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
-from robust_plugin.recipes.data import Data, load_data, loader
-from robust_plugin.recipes.images import Resident, View
+from robust_plugin.recipes.data.datasets import Data, load_data, loader
+from robust_plugin.recipes.data.images import Resident, View
 
 
 def points(dataset: Any) -> list[tuple[bytes, int]]:
@@ -93,7 +93,7 @@ def write_images(
 @pytest.fixture
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No image fits in memory."""
-    monkeypatch.setattr("robust_plugin.recipes.data.LIMIT", 0)
+    monkeypatch.setattr("robust_plugin.recipes.data.datasets.LIMIT", 0)
 
 
 @pytest.fixture(params=["in memory", "streamed"])

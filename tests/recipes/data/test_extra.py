@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from robust_plugin.recipes.batches import steps_of
-from robust_plugin.recipes.data import Data, loader
-from robust_plugin.recipes.extra import Mixed, with_extra
+from robust_plugin.recipes.data.batches import steps_of
+from robust_plugin.recipes.data.datasets import Data, loader
+from robust_plugin.recipes.data.extra import Mixed, with_extra
 
 N, EXTRA = 40, 24
 

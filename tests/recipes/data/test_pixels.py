@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from robust_plugin.recipes.data import load_data
-from robust_plugin.recipes.pixels import read_image
+from robust_plugin.recipes.data.datasets import load_data
+from robust_plugin.recipes.data.pixels import read_image
 
 Array = NDArray[Any]
 
@@ -189,7 +189,7 @@ def test_a_folder_of_16_bit_images_is_not_white(
     streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if streamed:
-        monkeypatch.setattr("robust_plugin.recipes.data.LIMIT", 0)
+        monkeypatch.setattr("robust_plugin.recipes.data.datasets.LIMIT", 0)
     written: dict[str, list[Array]] = {"train": [], "test": []}
     for part, arrays in written.items():
         for label in ("a", "b"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from robust_plugin.recipes.splits import hold_out, stratified_split
+from robust_plugin.recipes.data.splits import hold_out, stratified_split
 
 
 def test_every_point_lands_on_exactly_one_side() -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.dry_run import Rehearsal
+from robust_plugin.recipes.dry.run import Rehearsal
 
 BASE: dict[str, Any] = {
     "model": "tiny_networks:net",

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset
 
-from robust_plugin.masks import kept_count
-from robust_plugin.recipes import run as run_module
+from robust_plugin.masks.select import kept_count
+from robust_plugin.recipes.catalogue.folder import phrase
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import DataConfig, build
-from robust_plugin.recipes.execute import RECIPES, train_recipe
-from robust_plugin.recipes.progress import Progress, clock
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.stages import stages_of
-from robust_plugin.recipes.summary import phrase
+from robust_plugin.recipes.config.read import build
+from robust_plugin.recipes.config.schema import DataConfig
+from robust_plugin.recipes.papers.registry import RECIPES, stages_of, train_recipe
+from robust_plugin.recipes.runtime.progress import Progress, clock
+from robust_plugin.recipes.training import run as run_module
+from robust_plugin.recipes.training.run import Run
 
 Words = Callable[..., list[str]]
 
@@ -156,7 +156,7 @@ def test_the_time_left_is_that_of_all_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("robust_plugin.recipes.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("robust_plugin.recipes.runtime.progress.time.monotonic", lambda: now[0])
     progress = Progress({"pretrain": 10, "prune": 4, "finetune": 6})
     with progress.stage("pretrain", steps=10, done=8, folder=tmp_path):
         for _ in range(2):

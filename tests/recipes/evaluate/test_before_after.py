@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin.checkpoint import load
-from robust_plugin.recipes import channels as module
-from robust_plugin.recipes import training
-from robust_plugin.recipes.channels import before_after, small_network
+from robust_plugin.pruning.checkpoint import load
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import RecipeConfig
-from robust_plugin.recipes.execute import RECIPES
-from robust_plugin.recipes.identity import refuse_other_settings
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.weights import load_weights
+from robust_plugin.recipes.config.identity import refuse_other_settings
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.recipes.evaluate import before_after as module
+from robust_plugin.recipes.evaluate.before_after import before_after
+from robust_plugin.recipes.models.weights import load_weights
+from robust_plugin.recipes.papers.registry import RECIPES
+from robust_plugin.recipes.training import loop
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.recipes.training.structure import small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
 CHANNELS = ("--structure=channels", "--budget=channels", "--density=0.5")
@@ -33,7 +34,7 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_of(out: Path, recipe: str) -> Run:
-    from robust_plugin.recipes.config import build
+    from robust_plugin.recipes.config.read import build
 
     content = json.loads((out / "config.json").read_text())
     del content["recipe"]
@@ -98,7 +99,7 @@ def test_the_same_command_again_returns_the_same(
     run_tiny: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_tiny("hydra", tmp_path / "run", *CHANNELS)
-    monkeypatch.setattr(training, "_epoch", forbidden)  # nothing is trained again
+    monkeypatch.setattr(loop, "_epoch", forbidden)  # nothing is trained again
     assert run_tiny("hydra", tmp_path / "run", *CHANNELS) == first
 
 
@@ -113,18 +114,18 @@ def test_killed_in_fine_tuning_it_goes_on_with_the_same_masks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = run_tiny("harp", tmp_path / "whole", *CHANNELS)
-    epoch = training._epoch
+    epoch = loop._epoch
 
     def killed(run: Run, name: str, *rest: Any) -> float:
         if name == "finetune" and rest[4] == 1:
             raise KeyboardInterrupt
         return epoch(run, name, *rest)
 
-    monkeypatch.setattr(training, "_epoch", killed)
+    monkeypatch.setattr(loop, "_epoch", killed)
     assert main(words("harp", tmp_path / "cut", *CHANNELS)) == 130
     assert not (tmp_path / "cut" / "small.safetensors").exists()
     before = load(tmp_path / "cut" / "finetune.safetensors").tensors
-    monkeypatch.setattr(training, "_epoch", epoch)
+    monkeypatch.setattr(loop, "_epoch", epoch)
     resumed = run_tiny("harp", tmp_path / "cut", *CHANNELS)
     after = load(tmp_path / "cut" / "finetune.safetensors").tensors
     masks = [name for name in before if name.endswith((".scores", ".kept"))]
@@ -194,7 +195,7 @@ def test_settings_that_do_not_go_together_stop_before_any_training(
 ) -> None:
     recipe, more, says = BAD[case]
     (at_workplace / "group_norms.py").write_text(GROUP_NORMS)
-    monkeypatch.setattr(training, "_epoch", forbidden)
+    monkeypatch.setattr(loop, "_epoch", forbidden)
     assert main(words(recipe, tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and re.search(says, error), error

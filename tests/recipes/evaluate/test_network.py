@@ -20,14 +20,16 @@ from torch import nn
 
 import robust_plugin
 from robust_plugin import IBP, ThreatModel
-from robust_plugin.adapters.auto_lirpa import LiRPA
+from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import DataConfig, ThreatConfig, build
-from robust_plugin.recipes.data import load_data, loader
-from robust_plugin.recipes.evaluate import evaluate_network
-from robust_plugin.recipes.evaluation_settings import EvaluateConfig, of_run
-from robust_plugin.recipes.models import build_model
-from robust_plugin.report import Report
+from robust_plugin.recipes.config.evaluate import EvaluateConfig
+from robust_plugin.recipes.config.read import build
+from robust_plugin.recipes.config.schema import DataConfig, ThreatConfig
+from robust_plugin.recipes.data.datasets import load_data, loader
+from robust_plugin.recipes.evaluate.network import evaluate_network
+from robust_plugin.recipes.evaluate.settings import of_run
+from robust_plugin.recipes.models.registry import build_model
 
 Words = Callable[..., list[str]]
 

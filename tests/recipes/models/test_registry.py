@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin.recipes.models import NAMES, build_model, check_takes, example_of
-from robust_plugin.recipes.networks import Normalize, resnet18, wide_resnet
+from robust_plugin.recipes.models.networks import Normalize, resnet18, wide_resnet
+from robust_plugin.recipes.models.registry import NAMES, build_model, check_takes, example_of
 
 CIFAR = (3, 32, 32)
 

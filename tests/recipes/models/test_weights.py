@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robust_plugin.recipes import training as training_module
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import RecipeConfig
-from robust_plugin.recipes.devices import device_of
-from robust_plugin.recipes.evaluation_settings import of_run
-from robust_plugin.recipes.execute import finished_run
-from robust_plugin.recipes.models import build_model
-from robust_plugin.recipes.training import train
-from robust_plugin.recipes.weights import dense_weights, load_weights
+from robust_plugin.recipes.config.schema import RecipeConfig
+from robust_plugin.recipes.evaluate.settings import of_run
+from robust_plugin.recipes.models.registry import build_model
+from robust_plugin.recipes.models.weights import load_weights
+from robust_plugin.recipes.papers.registry import finished_run
+from robust_plugin.recipes.runtime.processes import device_of
+from robust_plugin.recipes.training import loop as training_module
+from robust_plugin.recipes.training.loop import train
+from robust_plugin.recipes.training.run import dense_weights
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n"
 
@@ -187,7 +188,7 @@ def test_the_parent_of_a_run_is_the_network_that_its_prune_phase_began_with(
             begun.update({k: t.clone() for k, t in model.state_dict().items()})
         return train(run, name, model, *rest, **more)
 
-    monkeypatch.setattr("robust_plugin.recipes.hydra.train", seen)
+    monkeypatch.setattr("robust_plugin.recipes.papers.hydra.train", seen)
     falling(monkeypatch)
     out = tmp_path / "out"
     run_tiny("hydra", out, f"--pretrain.select={select}", f"--structure={structure}")

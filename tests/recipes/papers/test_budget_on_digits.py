@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from robust_plugin import HarpPruner, ThreatModel, evaluate, pgd
-from robust_plugin.control import rate_logits
-from robust_plugin.recipes.data import load_data, loader
-from robust_plugin.recipes.models import build_model
+from robust_plugin.budget.control import rate_logits
+from robust_plugin.recipes.data.datasets import load_data, loader
+from robust_plugin.recipes.models.registry import build_model
 
 THREAT = ThreatModel("Linf", eps=0.15)
 EPOCHS = 5

@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robust_plugin import HarpPruner
-from robust_plugin.checkpoint import load, read_tensors, write_tensors
-from robust_plugin.masks import kept_count
-from robust_plugin.recipes import harp as harp_module
-from robust_plugin.recipes import run as run_module
-from robust_plugin.recipes.config import build
-from robust_plugin.recipes.data import Data
-from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
-from robust_plugin.recipes.run import Run
+from robust_plugin.masks.select import kept_count
+from robust_plugin.pruning.checkpoint import load
+from robust_plugin.recipes.config.read import build
+from robust_plugin.recipes.data.datasets import Data
+from robust_plugin.recipes.papers import harp as harp_module
+from robust_plugin.recipes.papers.registry import RECIPES, execute, train_recipe
+from robust_plugin.recipes.training import run as run_module
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.runtime.files import read_tensors, write_tensors
 
 SETTINGS: dict[str, Any] = {
     "model": "tiny_networks:net",

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from robust_plugin.recipes.cli import main
+from robust_plugin.recipes.papers import registry
 
 Words = Callable[..., list[str]]
 
@@ -222,11 +223,10 @@ def test_a_comparison_is_not_started_by_torchrun(
 
 def one_of_two(out: Path) -> None:
     """Run all command lines, and keep the finished network as this process has it."""
-    from robust_plugin.recipes import execute
 
     finished: dict[str, dict[str, torch.Tensor]] = {}
     lines = json.loads((out / "lines.json").read_text())
-    train = execute.train_recipe
+    train = registry.train_recipe
     names = list(lines)
 
     def kept(name: str, run: Any) -> Any:
@@ -234,7 +234,7 @@ def one_of_two(out: Path) -> None:
         finished[names[len(finished)]] = {k: t.clone() for k, t in model.state_dict().items()}
         return model
 
-    execute.train_recipe = kept
+    registry.train_recipe = kept
     for port, line in lines.values():
         os.environ["MASTER_PORT"] = port  # the last group's may still be closing
         assert main(line) == 0

@@ -13,11 +13,11 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robust_plugin import bounds as core_bounds
-from robust_plugin import checkpoint
-from robust_plugin.recipes import acceleration as acceleration_module
+from robust_plugin.certificates import ibp as core_bounds
+from robust_plugin.pruning import checkpoint
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.objective import ObjectiveConfig
+from robust_plugin.recipes.config.objective import ObjectiveConfig
+from robust_plugin.recipes.training import acceleration as acceleration_module
 
 Words = Callable[..., list[str]]
 RunTiny = Callable[..., dict[str, Any]]

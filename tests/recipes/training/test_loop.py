@@ -22,19 +22,21 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
-from robust_plugin import IBP, checkpoint, evaluate, pgd
-from robust_plugin.adapters.auto_lirpa import LiRPA
-from robust_plugin.certified import Certified
-from robust_plugin.journal import Journal
-from robust_plugin.recipes import run as run_module
+from robust_plugin import IBP, evaluate, pgd
+from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.objectives.by_bounds import Certified
+from robust_plugin.pruning import checkpoint
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config import StageConfig, build
-from robust_plugin.recipes.data import Data
-from robust_plugin.recipes.execute import RECIPES, execute, train_recipe
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.objective import ObjectiveConfig
-from robust_plugin.recipes.run import Run
-from robust_plugin.recipes.training import cosine, pretrained, train
+from robust_plugin.recipes.config.objective import ObjectiveConfig
+from robust_plugin.recipes.config.read import build
+from robust_plugin.recipes.config.schema import StageConfig
+from robust_plugin.recipes.data.datasets import Data
+from robust_plugin.recipes.papers.registry import RECIPES, execute, train_recipe
+from robust_plugin.recipes.training import run as run_module
+from robust_plugin.recipes.training.loop import cosine, pretrained, train
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.runtime.journal import Journal
+from robust_plugin.runtime.random import seed_of
 
 Results = dict[str, Any]
 RunTiny = Callable[..., Results]

@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from robust_plugin import HydraPruner, pgd
-from robust_plugin.recipes import run as run_module
-from robust_plugin.recipes.config import build
-from robust_plugin.recipes.data import Data, loader
-from robust_plugin.recipes.execute import RECIPES, train_recipe
-from robust_plugin.recipes.identity import seed_of
-from robust_plugin.recipes.initial_scores import initial_scores_of
-from robust_plugin.recipes.run import Run
+from robust_plugin.recipes.config.read import build
+from robust_plugin.recipes.data.datasets import Data, loader
+from robust_plugin.recipes.papers.registry import RECIPES, train_recipe
+from robust_plugin.recipes.training import run as run_module
+from robust_plugin.recipes.training.run import Run
+from robust_plugin.recipes.training.structure import initial_scores_of
+from robust_plugin.runtime.random import seed_of
 
 SETTINGS: dict[str, Any] = {
     "model": "tiny_networks:net",

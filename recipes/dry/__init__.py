@@ -1,0 +1,15 @@
+"""Dry runs: what a command would do, how long it would take and what it would write.
+
+``run.py`` is for one recipe, ``comparison.py`` for a comparison.
+
+ Uses: papers, compare, training, catalogue. Used by: cli.
+"""
+
+from robust_plugin.recipes.dry.comparison import (
+    dry_comparison,
+)
+from robust_plugin.recipes.dry.run import (
+    dry_run,
+)
+
+__all__ = ["dry_comparison", "dry_run"]

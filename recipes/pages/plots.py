@@ -1,0 +1,75 @@
+"""What is shown: tables with n and intervals, and plots over densities, layers and epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_plugin.certificates.smoothing import Certificates
+from robust_plugin.stats import wilson_interval
+
+STYLES = ("-", "--", ":", "-.")
+
+
+def plot_radii(found: Certificates, sigma: float, path: Path) -> None:
+    """Draw certified accuracy against the L2 radius, with Wilson's 95 % band, to a PNG.
+
+    Args:
+        found: by randomized smoothing.
+        sigma: of its noise.
+        path: the file.
+    """
+    n = len(found.labels)
+    radii = sorted({0.0, *found.radii[found.certified(0.0)].tolist()})
+    counts = [int(found.certified(radius).sum()) for radius in radii]
+    low, high = zip(*(wilson_interval(count, n) for count in counts), strict=True)
+    figure, axes = pyplot().subplots(figsize=(6, 3.6))
+    axes.step(radii, [100 * count / n for count in counts], where="pre", label=f"sigma {sigma:g}")
+    band = [[100 * each for each in ends] for ends in (low, high)]
+    axes.fill_between(radii, *band, step="pre", alpha=0.15, lw=0)
+    axes.set(xlabel="L2 radius, input units", ylabel=f"certified accuracy, %; n={n}", ylim=(0, 100))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_plot(figure, path)
+
+
+def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> None:
+    """Draw the kept share of each layer, one line a network, to a PNG.
+
+    Args:
+        kept: by network, then by layer: [kept, size].
+        path: the file.
+    """
+    plt = pyplot()
+    layers = list(next(iter(kept.values())))
+    figure, axes = plt.subplots(figsize=(max(6.0, 0.5 * len(layers) + 4), 4.5))
+    for number, (name, shares) in enumerate(kept.items()):
+        values = [shares[layer][0] / shares[layer][1] for layer in layers]
+        axes.plot(values, STYLES[number // 10 % 4], marker="o", ms=3, label=name)
+    axes.set_yscale("log")
+    axes.set_ylabel("share kept")
+    axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", fontsize=7)
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.grid(alpha=0.3)
+    save_plot(figure, path)
+
+
+def pyplot() -> Any:
+    """Return matplotlib.pyplot, drawing to files alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window, on any machine
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_plot(figure: Any, path: Path) -> None:
+    """Write a figure to a PNG, whole or not at all, and close it."""
+    figure.tight_layout()
+    partial = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(partial, dpi=130)
+    pyplot().close(figure)
+    partial.replace(path)

@@ -1,0 +1,24 @@
+"""Weights of a dense network from a file, whoever wrote it; a pickle is never loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def check_file(path: Path) -> None:
+    """Raise a ValueError unless there is a file that may hold weights."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the file of weights in it.")
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint at {path}.")
+    with path.open("rb") as file:
+        first = file.read(len(_LFS))
+    if not first:
+        raise ValueError(f"{path} is empty (0 bytes); write or download it again.")
+    if first == _LFS:
+        raise ValueError(
+            f"{path} is a pointer of Git LFS and not the weights themselves; run git lfs pull in "
+            "its repository."
+        )

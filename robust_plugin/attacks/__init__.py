@@ -1,0 +1,29 @@
+"""Attacks: what one must promise, and our own.
+
+Start with ``contract.py``: an attack is ``attack(model, x, y) -> x_adv``, and ``guarded`` checks
+it. ``logits.py`` checks a network's outputs and labels, ``losses.py`` has what attacks climb,
+``projected_gradient.py`` is PGD; ``apgd.py``, ``fab.py`` and ``square.py`` are the parts of
+AutoAttack, ``cascade.py`` runs them one after the other, ``survivors.py`` tracks the points not
+yet fooled, ``minimum_norm.py`` finds the nearest adversarial input.
+
+Not here: attacks of other libraries (``adapters``), reports on attacks (``evaluation``).
+
+Uses: threat, copies, masks, runtime.
+Used by: certificates, objectives, evaluation.
+"""
+
+from robust_plugin.attacks.contract import (
+    Attack,
+    NotFiniteGradient,
+    SuspectNetwork,
+    guarded,
+)
+from robust_plugin.attacks.minimum_norm import (
+    MinimumNorm,
+)
+from robust_plugin.attacks.projected_gradient import (
+    PGD,
+    pgd,
+)
+
+__all__ = ["Attack", "NotFiniteGradient", "SuspectNetwork", "guarded", "MinimumNorm", "PGD", "pgd"]

@@ -1,0 +1,40 @@
+"""What a mask is, which parameters it covers, and how it is put on a layer and taken off.
+
+Start with ``select.py``: exact top-k and n:m selection, and the straight-through gradient.
+``groups.py`` says what shares one score tensor, ``prunable.py`` finds the weights of a network,
+``attach.py`` puts masks on by torch's parametrizations, ``detach.py`` makes the network plain
+again, ``transformed.py`` refuses weights that another parametrization computes.
+
+Not here: how many entries are kept (``budget``) and when masks change (``pruning``).
+
+Uses: nothing of this project.
+Used by: all rooms about pruned networks.
+"""
+
+from robust_plugin.masks.attach import (
+    GroupMask,
+    MaskedWeight,
+)
+from robust_plugin.masks.detach import (
+    dense_state_dict,
+    finalize,
+    load_dense_state_dict,
+)
+from robust_plugin.masks.groups import (
+    Group,
+    Member,
+)
+from robust_plugin.masks.prunable import (
+    weight_groups,
+)
+
+__all__ = [
+    "GroupMask",
+    "MaskedWeight",
+    "dense_state_dict",
+    "finalize",
+    "load_dense_state_dict",
+    "Group",
+    "Member",
+    "weight_groups",
+]

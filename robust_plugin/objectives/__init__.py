@@ -1,0 +1,49 @@
+"""Losses to train by: ``objective(model, x, y) -> scalar``.
+
+``by_attack.py`` has adversarial training, TRADES, MART and free training, ``by_bounds.py``
+certified training and MixTrain, ``by_noise.py`` the losses for randomized smoothing, ``ramp.py``
+the schedules of their weights.
+
+Not here: the attacks and bounds themselves (``attacks``, ``certificates``).
+
+Uses: attacks, certificates, threat, runtime.
+Used by: recipes.
+"""
+
+from robust_plugin.objectives.by_attack import (
+    Free,
+    Objective,
+    adversarial,
+    benign,
+    mart,
+    replay,
+    trades,
+)
+from robust_plugin.objectives.by_bounds import (
+    certified,
+    mixtrain,
+)
+from robust_plugin.objectives.by_noise import (
+    gaussian,
+    smoothadv,
+    stability,
+)
+from robust_plugin.objectives.ramp import (
+    Ramp,
+)
+
+__all__ = [
+    "Free",
+    "Objective",
+    "adversarial",
+    "benign",
+    "mart",
+    "replay",
+    "trades",
+    "certified",
+    "mixtrain",
+    "gaussian",
+    "smoothadv",
+    "stability",
+    "Ramp",
+]
