@@ -338,13 +338,13 @@ def _quiet() -> Iterator[None]:
 def _library() -> tuple[str, Any]:
     """The package's name and its AutoAttack."""
     try:
-        from pyautoattack import AutoAttack as Library  # noqa: TID251
+        from pyautoattack import AutoAttack as Library
 
         return "pyautoattack", Library
     except ImportError:
         pass
     try:
-        from autoattack import AutoAttack as Library  # noqa: TID251
+        from autoattack import AutoAttack as Library
 
         return "autoattack", Library
     except ImportError as error:

@@ -163,9 +163,9 @@ def _twice(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _libraries() -> Any:
     """Return onnxruntime, once everything is there that the export needs."""
     try:
-        import onnx  # noqa: F401, TID251
-        import onnxruntime  # noqa: TID251
-        import onnxscript  # noqa: F401, TID251
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "ONNX export needs three libraries: pip install onnx onnxruntime onnxscript"

@@ -27,7 +27,7 @@ from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.runtime.contexts import unfrozen
 
 try:
-    import torch_pruning as tp  # noqa: TID251
+    import torch_pruning as tp
 except ImportError as error:
     raise ImportError("channel pruning needs torch-pruning; pip install torch-pruning") from error
 

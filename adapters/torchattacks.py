@@ -227,7 +227,7 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 
 def _library() -> Any:
     try:
-        import torchattacks  # noqa: TID251
+        import torchattacks
     except ImportError as error:
         raise ImportError(
             "torchattacks is missing: pip install --no-deps torchattacks==3.5.1 scipy (its pinned "

@@ -11,7 +11,7 @@ from typing import TypeVar
 import tyro
 
 from robust_plugin.recipes.catalogue.folder import written
-from robust_plugin.recipes.catalogue.listing import listing
+from robust_plugin.recipes.catalogue.preset_list import listing
 from robust_plugin.recipes.catalogue.published import beside_published
 from robust_plugin.recipes.compare.comparison import compare
 from robust_plugin.recipes.config.compare import CompareConfig
@@ -24,7 +24,7 @@ from robust_plugin.recipes.evaluate.network import evaluate_network
 from robust_plugin.recipes.evaluate.settings import of_run
 from robust_plugin.recipes.pages.plots import plot_kept
 from robust_plugin.recipes.papers.registry import RECIPES, execute, finished_run
-from robust_plugin.recipes.runtime.processes import processes
+from robust_plugin.recipes.runtime.process_group import processes
 from robust_plugin.recipes.runtime.workers import keep_freed_memory
 from robust_plugin.recipes.training.run import Run
 

@@ -165,7 +165,7 @@ def proof_stages(threat: ThreatModel) -> dict[str, Prover | Attack]:
 def _library() -> Any:
     try:
         with importable():
-            import auto_LiRPA  # noqa: TID251
+            import auto_LiRPA
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{error.name} is missing: pip install --no-deps auto-LiRPA==0.3 appdirs packaging "

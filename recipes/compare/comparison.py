@@ -23,7 +23,7 @@ from robust_plugin.recipes.compare.tables import comparison_table, plot_curves, 
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.pages.plots import plot_kept
 from robust_plugin.recipes.papers.registry import execute, train_recipe
-from robust_plugin.recipes.runtime.versions import versions
+from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.workers import in_parallel
 from robust_plugin.recipes.training.loop import Diverged
 from robust_plugin.recipes.training.run import Run

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA, proof_stages
+from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
 from robust_plugin.certificates.contract import Certifier
 from robust_plugin.certificates.ibp import IBP
 from robust_plugin.certificates.smoothing import Smoothed

@@ -18,14 +18,14 @@ from robust_plugin.certificates.contract import Certifier
 from robust_plugin.certificates.smoothing import Smoothed
 from robust_plugin.evaluation.evaluation import evaluate
 from robust_plugin.evaluation.report import Report
-from robust_plugin.pruning import checkpoint
 from robust_plugin.pruning.sparsity_table import sparsity
 from robust_plugin.recipes.config.read import as_plain
 from robust_plugin.recipes.data.datasets import loader
 from robust_plugin.recipes.evaluate.certifiers import certifier_of, smooth
-from robust_plugin.recipes.runtime.processes import is_first, wait_for_all
-from robust_plugin.recipes.runtime.versions import versions
+from robust_plugin.recipes.runtime.library_versions import versions
+from robust_plugin.recipes.runtime.process_group import is_first, wait_for_all
 from robust_plugin.recipes.training.run import Run
+from robust_plugin.runtime.files import write_text
 from robust_plugin.runtime.random import seed_of
 
 _UNFINISHED = "unfinished-evaluation-"
@@ -89,7 +89,7 @@ def evaluate_run(
         "settings": as_plain(run.config),
         "versions": versions(),
     }
-    checkpoint.write_text(path, json.dumps(content, indent=1))
+    write_text(path, json.dumps(content, indent=1))
     for left in run.folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left)
     return report

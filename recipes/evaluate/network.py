@@ -33,8 +33,8 @@ from robust_plugin.recipes.evaluate.page import page
 from robust_plugin.recipes.evaluate.settings import check_options
 from robust_plugin.recipes.models.registry import build_model, check_takes, example_of
 from robust_plugin.recipes.models.weights import load_weights
-from robust_plugin.recipes.runtime.processes import device_of
-from robust_plugin.recipes.runtime.versions import versions
+from robust_plugin.recipes.runtime.library_versions import versions
+from robust_plugin.recipes.runtime.process_group import device_of
 from robust_plugin.recipes.training.structure import without_channels
 from robust_plugin.runtime.files import write_text
 from robust_plugin.runtime.random import seed_of

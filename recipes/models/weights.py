@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.masks.detach import dense_names, load_dense_state_dict
-from robust_plugin.pruning import checkpoint
 from robust_plugin.recipes.runtime.weight_files import check_file
+from robust_plugin.runtime.files import read_tensors
 
 _SHOWN = 8  # keys of a file that an error lists
 
@@ -33,7 +33,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     check_file(path)
     if path.suffix == ".safetensors":
-        tensors, _ = checkpoint.read_tensors(path)
+        tensors, _ = read_tensors(path)
         stage = {k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")}
         state: Mapping[str, Tensor] = stage or tensors
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from robust_plugin.recipes.runtime.processes import is_first
+from robust_plugin.recipes.runtime.process_group import is_first
 
 _REFRESH = 20  # steps after which the time left is shown anew, within an epoch too
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from robust_plugin.recipes.config.read import as_plain
 from robust_plugin.recipes.config.schema import RecipeConfig
-from robust_plugin.recipes.runtime.processes import is_first
+from robust_plugin.recipes.runtime.process_group import is_first
 from robust_plugin.runtime.random import seed_of
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # and the package each needs

@@ -16,7 +16,7 @@ from robust_plugin.recipes.config.schema import StageConfig
 from robust_plugin.recipes.data.batches import batches_of
 from robust_plugin.recipes.data.datasets import loader
 from robust_plugin.recipes.models.weights import load_weights
-from robust_plugin.recipes.runtime.processes import summed
+from robust_plugin.recipes.runtime.process_group import summed
 from robust_plugin.recipes.training.run import Length, Run, length_of
 from robust_plugin.recipes.training.step import Steps
 from robust_plugin.recipes.training.validation import validated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.attacks.projected_gradient import pgd
 from robust_plugin.certificates.contract import Bounds, Certifier
 from robust_plugin.certificates.ibp import IBP, ibp_margins

@@ -36,11 +36,12 @@ from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
 from robust_plugin.recipes.data.batches import steps_of
 from robust_plugin.recipes.data.load import data_of
 from robust_plugin.recipes.models.registry import build_model, check_takes, example_of
-from robust_plugin.recipes.runtime.processes import device_of, is_first, wait_for_all
+from robust_plugin.recipes.runtime.library_versions import versions
+from robust_plugin.recipes.runtime.process_group import device_of, is_first, wait_for_all
 from robust_plugin.recipes.runtime.progress import Progress
-from robust_plugin.recipes.runtime.versions import versions
 from robust_plugin.recipes.training.acceleration import Acceleration, check_tracker
 from robust_plugin.recipes.training.checks import check_settings
+from robust_plugin.runtime.files import write_tensors, write_text
 from robust_plugin.runtime.random import seed_of
 
 
@@ -173,9 +174,7 @@ class Run:
         log = self.folder / "log.jsonl"
         lines = log.read_text().splitlines() if log.is_file() else []
         others = [line for line in lines if json.loads(line)["stage"] != name]
-        checkpoint.write_text(
-            log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n"
-        )
+        write_text(log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n")
         meta = {"identity": self.identity, "records": records, "versions": versions()}
         if best:
             checkpoint.save(self._path(name, best=True), model=model, pruner=pruner, meta=meta)
@@ -185,7 +184,7 @@ class Run:
 
     def _write_config(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(
+        write_text(
             self.folder / "config.json",
             json.dumps({"recipe": type(self.config).__name__, **as_plain(self.config)}, indent=1),
         )
@@ -198,7 +197,7 @@ class Run:
         if not is_first():
             return
         self._write_config()
-        checkpoint.write_tensors(path, model.state_dict(), {"identity": self.identity})
+        write_tensors(path, model.state_dict(), {"identity": self.identity})
 
 
 @dataclass(frozen=True)

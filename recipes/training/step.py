@@ -16,7 +16,7 @@ from robust_plugin.objectives.ramp import Ramped
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.recipes.config.schema import StageConfig
 from robust_plugin.recipes.data.batches import rows_of
-from robust_plugin.recipes.runtime.processes import average_statistics
+from robust_plugin.recipes.runtime.process_group import average_statistics
 from robust_plugin.recipes.training.objective import build_objective
 from robust_plugin.recipes.training.run import Run
 from robust_plugin.runtime.distributed import rank_and_world, unwrapped

@@ -21,7 +21,7 @@ from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.pruning.scores import ScoreName, Scores, scaled_magnitude, snip_scores
 from robust_plugin.recipes.data.datasets import loader
 from robust_plugin.recipes.models.registry import example_of
-from robust_plugin.recipes.runtime.processes import is_first, wait_for_all
+from robust_plugin.recipes.runtime.process_group import is_first, wait_for_all
 from robust_plugin.recipes.training.run import Run
 from robust_plugin.runtime.files import write_text
 from robust_plugin.runtime.random import seed_of

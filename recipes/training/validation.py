@@ -14,7 +14,7 @@ from robust_plugin.attacks.projected_gradient import pgd
 from robust_plugin.evaluation.evaluation import evaluate
 from robust_plugin.recipes.data.batches import batches_of
 from robust_plugin.recipes.data.datasets import loader
-from robust_plugin.recipes.runtime.processes import summed
+from robust_plugin.recipes.runtime.process_group import summed
 from robust_plugin.recipes.training.objective import validation_certifier
 from robust_plugin.recipes.training.run import Run
 from robust_plugin.runtime.distributed import rank_and_world

@@ -23,8 +23,7 @@ from robust_plugin import (
     mixtrain,
     verify,
 )
-from robust_plugin.adapters.auto_lirpa import certifier, module
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA, proof_stages
+from robust_plugin.adapters.auto_lirpa import LiRPA, certifier, module, proof_stages
 
 # What the self-check says of wrong bounds; a network that the library fails at proves nothing.
 CAUGHT = "is unsound on this network|are not to be believed"
@@ -437,7 +436,7 @@ def test_bad_input(cnn, batch, threat):
 def test_importing_changes_nothing_for_others():
     code = (
         "import logging, warnings, torch\n"
-        "from robust_plugin.adapters import auto_lirpa\n"
+        "from robust_plugin.adapters.auto_lirpa import certifier\n"
         "state = lambda: (list(warnings.filters), list(logging.getLogger().handlers),\n"
         "                 logging.getLogger().level, hasattr(torch._C.Node, '__getitem__'))\n"
         "before = state()\n"

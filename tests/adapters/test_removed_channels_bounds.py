@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robust_plugin import HarpPruner, HydraPruner, ThreatModel, certified, ibp_margins
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
 from robust_plugin.certificates.ibp import IBP
 

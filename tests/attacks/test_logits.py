@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robust_plugin import IBP, Smoothed, ThreatModel, ibp_margins, pgd, verify
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.attacks.logits import refuse_inputs
 
 THREAT = ThreatModel("Linf", eps=0.02)

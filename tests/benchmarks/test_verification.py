@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from robust_plugin import ThreatModel, adversarial, certified, pgd, verify
-from robust_plugin.adapters.auto_lirpa.certifier import _library, proof_stages
+from robust_plugin.adapters.auto_lirpa import _library, proof_stages
 from robust_plugin.adapters.auto_lirpa.shims import learning_at_the_ends, readable_trace
 from robust_plugin.recipes.models.networks import cnn_small
 

@@ -16,7 +16,7 @@ from robust_plugin import (
     ibp_margins,
     mixtrain,
 )
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.certificates.batch_norm import clean_pass, statistics_of
 from robust_plugin.objectives.by_bounds import nrs_loss
 from robust_plugin.recipes.data.datasets import load_data

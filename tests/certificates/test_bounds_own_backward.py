@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from robust_plugin import IBP, ThreatModel, certified, ibp_margins
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.adapters.auto_lirpa import LiRPA
 
 THREAT = ThreatModel("Linf", eps=0.02)
 

@@ -1,6 +1,7 @@
 """Sparse deployment: the same outputs, CSR only where it was timed faster, no slower network."""
 
 import copy
+import time
 import warnings
 
 import pytest
@@ -250,7 +251,7 @@ def test_bad_input(cnn, batch):
 def test_alternating_takes_turns_and_medians(monkeypatch):
     order, now = [], [0.0]
     durations = {"a": iter([9, 1, 1, 1, 5, 1]), "b": iter([9, 2, 3, 2, 2, 7])}
-    monkeypatch.setattr(csr.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def call(name):
         order.append(name)

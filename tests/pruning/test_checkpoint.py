@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, ThreatModel, pgd
 from robust_plugin.export.compressed import load_compressed
 from robust_plugin.pruning import checkpoint
+from robust_plugin.runtime.files import write_text
 
 # A few steps do not take the hinge to its target, and it says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
@@ -302,7 +303,7 @@ def test_an_interrupted_write_leaves_the_old_file(cnn, tmp_path, monkeypatch):
             def fail(*_, **__):
                 raise OSError("disk full")
 
-            patch.setattr(f"robust_plugin.pruning.checkpoint.{name}", fail)
+            patch.setattr(f"robust_plugin.runtime.files.{name}", fail)
             with pytest.raises(OSError, match="disk full"):
                 checkpoint.save(path, model=cnn(3), meta={"step": 2})
     assert checkpoint.load(path).meta == {"step": 1}
@@ -350,8 +351,8 @@ def test_no_pickle_inside(cnn, attach, tmp_path):
 
 def test_text_is_written_atomically(tmp_path):
     path = tmp_path / "a.txt"
-    checkpoint.write_text(path, "one")
-    checkpoint.write_text(path, "two")
+    write_text(path, "one")
+    write_text(path, "two")
     assert path.read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 

@@ -31,7 +31,7 @@ from robust_plugin import (
     trades,
     verify,
 )
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.adapters.onnx import export_onnx
 from robust_plugin.attacks.contract import Attack, guarded

@@ -349,7 +349,7 @@ def test_bounds_are_the_cpus(method: Any, digits: tuple[nn.Module, Tensor, Tenso
         if method == "IBP":
             return IBP(threat).margins(model, x[:16], y[:16]).cpu()
         needs("auto_LiRPA")
-        from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+        from robust_plugin.adapters.auto_lirpa import LiRPA
 
         return LiRPA(threat, method).margins(model, x[:16], y[:16]).cpu()
 
@@ -362,7 +362,7 @@ def test_a_certified_loss_reaches_the_scores(bounds: str, cnn: Build, batch: Bat
     threat, options = ThreatModel("Linf", eps=0.01), {}
     if bounds == "crown-ibp":
         needs("auto_LiRPA")
-        from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+        from robust_plugin.adapters.auto_lirpa import LiRPA
 
         options = {"bounds": LiRPA(threat, "CROWN-IBP").bounds}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from robust_plugin.evaluation.report import Report
-from robust_plugin.recipes.catalogue.listing import published_presets
+from robust_plugin.recipes.catalogue.preset_list import published_presets
 from robust_plugin.recipes.catalogue.published import (
     Figure,
     beside_published,

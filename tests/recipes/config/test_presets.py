@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from robust_plugin.recipes.catalogue.listing import listing
+from robust_plugin.recipes.catalogue.preset_list import listing
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import presets
 from robust_plugin.recipes.config.presets import preset_layers, preset_names, variants

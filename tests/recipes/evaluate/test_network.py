@@ -20,7 +20,7 @@ from torch import nn
 
 import robust_plugin
 from robust_plugin import IBP, ThreatModel
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.evaluate import EvaluateConfig

@@ -16,7 +16,7 @@ from robust_plugin.recipes.evaluate.settings import of_run
 from robust_plugin.recipes.models.registry import build_model
 from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.papers.registry import finished_run
-from robust_plugin.recipes.runtime.processes import device_of
+from robust_plugin.recipes.runtime.process_group import device_of
 from robust_plugin.recipes.training import loop as training_module
 from robust_plugin.recipes.training.loop import train
 from robust_plugin.recipes.training.run import dense_weights

@@ -13,11 +13,11 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robust_plugin.certificates import ibp as core_bounds
-from robust_plugin.pruning import checkpoint
+from robust_plugin.certificates import checks as core_checks
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.objective import ObjectiveConfig
 from robust_plugin.recipes.training import acceleration as acceleration_module
+from robust_plugin.runtime.files import read_tensors, write_tensors
 
 Words = Callable[..., list[str]]
 RunTiny = Callable[..., dict[str, Any]]
@@ -81,13 +81,13 @@ def test_bounds_stay_in_float32_beside_bfloat16(
     tmp_path: Path, run_tiny: RunTiny, bounds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[dict[str, Any]] = []
-    refuse_others = core_bounds._refuse_others
+    refuse_others = core_checks._refuse_others
 
     def seen(margins: Tensor, itself: Tensor, true: Tensor) -> None:
         judged.append({"dtype": margins.dtype, "rounded": bool((true == true.bfloat16()).all())})
         refuse_others(margins, itself, true)
 
-    monkeypatch.setattr(core_bounds, "_refuse_others", seen)
+    monkeypatch.setattr(core_checks, "_refuse_others", seen)
     options = ["--precision=bf16", "--objective.name=certified", f"--objective.bounds={bounds}"]
     run_tiny("hydra", tmp_path / "out", *options, "--threat.eps=1/2550")
     assert judged and not any(each["rounded"] for each in judged)  # validated in float32
@@ -156,11 +156,11 @@ def test_what_changes_no_result_does_not_make_a_run_another(
 def test_a_run_older_than_these_settings_goes_on(tmp_path: Path, run_tiny: RunTiny) -> None:
     whole = run_tiny("hydra", tmp_path / "out")
     for path in (tmp_path / "out").glob("*.safetensors"):
-        tensors, content = checkpoint.read_tensors(path)
+        tensors, content = read_tensors(path)
         identity = content["meta"]["identity"] if "meta" in content else content["identity"]
         del identity["precision"], identity["data"]["extra"], identity["data"]["extra_share"]
         identity["data"]["workers"] = 4
-        checkpoint.write_tensors(path, tensors, content)
+        write_tensors(path, tensors, content)
     (tmp_path / "out" / "finetune.safetensors").unlink()
     assert run_tiny("hydra", tmp_path / "out")["log"] == whole["log"]
 

@@ -23,17 +23,19 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
 from robust_plugin import IBP, evaluate, pgd
-from robust_plugin.adapters.auto_lirpa.certifier import LiRPA
+from robust_plugin.adapters.auto_lirpa import LiRPA
 from robust_plugin.objectives.by_bounds import Certified
-from robust_plugin.pruning import checkpoint
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.objective import ObjectiveConfig
 from robust_plugin.recipes.config.read import build
 from robust_plugin.recipes.config.schema import StageConfig
 from robust_plugin.recipes.data.datasets import Data
+from robust_plugin.recipes.evaluate import finish
 from robust_plugin.recipes.papers.registry import RECIPES, execute, train_recipe
 from robust_plugin.recipes.training import run as run_module
+from robust_plugin.recipes.training import step
 from robust_plugin.recipes.training.loop import cosine, pretrained, train
+from robust_plugin.recipes.training.objective import build_objective
 from robust_plugin.recipes.training.run import Run
 from robust_plugin.runtime.journal import Journal
 from robust_plugin.runtime.random import seed_of
@@ -328,11 +330,10 @@ VARIANTS = {
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """The next run gets Ctrl-C when it asks for the loss of its (batches + 1)st batch."""
-    build_objective = ObjectiveConfig.build
     left = [batches]
 
-    def interrupted(self: ObjectiveConfig, threat: Any, **schedule: Any) -> Any:
-        objective = build_objective(self, threat, **schedule)
+    def interrupted(config: ObjectiveConfig, threat: Any, **schedule: Any) -> Any:
+        objective = build_objective(config, threat, **schedule)
 
         def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             if left[0] == 0:
@@ -344,7 +345,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
             loss.progress = objective.progress  # type: ignore[attr-defined]
         return loss
 
-    monkeypatch.setattr(ObjectiveConfig, "build", interrupted)
+    monkeypatch.setattr(step, "build_objective", interrupted)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -395,7 +396,7 @@ def test_killed_after_any_write(
         rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", seen)
+        patch.setattr(os, "replace", seen)
         whole = run_tiny("harp", out, "--prune.lr=0.5", "--prune.epochs=1")
     written = {moment.name.partition("-")[2] for moment in moments}
     assert written | {"kept.png"} == {path.name for path in out.iterdir()}
@@ -582,7 +583,7 @@ def test_an_interrupted_evaluation_goes_on(
     options += ("--evaluation.verify=8", "--evaluation.certify=cascade-fixed")
     options += ("--evaluation.smooth=8", "--evaluation.votes=100")
     whole = run_tiny("hydra", tmp_path / "whole", *options)["report"]
-    write, written = run_module.checkpoint.write_text, []
+    write, written = finish.write_text, []
 
     def stop(path: Path, text: str) -> None:
         if path.name == "report.json":
@@ -590,7 +591,7 @@ def test_an_interrupted_evaluation_goes_on(
         write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.checkpoint, "write_text", stop)
+        patch.setattr(finish, "write_text", stop)
         assert main(words("hydra", tmp_path / "out", *options)) == 130
     (left,) = (tmp_path / "out").glob("unfinished-evaluation-*")
     assert {path.name for path in left.iterdir()} == {"autoattack", "proofs", "smoothing"}
@@ -621,7 +622,7 @@ def test_a_finished_run_is_not_evaluated_twice(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("evaluated or trained again")
 
-    monkeypatch.setattr(run_module, "evaluate", never)
+    monkeypatch.setattr(finish, "evaluate", never)
     interrupt_after(monkeypatch, 0)
     assert run_tiny("hydra", tmp_path / "out") == first
 
