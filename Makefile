@@ -47,16 +47,13 @@ lint: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Static tools do not follow the editable install, and inside the repository mypy sees only one of
-# the three folders, silently. So: the wheel, in an environment of its own, from outside.
+# Inside the repository mypy sees only one of the three folders, silently. So: a folder of links that
+# looks like the installed package.
 types: .venv
-	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
-	$(BIN)/python -m build --outdir "$$dir" .; \
-	$(BIN)/python -m venv --without-pip "$$dir/venv"; \
-	wheel=$$(echo "$$dir"/*.whl); \
-	$(BIN)/pip --python "$$dir/venv/bin/python" install \
-		"$$wheel[all]" mypy types-PyYAML types-tqdm; \
-	cd "$$dir"; venv/bin/mypy --strict --config-file "$(CURDIR)/pyproject.toml" -p robust_plugin
+	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; mkdir "$$dir/robust_plugin"; \
+	ln -s $(CURDIR)/robust_plugin/* $(CURDIR)/adapters $(CURDIR)/recipes "$$dir/robust_plugin"; \
+	cd "$$dir"; MYPYPATH="$$dir" $(CURDIR)/$(BIN)/mypy --strict \
+		--config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p robust_plugin
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

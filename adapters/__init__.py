@@ -1,7 +1,8 @@
-"""One file or folder per library; imported as ``robust_plugin.adapters``.
+"""Adapters to other libraries, one file or folder per library.
 
-The folder stands beside ``robust_plugin/`` in the repository and is installed inside it. Each
-file bears the name of its library and is the only place that imports it: ``torch_pruning.py``,
-``torchattacks.py``, ``autoattack.py``, ``auto_lirpa/`` and ``onnx.py``. Import the file you need:
-nothing is imported here, so that no library has to be installed for another.
+This folder is next to ``robust_plugin/`` in the repository and is installed as
+``robust_plugin.adapters``. Each file or folder has the name of its library and is the only place
+that imports it: ``torch_pruning/``, ``torchattacks.py``, ``autoattack/``, ``auto_lirpa/`` and
+``onnx.py``. Import the one you need. Nothing is imported here, so the other libraries need not be
+installed.
 """

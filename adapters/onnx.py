@@ -1,13 +1,12 @@
-"""ONNX files of pruned networks, run and compared before they are handed out.
+"""Export pruned networks as ONNX files, and check each file against torch.
 
-ONNX has no product with a CSR or 2:4 weight: such layers are exported as the dense layers they
-came from, with zeros in place. A network whose channels were removed is smaller in the file too.
+ONNX has no product with a CSR or 2:4 weight, so layers with such weights are exported as dense
+layers that contain the zeros. A network whose channels were removed is smaller in the file too.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.export.csr_layers import dense_copy
+from robust_plugin.export.replaced import dense_copy
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.prunable import refuse_fixed
+from robust_plugin.runtime.files import replacing
+from robust_plugin.runtime.tolerances import ONNX_OUTPUTS
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file that was written, and how far its outputs are from torch's.
+    """An ONNX file that was written, and how far its outputs are from torch's.
 
     Attributes:
-        path: the file.
-        size: in bytes.
-        difference: the largest, over the largest output; at the batch sizes that were compared.
-        batch_sizes: those.
+        path: path of the file.
+        size: size of the file in bytes.
+        difference: largest difference of an output, divided by the largest output, over all batch
+            sizes that were compared.
+        batch_sizes: the batch sizes that were compared.
     """
 
     path: Path
@@ -37,7 +39,7 @@ class OnnxFile:
     batch_sizes: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Return one line."""
+        """Return one line with name, size and largest difference."""
         sizes = ", ".join(map(str, sorted(set(self.batch_sizes))))
         return (
             f"{self.path.name}: {self.size:,} bytes, outputs within {self.difference:.1e} of "
@@ -50,23 +52,23 @@ def export_onnx(
     path: str | Path,
     example_inputs: Tensor | tuple[Tensor, ...],
     *,
-    tolerance: float = 1e-4,
+    tolerance: float = ONNX_OUTPUTS,
 ) -> OnnxFile:
-    """Write a network as ONNX, with any number of examples in a batch, and check the file.
+    """Write a network as an ONNX file for any batch size, and check the file.
 
-    The file is run in onnxruntime on the example inputs, on the first of them alone, and on twice
-    as many; only if all outputs are torch's does it take its place, atomically.
+    onnxruntime runs the file on the example inputs, on the first example alone, and on the examples
+    twice. The file is put in its place, atomically, only if all outputs agree with torch's.
 
     Args:
-        model: finalized; it is left as it is, and exported in evaluation mode from the CPU.
-        path: the file; its folder must exist.
-        example_inputs: what one forward pass takes; dimension 0 of each tensor is the batch.
-        tolerance: the largest difference of an output that passes, over the largest output.
+        model: finalized network; it is not changed. It is exported in evaluation mode on the CPU.
+        path: path of the file; its folder must exist.
+        example_inputs: the inputs of one forward pass; dimension 0 of each tensor is the batch.
+        tolerance: largest allowed difference of an output, divided by the largest output.
 
     Raises:
-        ImportError: saying what to install.
-        TypeError: if the model is no nn.Module, or inputs or output are no tensors.
-        ValueError: if a pruner is attached, there is no such folder, the network cannot be
+        ImportError: if a library is missing; the message has the install command.
+        TypeError: if the model is not an nn.Module, or inputs or output are not tensors.
+        ValueError: if a pruner is attached, the folder does not exist, the network cannot be
             exported or run, or its outputs differ.
     """
     onnxruntime = _libraries()
@@ -88,18 +90,15 @@ def export_onnx(
         )
     plain = dense_copy(model).cpu().eval().requires_grad_(False)
     inputs = tuple(each.detach().cpu() for each in inputs)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         _write(plain, partial, inputs)
         difference, sizes = _compare(onnxruntime, plain, partial, inputs, tolerance)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return OnnxFile(path, path.stat().st_size, difference, sizes)
 
 
 def _write(model: nn.Module, path: Path, inputs: tuple[Tensor, ...]) -> None:
-    # torch.export takes a size of 1 for a constant, so that the batch would not be dynamic.
+    """Export the network with a dynamic batch size."""
+    # The inputs are doubled below, because torch.export takes a batch size of 1 as a constant.
     batch = torch.export.Dim("batch")
     try:
         torch.onnx.export(
@@ -111,7 +110,7 @@ def _write(model: nn.Module, path: Path, inputs: tuple[Tensor, ...]) -> None:
             external_data=False,
             verbose=False,
         )
-    except Exception as error:  # Exporting fails in as many ways as there are networks.
+    except Exception as error:  # exporting fails in many ways
         raise ValueError(f"torch cannot export {type(model).__name__}: {error}") from error
 
 
@@ -122,7 +121,19 @@ def _compare(
     inputs: tuple[Tensor, ...],
     tolerance: float,
 ) -> tuple[float, tuple[int, ...]]:
-    """Return the largest relative difference, and the batch sizes compared."""
+    """Return the largest relative difference of the outputs, and the batch sizes compared.
+
+    Args:
+        onnxruntime: the module onnxruntime.
+        model: the network in evaluation mode on the CPU.
+        path: the ONNX file.
+        inputs: the inputs of one forward pass.
+        tolerance: largest allowed relative difference.
+
+    Raises:
+        TypeError: if the network does not return a tensor.
+        ValueError: if onnxruntime cannot run the file, or a difference is too large.
+    """
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -140,13 +151,13 @@ def _compare(
         fed = {name: each.numpy() for name, each in zip(names, batch, strict=True)}
         try:
             found = torch.from_numpy(session.run(None, fed)[0])
-        except Exception as error:  # A network that depends on the batch size has just one.
+        except Exception as error:  # the exported graph may fit one batch size only
             raise ValueError(
                 f"onnxruntime cannot run the network at batch size {len(batch[0])}: {error}"
             ) from error
         scale = max(float(expected.abs().amax()), torch.finfo(expected.dtype).tiny)
         difference = float((found - expected).abs().amax()) / scale
-        if not difference <= tolerance:  # NaN is no small difference.
+        if not difference <= tolerance:  # also raises for NaN
             raise ValueError(
                 f"onnxruntime's outputs differ from torch's by {difference:.3g} of the largest, at "
                 f"batch size {len(batch[0])}; the tolerance is {tolerance}. No file was written."
@@ -157,11 +168,12 @@ def _compare(
 
 
 def _twice(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the inputs with all examples twice."""
     return tuple(torch.cat([each, each]) for each in inputs)
 
 
 def _libraries() -> Any:
-    """Return onnxruntime, once everything is there that the export needs."""
+    """Return the module onnxruntime, or raise if something that the export needs is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime

@@ -1,9 +1,9 @@
-"""Any attack of torchattacks, under the guard, in the threat model's ball.
+"""Attacks of torchattacks, with the radius, norm and bounds of a threat model.
 
-torchattacks takes its radius from a default of each class, seeds the global generators alike at
-every call (APGD, APGDT, FAB, Square), and leaves frozen layers in training mode. Here norm, eps and
-bounds come from the threat model alone, every call has noise of its own, and the caller's model and
-generators stay as they were.
+By itself, torchattacks takes the radius from a default of each class, sets the global generators to
+the same seed at every call (APGD, APGDT, FAB, Square), and leaves frozen layers in training mode.
+With this adapter, norm, eps and bounds come from the threat model, every call has new noise, and
+the model's modes and the global generators are restored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from robust_plugin.runtime.random import forked
 from robust_plugin.threat.layers import UnitBox
 from robust_plugin.threat.model import ThreatModel, per_point
 
-# Classes that do something else than their name, or than an attack, says; and what to take.
+# Classes that are refused because they do not do what their name says, each with the reason and an
+# alternative.
 _REFUSED = {
     "AutoAttack": "it runs 10 iterations where AutoAttack runs 100; take "
     "robust_plugin.adapters.autoattack.AutoAttack",
@@ -35,12 +36,13 @@ _REFUSED = {
     "MultiAttack": "give evaluate several attacks instead; it reports the worst case of each point",
     "VANILA": "it returns the clean inputs, which evaluate reports anyway",
 }
-# Of the classes with a radius, those that take no norm move in Linf, but for these.
+# Classes with a radius but without an argument ``norm`` move in Linf, except these.
 _L2 = ("PGDL2", "PGDRSL2")
+# The names of the argument with the radius.
 _RADIUS = ("eps", "max_epsilon")
-# By what share of the box's width rounding may take a class out of it.
+# How far rounding may take a result outside the bounds, as a share of high - low.
 _OUTSIDE = 1e-4
-# What the threat model, the seed and the network's logits decide.
+# Arguments that the user cannot choose: the threat model, the seed and the model decide them.
 _GIVEN = ("model", "norm", "seed", "n_classes", *_RADIUS)
 
 
@@ -48,22 +50,24 @@ _GIVEN = ("model", "norm", "seed", "n_classes", *_RADIUS)
 class TorchAttack:
     """An attack of torchattacks as ``attack(model, x, y) -> x_adv``.
 
-    Classes without a radius (DeepFool, JSMA, OnePixel, EAD...) look for a small perturbation of
-    any size: where theirs leaves the ball, the point withstood and comes back as it was. A step
-    size that is not given keeps its ratio to the radius, as in the class's defaults.
+    Classes without a radius (DeepFool, JSMA, OnePixel, EAD and others) search for a small
+    perturbation of any size. If it leaves the ball, the point counts as not fooled and is returned
+    unchanged. A step size that is not given keeps the ratio to the radius of the class's defaults.
 
     Attributes:
-        attack: a class of torchattacks, or an instance with the threat model's radius.
-        threat: norm, eps and bounds.
-        options: of the class's constructor, by name, in units of [0, 1] pixels: steps, alpha...
-        seed: of the noise; None draws one from torch's global generator at each call.
+        attack: class of torchattacks, or an instance that has the threat model's radius.
+        threat: threat model: norm, eps and bounds.
+        options: arguments of the class's constructor by name, such as steps and alpha, in units of
+            pixels in [0, 1].
+        seed: seed of the noise; None takes a new one from torch's global generator at each call.
 
     Raises:
-        TypeError: if it is no attack of torchattacks.
-        ValueError: for classes that are not what their name says, options that the threat model
-            decides or the class does not have, a ball of another norm, an instance of another
-            radius, in normalisation mode, in training mode or with the labels as targets; when
-            called, for what the library fails at.
+        TypeError: if ``attack`` is not an attack of torchattacks.
+        ValueError: for classes that do not do what their name says; options that the threat model
+            decides or that the class does not have; a class of another norm; an instance with
+            another radius, in normalisation mode, in training mode or with the labels as targets.
+            When called: if the library fails.
+        ImportError: if torchattacks is not installed.
     """
 
     attack: Any
@@ -76,7 +80,7 @@ class TorchAttack:
         kind = self.attack if isinstance(self.attack, type) else type(self.attack)
         if not issubclass(kind, library.attack.Attack):
             raise TypeError(f"attack is {self.attack!r}; give a class of torchattacks.")
-        for each in kind.__mro__:  # a subclass is no better
+        for each in kind.__mro__:  # a subclass of a refused class is refused, too
             if each.__name__ in _REFUSED and each.__module__.startswith(library.__name__):
                 raise ValueError(f"torchattacks.{each.__name__}: {_REFUSED[each.__name__]}.")
         norm = "L2" if kind.__name__ in _L2 else "Linf"
@@ -91,7 +95,7 @@ class TorchAttack:
 
     @property
     def name(self) -> str:
-        """E.g. ``"torchattacks.PGD"``."""
+        """The name of the attack's row in a report, such as ``"torchattacks.PGD"``."""
         return f"torchattacks.{self._kind.__name__}"
 
     @property
@@ -104,10 +108,11 @@ class TorchAttack:
 
     @property
     def _radius(self) -> str | None:
-        """What the class calls its radius, if it has one."""
+        """The name of the class's argument for the radius, or None."""
         return next((name for name in _RADIUS if name in self._parameters), None)
 
     def _check_options(self) -> None:
+        """Raise unless the class has all options and the user may choose them."""
         legal = [name for name in self._parameters if name not in _GIVEN]
         if unknown := [name for name in self.options if name not in legal]:
             raise ValueError(
@@ -116,24 +121,31 @@ class TorchAttack:
             )
 
     def _check_instance(self) -> None:
-        of = self.attack
+        """Raise unless an instance fits the threat model and runs in evaluation mode."""
+        given = self.attack
         if self.options:
             raise ValueError("options are for a class; the instance was built with its own.")
-        if of.normalization_used is not None or of._normalization_applied is not None:
+        if given.normalization_used is not None or given._normalization_applied is not None:
             raise ValueError(f"{self.name} is in normalisation mode; normalise inside the model.")
-        if of._model_training or of._batchnorm_training or of._dropout_training:
+        if given._model_training or given._batchnorm_training or given._dropout_training:
             raise ValueError(f"{self.name} would attack in training mode; leave that at False.")
-        if of.attack_mode == "targeted(label)":
+        if given.attack_mode == "targeted(label)":
             raise ValueError(f"{self.name} takes the labels as targets; choose another mode.")
         for ours, theirs in (("norm", "norm"), ("eps", self._radius)):
-            if theirs and getattr(of, theirs, None) not in (None, getattr(self.threat, ours)):
+            if theirs and getattr(given, theirs, None) not in (None, getattr(self.threat, ours)):
                 raise ValueError(
-                    f"{self.name} has {theirs}={getattr(of, theirs)}, the threat model is "
+                    f"{self.name} has {theirs}={getattr(given, theirs)}, the threat model is "
                     f"{self.threat} (eps = {self.threat.eps!r}); give the class instead."
                 )
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return adversarial inputs of the shape of ``x``."""
+        """Return adversarial inputs, shape [B, ...].
+
+        Args:
+            model: the network; its modes are restored.
+            x: inputs, shape [B, ...], within [low, high].
+            y: labels, shape [B].
+        """
         return guarded(self._run, self.threat)(model, x, y)
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -149,19 +161,19 @@ class TorchAttack:
         return torch.where(per_point(inside, x), x_adv, x)
 
     def _in_box(self, x_adv: Tensor) -> Tensor:
-        """Clamp what a class leaves outside the box by its rounding, such as EADL1 by 1e-5."""
+        """Clamp values that rounding has taken outside [low, high], such as 1e-5 with EADL1."""
         inside = x_adv.clamp(self.threat.low, self.threat.high)
         rounding = _OUTSIDE * (self.threat.high - self.threat.low)
         return torch.where((x_adv - inside).abs() <= rounding, inside, x_adv)
 
     @property
     def versions(self) -> dict[str, str]:
-        """The library's version by its name."""
+        """The name and version of the library."""
         return {"torchattacks": metadata.version("torchattacks")}
 
     @contextmanager
     def _failures(self, x: Tensor) -> Iterator[None]:
-        """The library's errors, of any kind, as one sentence."""
+        """Turn the library's errors of any kind into a ValueError with one sentence."""
         try:
             yield
         except Exception as error:
@@ -173,11 +185,17 @@ class TorchAttack:
             ) from error
 
     def _build(self, box: UnitBox, x: Tensor, seed: int) -> Any:
-        """The library's object for this model and this call."""
+        """Return the library's attack object for this model and this call.
+
+        Args:
+            box: the model on inputs in [0, 1].
+            x: inputs in [0, 1], shape [B, ...].
+            seed: seed of the noise.
+        """
         if isinstance(self.attack, type):
             built: Any = self._kind(box, **self._arguments(box.threat.eps))
         else:
-            # Deep, for SparseFool keeps an attack of its own; the user's model stays shared.
+            # A deep copy, because SparseFool contains another attack; the model is not copied.
             theirs = self.attack.model
             built = copy.deepcopy(self.attack, {id(theirs): theirs})
             built.set_model(box)
@@ -190,6 +208,7 @@ class TorchAttack:
         return built
 
     def _arguments(self, eps: float) -> dict[str, Any]:
+        """Return the arguments of the class's constructor for a radius in [0, 1] units."""
         arguments = dict(self.options)
         defaults = {name: each.default for name, each in self._parameters.items()}
         if "norm" in defaults:
@@ -202,10 +221,16 @@ class TorchAttack:
 
 
 def torchattack(name: str, threat: ThreatModel, *, seed: int | None = None) -> TorchAttack:
-    """Return an attack by the name of its class, with the class's own options.
+    """Return an attack by the name of its class, with the default options of that class.
+
+    Args:
+        name: name of a class of torchattacks, such as ``"PGD"``.
+        threat: threat model: norm, eps and bounds.
+        seed: seed of the noise; None takes a new one from torch's global generator at each call.
 
     Raises:
-        ValueError: if torchattacks has no such class, naming those it has.
+        ValueError: if torchattacks has no such class; the message lists those it has.
+        ImportError: if torchattacks is not installed.
     """
     library = _library()
     legal = [each for each in library.__all__ if each not in _REFUSED]
@@ -216,7 +241,7 @@ def torchattack(name: str, threat: ThreatModel, *, seed: int | None = None) -> T
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """The same for NumPy's generator, which Pixle and OnePixel draw from."""
+    """Seed NumPy's generator within the context, for Pixle and OnePixel, and restore it."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -226,6 +251,7 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 
 
 def _library() -> Any:
+    """Return the module torchattacks."""
     try:
         import torchattacks
     except ImportError as error:

@@ -1,6 +1,5 @@
-"""The site: `make docs`. API pages are the docstrings; examples are run by tests/test_docs.py."""
+"""Settings of the documentation site, which `make docs` builds."""
 
-import re
 from importlib import metadata
 
 project = "robust_plugin"
@@ -21,32 +20,3 @@ autodoc_typehints_format = "short"
 napoleon_use_ivar = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-
-
-def _plain(app, what, name, obj, options, lines):
-    """Docstrings are plain text: |w| is a magnitude, s* a star, and a table is a table."""
-    text, table = [], False
-    for line in lines:
-        is_row = line.lstrip().startswith("|") and line.rstrip().endswith("|")
-        if is_row and not table:
-            text += ["", "::", ""]
-        elif table and not is_row:
-            text.append("")
-        table = is_row
-        text.append(f"    {line}" if is_row else _escaped(line))
-    lines[:] = text
-
-
-def _escaped(line):
-    parts = re.split(r"(``.*?``)", line)
-    if line.lstrip().startswith((">>>", "...")):
-        return line
-    parts[::2] = [
-        re.sub(r"(?<=\w)_(?!\w)", r"\\_", re.sub(r"([|*])", r"\\\1", part)) for part in parts[::2]
-    ]
-    return "".join(parts)
-
-
-def setup(app):
-    """Escape before napoleon (priority 500) reads the sections."""
-    app.connect("autodoc-process-docstring", _plain, priority=400)

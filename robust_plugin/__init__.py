@@ -1,7 +1,7 @@
 """Adversarially robust pruning for models and training loops that already exist.
 
-Every room (sub-package) has a sign: the first lines of its ``__init__.py`` say what is in it and
-which file to open first. The names below are public and do not move.
+Every sub-package (a "room") is about one subject. The docstring of its ``__init__.py`` says what is
+in it and which file to open first. The names below are public: their import path stays the same.
 
 >>> import torch
 >>> from robust_plugin import HydraPruner, ThreatModel, adversarial, pgd

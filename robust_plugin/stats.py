@@ -1,18 +1,27 @@
-"""How sure a share of points is: Wilson's interval, McNemar's test."""
+"""Statistics of shares of points: Wilson's interval and McNemar's test.
+
+Reports use them: a robust accuracy is a share of test points and gets an interval, and two models
+are compared on the same points.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-# The 97.5 % point of the normal distribution: intervals are 95 %.
+# The 97.5 % quantile of the normal distribution: two-sided intervals of 95 %.
 _Z = 1.959963984540054
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the Wilson 95 % score interval of a share of ``n`` points.
+    """Return the Wilson 95 % score interval of a share of points, as two numbers in [0, 1].
 
+    With p = successes / n the interval is
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), Wilson 1927.
+
+    Args:
+        successes: number of points that count, 0 to ``n``.
+        n: number of points; for 0 the interval is (0, 1).
 
     >>> tuple(round(end, 3) for end in wilson_interval(45, 100))
     (0.356, 0.548)
@@ -22,20 +31,25 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     p, z2 = successes / n, _Z * _Z
     centre = p + z2 / (2 * n)
     half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # At the ends exactly, where rounding would leave the share outside its own interval.
+    # At p = 0 and p = 1 the end is set exactly: rounding could put p outside of its own interval.
     low = (centre - half) / (1 + z2 / n) if successes else 0.0
     high = (centre + half) / (1 + z2 / n) if successes < n else 1.0
     return low, high
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Return the exact two-sided p-value that two classifiers are right equally often.
+    """Return the exact two-sided p-value of the hypothesis that two classifiers are equally good.
 
-    On the points where exactly one is right, b and c of them: 2 P(Binomial(b + c, 1/2) <=
-    min(b, c)), at most 1 (McNemar 1947, exact form).
+    Let b be the number of points where only the first classifier is right, and c the number where
+    only the second is right. The p-value is 2 P(Binomial(b + c, 1/2) <= min(b, c)), at most 1
+    (McNemar 1947, exact form).
+
+    Args:
+        first: for each point, whether the first classifier is right.
+        second: for each point, whether the second classifier is right, in the same order.
 
     Raises:
-        ValueError: unless both speak of the same number of points.
+        ValueError: if the two have different lengths.
 
     >>> mcnemar([True] * 6, [False] * 6)
     0.03125

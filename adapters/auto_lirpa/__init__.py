@@ -1,13 +1,14 @@
-"""Linear relaxation bounds by auto-LiRPA, checked before they are believed.
+"""Linear relaxation bounds by auto-LiRPA, checked on each network before their first use.
 
 Start with ``certifier.py``: ``LiRPA`` is the certifier. ``module.py`` builds the library's module
-and keeps it in step with the network, ``shims.py`` works around faults of the library.
+and updates it from the network, ``shims.py`` supplies what the library misses in newer releases of
+torch and NumPy.
 """
 
 from robust_plugin.adapters.auto_lirpa.certifier import (
     LiRPA,
     Method,
-    proof_stages,
+    proof_methods,
 )
 
-__all__ = ["LiRPA", "Method", "proof_stages"]
+__all__ = ["LiRPA", "Method", "proof_methods"]

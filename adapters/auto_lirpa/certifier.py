@@ -1,9 +1,9 @@
-"""Proofs and certified training with auto-LiRPA (Xu et al. 2020): CROWN and its family.
+"""Proofs and certified training with auto-LiRPA (Xu et al. 2020): CROWN and related methods.
 
-The library bounds a plain twin of the network, never one that carries masks: its release 0.3 gives
-wrong bounds where a mask is in its trace. Convolutions are always in matrix mode, because the
-default, patches, is unsound for dilated and for grouped ones. Every network is checked before its
-first bound is believed.
+The library bounds a copy of the network without masks, because its release 0.3 gives wrong bounds
+where a mask is in its trace. Convolutions always use matrix mode, because the default, patches, is
+unsound for dilated and grouped convolutions. Each network's bounds are checked before their first
+use.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from robust_plugin.threat.model import ThreatModel, check_threat
 
 Method = Literal["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alpha-CROWN-fixed"]
 
-# Release 0.3 forgets an L2 ball at any operation before the first linear layer, a normalisation
-# say, and bounds a point instead.
+# Release 0.3 forgets an L2 ball at any operation before the first linear layer, such as a
+# normalisation, and bounds a single point instead.
 _NORM = "the threat model's norm is {}; LiRPA takes Linf. L2: IBP(threat), or smoothing."
 
 
@@ -42,19 +42,20 @@ class LiRPA:
     """Proofs by linear relaxation: ``certifier(model, x, y) -> bool tensor``.
 
     Attributes:
-        threat: Linf; eps and bounds.
-        method: ``"IBP"``; ``"CROWN-IBP"``, one backward pass over IBP's intermediate bounds (Zhang
-            et al. 2020); ``"CROWN"`` (Zhang et al. 2018); ``"same-slope"``, CROWN with one slope
-            for both sides, which is Fast-Lin and MixTrain's symbolic interval; ``"alpha-CROWN"``,
-            slopes optimised (Xu et al. 2021); ``"alpha-CROWN-fixed"``, the same over CROWN's
+        threat: threat model with norm Linf.
+        method: name of the bounding method. ``"IBP"``: interval bounds. ``"CROWN-IBP"``: one
+            backward pass over IBP's intermediate bounds (Zhang et al. 2020). ``"CROWN"`` (Zhang et
+            al. 2018). ``"same-slope"``: CROWN with one slope for lower and upper bounds, which is
+            Fast-Lin and MixTrain's symbolic interval. ``"alpha-CROWN"``: CROWN with optimised
+            slopes (Xu et al. 2021). ``"alpha-CROWN-fixed"``: alpha-CROWN that keeps CROWN's
             intermediate bounds, many times cheaper.
-        iterations: of alpha-CROWN.
-        batch_size: points proved at a time; CROWN's memory grows with it.
+        iterations: number of optimisation steps of alpha-CROWN.
+        batch_size: number of points proved at once; CROWN's memory grows with it.
 
     Raises:
-        TypeError: for a threat that is no threat model.
-        ValueError: for an unknown method, a norm other than Linf, or counts below 1.
-        ImportError: when called without the library.
+        TypeError: if ``threat`` is not a ThreatModel.
+        ValueError: for an unknown method, a norm other than Linf, or numbers below 1.
+        ImportError: when called, if auto-LiRPA is not installed.
     """
 
     threat: ThreatModel
@@ -82,16 +83,16 @@ class LiRPA:
         return self.method
 
     def check_library(self) -> None:
-        """Raise an ImportError that says what to type, unless auto-LiRPA is there."""
+        """Raise an ImportError with the install command unless auto-LiRPA is installed."""
         _library()
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return which points are proved, bool of shape [B]."""
+        """Return whether each point is proved; bool, shape [B]."""
         return proved(self.margins(model, x, y), y)
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return lower bounds of f_y - f_j of shape [B, classes] (see ``checked_margins``)."""
-        self.threat.check_inputs(x)  # an empty batch, too
+        self.threat.check_inputs(x)  # it also raises for an empty batch
         check_pairs(x, y)
         size = self.batch_size
         found = [
@@ -105,21 +106,22 @@ class LiRPA:
     ) -> Tensor:
         """Return lower bounds of f_y - f_j with a graph to weights, scores and rates.
 
-        For objectives. BatchNorm uses its running statistics, whatever the mode, but inside
-        ``clean_pass`` as in ``ibp_margins``.
+        Objectives use this method. BatchNorm uses its running statistics in either mode, except
+        inside ``clean_pass``, where a BatchNorm in training mode uses those of the clean batch.
 
         Args:
-            model: with or without a pruner attached; its modes and gradients are left alone.
-            x: shape [B, ...], within [low, high].
-            y: shape [B].
-            threat: instead of the certifier's own, while eps ramps up.
+            model: network with or without a pruner attached; its modes and gradients do not change.
+            x: inputs, shape [B, ...], within [low, high].
+            y: labels, shape [B].
+            threat: threat model that replaces the certifier's own, for objectives whose eps grows
+                during training; None for the certifier's own.
 
         Returns:
-            Tensor: shape [B, classes], zero at j = y. alpha-CROWN has no graph.
+            Tensor: shape [B, classes], zero at j = y. With alpha-CROWN it has no graph.
 
         Raises:
-            ValueError: for whatever ``ibp_margins`` refuses, what the library cannot bound, and
-                bounds that the self-check finds wrong.
+            ValueError: for everything that ``ibp_margins`` refuses, a network that the library
+                cannot bound, and bounds that the self-check finds wrong.
         """
         threat = threat or self.threat
         if threat.norm != "Linf":
@@ -132,25 +134,26 @@ class LiRPA:
             few = model, x[:2].detach(), y[:2]
             with exact(x):
                 with torch.no_grad():
-                    ibp_margins(*few, self.threat)  # which names a layer that cannot be bounded
+                    ibp_margins(*few, self.threat)  # its error names a layer without a rule
                 built = TwinBounds(model, few[1], self.method, self.iterations, _library())
                 built.check(*few, self.threat)
             self._built[model] = built
         graph = torch.is_grad_enabled() and not self.method.startswith("alpha")
         if graph and not built.learns:
-            traced(model)  # which refuses a backward pass that the library would lose
+            traced(model)  # raises for a custom backward pass, which the library would lose
             built.learns = True
-        # All methods give the same of a single point, the margins themselves.
+        # At eps = 0 all methods give the margins themselves.
         method = "IBP" if threat.eps == 0 else self.method
         with torch.autocast(x.device.type, enabled=False):  # as in ibp_margins
             return built.margins(model, x, y, threat, method)
 
 
-def proof_stages(threat: ThreatModel) -> dict[str, Prover | Attack]:
-    """Return the stages of ``verify``, cheap before expensive: IBP, PGD, CROWN, alpha-CROWN.
+def proof_methods(threat: ThreatModel) -> dict[str, Prover | Attack]:
+    """Return methods for ``verify``, cheap ones first: IBP, PGD, CROWN, alpha-CROWN.
 
-    The last, with slopes of all inner layers, costs more than the others together and adds few
-    points; leave it out where that matters.
+    The last one, ``"alpha-CROWN"``, also optimises the slopes of the intermediate bounds. It costs
+    more than all others together and verifies few further points; delete it from the dict to save
+    that time.
     """
     return {
         "IBP": IBP(threat),
@@ -163,6 +166,7 @@ def proof_stages(threat: ThreatModel) -> dict[str, Prover | Attack]:
 
 @cache
 def _library() -> Any:
+    """Return the module auto_LiRPA, imported and patched once."""
     try:
         with importable():
             import auto_LiRPA
@@ -171,6 +175,7 @@ def _library() -> Any:
             f"{error.name} is missing: pip install --no-deps auto-LiRPA==0.3 appdirs packaging "
             "(the torch<1.13 that it pins is not needed)"
         ) from error
-    logging.getLogger("auto_LiRPA").setLevel(logging.CRITICAL)  # it logs what it also raises
+    # The library logs every error that it also raises.
+    logging.getLogger("auto_LiRPA").setLevel(logging.CRITICAL)
     accept_remove_duplicate(auto_LiRPA.BoundedModule)
     return auto_LiRPA

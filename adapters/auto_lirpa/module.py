@@ -1,4 +1,4 @@
-"""The module that auto-LiRPA makes of a network, kept in step with the network and checked."""
+"""Build auto-LiRPA's module for a network, update it from the network and check its bounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
-from unittest import mock
 
 import numpy as np
 import torch
@@ -26,18 +25,18 @@ from robust_plugin.threat.model import ThreatModel
 
 
 class TwinBounds:
-    """The library's module over the plain twin of one network.
+    """The library's module for an unmasked copy (``Twin``) of one network.
 
     Args:
-        model: with or without a pruner attached; it is left as it is.
-        x: inputs of the shape that bounds are asked for, at least one.
-        method: see ``LiRPA``.
-        iterations: of alpha-CROWN.
-        library: auto_LiRPA.
+        model: network with or without a pruner attached; it is not changed.
+        x: example inputs, shape [B, ...] with B at least 1.
+        method: name of the bounding method (see ``LiRPA``).
+        iterations: number of optimisation steps of alpha-CROWN.
+        library: the module auto_LiRPA.
 
     Attributes:
-        form: what it was built for (``form_of``).
-        learns: whether the network is known to have no backward pass that a trace would lose.
+        form: layers, input shape, dtype and device that the module was built for (``form_of``).
+        learns: whether ``traced`` has found no custom backward pass, which the library would lose.
     """
 
     def __init__(
@@ -47,12 +46,14 @@ class TwinBounds:
         self.learns = False
         self.twin = Twin(model)
         self.network, self.matrices = self.twin.network, dict[str, Tensor]()
-        if method.startswith("alpha"):  # many passes, and no gradient to the weights
+        # alpha-CROWN makes many passes and needs no gradient to the weights, so that faster
+        # convolutions pay off.
+        if method.startswith("alpha"):
             self.network, self.matrices = with_matrices(self.twin.network, x[:1])
         slopes = "same-slope" if method == "same-slope" else "adaptive"
         options = {
             "conv_mode": "matrix",
-            # One key for release 0.3, one for 0.7; either ignores the other's.
+            # "relu" is the key of release 0.3, the other that of 0.7; each ignores the other's.
             "relu": slopes,
             "activation_bound_option": slopes,
             "sparse_features_alpha": False,
@@ -63,17 +64,25 @@ class TwinBounds:
             dummy = torch.zeros_like(x[:1])
             self.module = library.BoundedModule(self.network, dummy, options, device=x.device)
         self.module.eval()
-        self.classes = int(self.module.final_shape[1])  # which alpha-CROWN writes over
+        self.classes = int(self.module.final_shape[1])  # read now: alpha-CROWN overwrites it
 
     def margins(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, method: str
     ) -> Tensor:
-        """Return lower bounds of f_y - f_j; shape [B, classes]."""
+        """Return lower bounds of f_y - f_j; shape [B, classes].
+
+        Args:
+            model: the network that the module was built for.
+            x: inputs, shape [B, ...].
+            y: labels, shape [B].
+            threat: threat model with norm Linf.
+            method: name of the bounding method.
+        """
         check_logits(x.new_zeros(len(y), self.classes), y)
 
         def compute() -> Tensor:
             self._load_buffers()
-            # The library sets its weights' requires_grad by the nodes' training flag.
+            # The library sets requires_grad of its weights by the training flag of their nodes.
             for node in self.module._modules.values():
                 node.training = torch.is_grad_enabled() and hasattr(node, "param")
             return self._margins(x.detach(), y, threat, method)
@@ -83,49 +92,58 @@ class TwinBounds:
             return self.twin.following(model, compute)
 
     def check(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-        """Raise a ValueError unless the library's bounds of a few points are right."""
+        """Raise a ValueError unless the library's bounds of a few points pass ``check_bounds``."""
         with torch.no_grad():
             interval = ibp_margins(model, x, y, threat)
             found = self.margins(model, x, y, threat, "IBP")
         refuse_apart(found, interval, "auto-LiRPA's IBP")
 
         def bounds(_: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-            # alpha-CROWN starts as CROWN, and has no slope to learn where nothing moves.
+            # At eps = 0 alpha-CROWN has no slope to optimise, and CROWN gives the same bounds.
             learns = self.method.startswith("alpha") and threat.eps == 0
             return self.margins(model, x, y, threat, "CROWN" if learns else self.method)
 
         name = f"auto-LiRPA's {self.method}"
-        # Slopes reach their limits within a few steps, whose length is .5.
-        options = self.module.bound_opts["optimize_bound_args"]
-        with mock.patch.dict(options, iteration=min(5, options["iteration"])):
+        # Slopes reach their limits within a few steps of size 0.5, so five are enough here.
+        with _at_most_iterations(self.module.bound_opts["optimize_bound_args"], 5):
             check_bounds(
                 bounds, self.twin.network, x, y, reference=ibp_margins, threat=threat, name=name
             )
 
     def _load_buffers(self) -> None:
+        """Copy the network's buffers into the library's module."""
         for name, maps in self.matrices.items():
             matrix, layer = (n.get_submodule(name) for n in (self.network, self.twin.network))
             cast(Unrolled, matrix).follow(cast(nn.Conv2d, layer), maps)
         own = dict(self.network.named_buffers())
         for node in self.module._modules.values():
-            # It has clones of the buffers, and an earlier graph may need those that it has.
+            # The module has clones of the buffers. They are replaced and not written over, because
+            # an earlier graph may need their values.
             if isinstance(getattr(node, "buffer", None), Tensor) and node.ori_name in own:
                 node.buffer = own[node.ori_name].clone()
 
     def _margins(self, x: Tensor, y: Tensor, threat: ThreatModel, method: str) -> Tensor:
-        # One row e_y - e_j for each j but y.
+        # The rows e_y - e_j of the margins, one for each j other than y.
         others = torch.arange(self.classes, device=y.device).expand(len(y), -1)
         others = others[others != y[:, None]].view(len(y), -1)
         eye = torch.eye(self.classes, device=x.device, dtype=x.dtype)
         lower = (x - threat.eps).clamp(threat.low, threat.high)
         upper = (x + threat.eps).clamp(threat.low, threat.high)
         ball = self.library.PerturbationLpNorm(norm=np.inf, eps=threat.eps, x_L=lower, x_U=upper)
-        # Made last: any operation on it, a slice even, would drop the ball.
+        # Made last, because any operation on a BoundedTensor, even a slice, drops the ball.
         inputs = self.library.BoundedTensor(x, ball)
         found = self._lower(inputs, eye[y][:, None] - eye[others], method)
         return torch.zeros_like(eye[y]).scatter(1, others, found.to(x.dtype))
 
     def _lower(self, inputs: Any, rows: Tensor, method: str) -> Tensor:
+        """Return lower bounds of rows @ logits by one method; shape [B, classes - 1].
+
+        Args:
+            inputs: a BoundedTensor of shape [B, ...].
+            rows: shape [B, classes - 1, classes].
+            method: name of the bounding method.
+        """
+
         def bounds(method: str, **given: Any) -> Tensor:
             lower: Tensor = self.module.compute_bounds(
                 x=(inputs,), C=rows, method=method, bound_upper=False, **given
@@ -145,19 +163,19 @@ class TwinBounds:
             with torch.enable_grad(), learning_at_the_ends():
                 return torch.maximum(crown, bounds("CROWN-Optimized", **given).detach())
         except RuntimeError as error:
-            if "does not require grad" in str(error):  # no ReLU is unstable: nothing to optimise
+            if "does not require grad" in str(error):  # no ReLU is unstable, so there are no slopes
                 return crown
             raise
 
 
 def form_of(model: nn.Module, x: Tensor) -> tuple[Any, ...]:
-    """What a module is built for: layers, inputs' shape, dtype and device."""
+    """Return layers, input shape, dtype and device; a module serves only inputs of its own form."""
     return str(model), x.shape[1:], x.dtype, x.device
 
 
 @contextmanager
 def _failures(method: str) -> Iterator[None]:
-    """The library's errors, of any kind, as one sentence."""
+    """Turn the library's errors of any kind into a ValueError with one sentence."""
     try:
         yield
     except Exception as error:
@@ -169,7 +187,18 @@ def _failures(method: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _at_most_iterations(options: dict[str, Any], most: int) -> Iterator[None]:
+    """Limit the number of optimisation steps of alpha-CROWN within the context."""
+    before = options["iteration"]
+    options["iteration"] = min(most, before)
+    try:
+        yield
+    finally:
+        options["iteration"] = before
+
+
 def _intermediate_key(module: Any) -> str:
-    """What the release calls given bounds of inner layers."""
+    """Return the installed release's name for the argument with bounds of inner layers."""
     names = inspect.signature(module.compute_bounds).parameters
     return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"

@@ -1,4 +1,8 @@
-"""What auto-LiRPA misses in today's torch and NumPy, each given only where it is missing."""
+"""Replacements for names and behaviour that auto-LiRPA misses in newer torch and NumPy.
+
+Each replacement is active only inside its context and, where it can be tested, only if the
+installed torch or NumPy lacks the original.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,10 @@ from torch import Tensor
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """Let release 0.3 be imported, and leave no trace of that.
+    """Make auto-LiRPA 0.3 importable within the context.
 
-    Importing either release changes warning filters, the root logger and TorchScript's profiling;
-    all three are as before afterwards.
+    Importing the library changes warning filters, the root logger and TorchScript's profiling; all
+    three are restored afterwards.
     """
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -40,16 +44,18 @@ def importable() -> Iterator[None]:
 
 @contextmanager
 def _moved_names() -> Iterator[None]:
+    """Supply names that newer NumPy and torch have moved or removed."""
     with ExitStack() as stack:
         if not hasattr(np.lib, "arraysetops"):
             moved = types.ModuleType("numpy.lib.arraysetops")
             moved.isin = np.isin  # type: ignore[attr-defined]
             sys.modules[moved.__name__] = moved
             stack.callback(sys.modules.pop, moved.__name__)
-        # Written so, because torch.onnx has another module of this name as an attribute at first.
+        # Not "from torch.onnx import symbolic_helper": that name is another module at first.
         import torch.onnx.symbolic_helper as symbolic_helper
 
-        # Which operations a trace has would else depend on what else was imported.
+        # Imported always, since otherwise the operations in a trace would depend on what else was
+        # imported.
         try:
             from torch.onnx._internal.torchscript_exporter import (  # noqa: F401
                 _globals,
@@ -72,7 +78,7 @@ def _moved_names() -> Iterator[None]:
 
 @contextmanager
 def readable_trace() -> Iterator[None]:
-    """What release 0.3 asks of torch's traces while it reads one, where this torch lacks it."""
+    """Let release 0.3 read attributes of a trace's nodes as node[key], and hide its warnings."""
     with ExitStack() as stack:
         if not hasattr(torch._C.Node, "__getitem__"):
 
@@ -88,9 +94,10 @@ def readable_trace() -> Iterator[None]:
 
 @contextmanager
 def learning_at_the_ends() -> Iterator[None]:
-    """The gradient that clamp had at its bounds, where every slope of alpha-CROWN starts.
+    """Give clamp the gradient 1 at and beyond its bounds, for slopes that start there.
 
-    Newer torch gives 0 there, and no slope would ever move. The library clips slopes itself.
+    Every slope of alpha-CROWN starts at a bound. Newer torch gives gradient 0 there, so that no
+    slope would ever move. The library itself clips slopes after each step.
     """
     clamp = torch.clamp
 
@@ -106,7 +113,7 @@ def learning_at_the_ends() -> Iterator[None]:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """The dtype in which the library makes identities of its own."""
+    """Set torch's default dtype, in which the library makes its identity matrices."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -116,13 +123,13 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def accept_remove_duplicate(module: Any) -> None:
-    """Let the library's module list its parameters as torch now asks a module to."""
+    """Make a class's ``_named_members`` accept ``remove_duplicate``, as newer torch requires."""
     members = module._named_members
     if "remove_duplicate" in inspect.signature(members).parameters:
         return
 
-    def named_members(self: Any, of: Any, *args: Any, **options: Any) -> Iterator[Any]:
+    def named_members(self: Any, get_members: Any, *args: Any, **options: Any) -> Iterator[Any]:
         options.pop("remove_duplicate", None)
-        yield from members(self, of, *args, **options)
+        yield from members(self, get_members, *args, **options)
 
     module._named_members = named_members

@@ -1,15 +1,18 @@
-"""What there is: presets, published figures, and the files of a finished run.
+"""Lists for the user: presets, published figures, and the files of a run.
 
-``preset_list.py`` is the command ``list``, ``published.py`` prints published figures
-(``published.yaml``) beside a run's own, ``folder.py`` says what each file of a run's folder is.
+``preset_list.py`` is the command ``list``, which lists all presets.
+``published.py`` reads the published figures of papers from ``published.yaml``.
+``published_comparison.py`` compares the results of a run with the published figures.
+``folder.py`` describes each file in the folder of a run.
 
- Uses: papers, config. Used by: dry, cli.
+Uses: papers, config.
+Used by: dry, cli.
 """
 
 from robust_plugin.recipes.catalogue.preset_list import (
     listing,
 )
-from robust_plugin.recipes.catalogue.published import (
+from robust_plugin.recipes.catalogue.published_comparison import (
     beside_published,
 )
 

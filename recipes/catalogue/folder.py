@@ -1,4 +1,4 @@
-"""What a run's folder holds, a phrase a file."""
+"""Descriptions of the files in the folder of a run, one phrase per file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ _ORDER = list(_PHRASES)
 
 
 def phrase(name: str) -> str:
-    """Return what a file or folder of a run is; empty for one that is none of a run's."""
+    """Return the description of a file or folder in a run's folder.
+
+    Args:
+        name: name of the file or folder, without its path.
+
+    Returns:
+        str: the description; empty if no run writes a file with this name.
+    """
     if name in _PHRASES:
         return _PHRASES[name]
     if name.startswith("unfinished-"):
@@ -37,11 +44,11 @@ def phrase(name: str) -> str:
 
 
 def files_of(names: Sequence[str], *, sizes: dict[str, int] | None = None) -> str:
-    """Return a line for each file that is a run's, results first.
+    """Return one line per file with its description, results first; skip unknown files.
 
     Args:
-        names: of files and folders.
-        sizes: in bytes, where they are known.
+        names: names of files and folders in the folder of a run.
+        sizes: sizes in bytes by name, for the files whose size is known; None prints no sizes.
     """
     known = sorted(
         (name for name in names if phrase(name)),
@@ -58,5 +65,5 @@ def files_of(names: Sequence[str], *, sizes: dict[str, int] | None = None) -> st
 
 
 def written(folder: Path) -> str:
-    """Return a line for each file that a run has left in its folder."""
+    """Return one line per file that is in the folder of a run, with its description."""
     return files_of([path.name for path in folder.iterdir()])

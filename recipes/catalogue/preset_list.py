@@ -1,4 +1,4 @@
-"""What can be launched: presets, the endings of their names, and where figures are published."""
+"""The list of presets, with the endings their names may have and the published densities."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from robust_plugin.recipes.config.presets import preset_layers, preset_names, va
 from robust_plugin.recipes.config.read import read_preset
 from robust_plugin.recipes.papers.registry import RECIPES
 
-# Whose presets magnitude takes besides its own, as their baseline.
+# magnitude also takes the presets of these commands, since it is their baseline.
 _MAGNITUDE_TAKES = ("hydra", "harp")
 
 
 def listing() -> str:
-    """Return all presets by command, a line each, in plain text of at most 100 columns."""
+    """Return one line per preset, grouped by command, in plain text of at most 100 columns."""
     names = preset_names()
     lines = [
         "robust-plugin COMMAND --config PRESET [--density D]",
@@ -30,16 +30,17 @@ def listing() -> str:
 
 
 def published_presets(command: str) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Yield the presets whose figures are published, and the densities of these.
+    """Yield the name of each preset that has published figures, with their densities.
 
-    Of a name with an ending only where the figures are not those of the name without it.
+    A name with an ending is included only if it has published figures of its own, other than those
+    of the name without the ending. Only endings of the axis structure have them.
 
     Args:
-        command: magnitude, hydra or harp; magnitude takes the presets of the others too.
+        command: magnitude, hydra or harp; magnitude also takes the presets of hydra and harp.
     """
-    of = {command, *(_MAGNITUDE_TAKES if command == "magnitude" else ())}
+    commands = {command, *(_MAGNITUDE_TAKES if command == "magnitude" else ())}
     for name in preset_names():
-        if name.partition("/")[0] not in of:
+        if name.partition("/")[0] not in commands:
             continue
         for each in [
             name,
@@ -50,14 +51,16 @@ def published_presets(command: str) -> Iterator[tuple[str, tuple[float, ...]]]:
 
 
 def _densities(command: str, name: str) -> tuple[float, ...]:
-    kind, _ = RECIPES[command]
+    """Return the densities with published figures for a preset, the largest first."""
+    kind = RECIPES[command].config
     try:
         return published_densities(command, read_preset(name, kind))
-    except ValueError:  # it has settings that only its own command has
+    except ValueError:  # magnitude has not all settings of a preset of hydra or harp
         return ()
 
 
 def _line(command: str, name: str, width: int) -> str:
+    """Return the line of a preset: name, published densities in %, and description."""
     about = preset_layers(name)[-1].about
     if command not in RECIPES:
         return f"  {name:<{width}}  {about}"
@@ -69,12 +72,15 @@ def _shown(densities: tuple[float, ...]) -> str:
 
 
 def _endings(command: str, width: int) -> Iterator[str]:
-    """Yield the lines under a command's presets: what their names may end in, and other names."""
-    taken = [each for each in variants().values() if command in each.commands]
-    if not taken:
+    """Yield the lines below the presets of a command.
+
+    They list the endings of names, and other names with published figures.
+    """
+    endings = [each for each in variants().values() if command in each.commands]
+    if not endings:
         return
     yield "  endings of their names, one of each kind:"
-    yield from (f"    {each.axis:<10}  -{each.name:<11}  {each.about}" for each in taken)
+    yield from (f"    {each.axis:<10}  -{each.name:<11}  {each.about}" for each in endings)
     listed = [name for name in preset_names() if name.startswith(f"{command}/")]
     others = [(name, found) for name, found in published_presets(command) if name not in listed]
     if others:

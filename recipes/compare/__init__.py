@@ -1,18 +1,14 @@
-"""Rows of methods on equal terms.
+"""Comparison of methods on equal terms: one row per method, one table at the end.
 
-Start with ``comparison.py``, the command ``compare``. ``jobs.py`` lays out its trainings,
-``cells.py`` holds one result of the table, ``differences.py`` the paired differences between
-rows, ``tables.py`` and ``page.py`` show them.
+Start with ``comparison.py``, the command ``compare``. ``jobs.py`` lists its trainings, ``cells.py``
+has the result of one row at one density, ``differences.py`` the paired differences between rows.
+``tables.py`` writes the text table and the plots, ``page.py`` the HTML report.
 
- Uses: papers, training, config, pages, runtime. Used by: dry, cli.
+Uses: papers, training, config, pages, runtime.
+Used by: dry, cli.
 """
 
-from robust_plugin.recipes.compare.comparison import (
-    compare,
-)
-from robust_plugin.recipes.compare.jobs import (
-    Job,
-    jobs_of,
-)
+from robust_plugin.recipes.compare.comparison import compare
+from robust_plugin.recipes.compare.jobs import Job, jobs_of
 
-__all__ = ["compare", "Job", "jobs_of"]
+__all__ = ["Job", "compare", "jobs_of"]

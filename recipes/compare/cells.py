@@ -1,4 +1,4 @@
-"""The cells of a comparison: a row at a density, over all seeds."""
+"""Cells of a comparison: the results of one row at one density, over all seeds."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from robust_plugin.evaluation.report import Report
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a comparison at one density, over all seeds.
+    """Results of one row of a comparison at one density, over all seeds.
 
     Attributes:
-        row: the method.
-        density: the share kept.
-        lr: the fine-tuning learning rate that validation chose; None for the dense network.
-        reports: one a seed, on the same test points.
-        validation: mean robust accuracy on the validation points at that rate, in [0, 1].
-        diverged: learning rates at which the training of a seed or more ended in NaN.
+        row: name of the row, that is, of the method.
+        density: share of weights kept, in (0, 1].
+        lr: fine-tuning learning rate that was chosen on validation; None for the dense network.
+        reports: one report per seed, all on the same test points.
+        validation: robust accuracy on the validation points at ``lr``, mean over seeds, in [0, 1];
+            None for the dense network.
+        diverged: learning rates at which the training of at least one seed ended in NaN.
     """
 
     row: str
@@ -31,13 +32,20 @@ class Cell:
     diverged: tuple[float, ...] = ()
 
     def values(self, row: str) -> list[float]:
-        """Return the accuracy of each seed, in [0, 1]."""
+        """Return the accuracy of each seed, in [0, 1].
+
+        Args:
+            row: row of the reports: ``"clean"``, an attack or ``"certified"``.
+        """
         return [report.accuracy(row) for report in self.reports]
 
     def interval(self, row: str) -> tuple[float, float, float]:
-        """Return mean, lower and upper end.
+        """Return the mean over seeds and the two ends of its 95 % interval.
 
-        Of several seeds the 95 % t interval over them; of one, Wilson's over its points.
+        The interval is Student's t over the seeds; for one seed, Wilson's over its test points.
+
+        Args:
+            row: row of the reports: ``"clean"``, an attack or ``"certified"``.
         """
         mean, half = mean_interval(self.values(row))
         if math.isnan(half):
@@ -45,19 +53,27 @@ class Cell:
         return mean, mean - half, mean + half
 
     def shown(self, row: str) -> str:
-        """Return the accuracy in per cent with its interval."""
+        """Return the accuracy with its interval as text, in per cent.
+
+        Args:
+            row: row of the reports: ``"clean"``, an attack or ``"certified"``.
+        """
         mean, low, high = (100 * value for value in self.interval(row))
         if len(self.reports) == 1:
             return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
         return f"{mean:.1f} ± {(high - low) / 2:.1f}"
 
     def flags(self, row: str) -> tuple[bool, ...]:
-        """Return whether each point of the first seed is right."""
+        """Return whether each test point of the first seed is correct.
+
+        Args:
+            row: row of the reports: ``"clean"``, an attack or ``"certified"``.
+        """
         first = self.reports[0]
         return (first.certified or ()) if row == "certified" else first.flags[row]
 
     def plain(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the cell as dicts, lists, strings and numbers, for JSON."""
         return {
             "row": self.row,
             "density": self.density,
@@ -69,7 +85,7 @@ class Cell:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """What was measured: ``"clean"``, the attacks, and ``"certified"`` if it was."""
+        """Rows of the reports: ``"clean"``, the attacks and, if points were proved, "certified"."""
         first = self.reports[0]
         return (*first.rows, *(["certified"] if first.certified is not None else []))
 
@@ -87,12 +103,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def pruned_densities(cells: Sequence[Cell]) -> list[float]:
-    """Return the densities of the pruned rows, each once, in their order."""
+    """Return the densities of the pruned rows in their order, without repetition."""
     return list(dict.fromkeys(cell.density for cell in cells if cell.lr is not None))
 
 
 def conditions(cells: Sequence[Cell], *, data: str, threat: str) -> str:
-    """Return data, threat model, seeds and the number of test points, in a line."""
+    """Return one line with the data set, threat model, number of seeds and of test points."""
     rows, first = cells[0].rows, cells[0].reports[0]
     seeds = len(cells[0].reports)
     points = ", ".join(f"{row} {len(cells[0].flags(row))}" for row in rows)

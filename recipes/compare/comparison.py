@@ -1,23 +1,24 @@
-"""Compare methods on equal terms.
+"""The command ``compare``: train methods on equal terms and measure them on the same test points.
 
-Same dense networks, equal epochs, and each row with its own tuned learning rate, chosen on the
-validation points; the test points are looked at once, at the end.
+All rows of a seed start from the same dense network and train for the same number of epochs. Each
+row gets its own learning rate, chosen on the validation points. The test points are used once, at
+the end.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from robust_plugin.evaluation.report import Report
 from robust_plugin.pruning.checkpoint import load
 from robust_plugin.recipes.compare.cells import Cell
 from robust_plugin.recipes.compare.differences import differences
-from robust_plugin.recipes.compare.jobs import Job, jobs_of, settings_of
+from robust_plugin.recipes.compare.jobs import Job, Jobs, jobs_of, settings_of
 from robust_plugin.recipes.compare.page import comparison_page
 from robust_plugin.recipes.compare.tables import comparison_table, plot_curves, plot_densities
 from robust_plugin.recipes.config.compare import CompareConfig
@@ -27,57 +28,93 @@ from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.workers import in_parallel
 from robust_plugin.recipes.training.loop import Diverged
 from robust_plugin.recipes.training.run import Run
-from robust_plugin.runtime.files import write_text
+from robust_plugin.runtime.files import replacing, write_text
 
 
 def compare(config: CompareConfig, folder: Path) -> str:
-    """Run what is left of a comparison; write what it gave into the folder.
+    """Run a comparison, or the rest of an interrupted one, and write its report.
 
-    That is report.html, report.json and report.txt, and the plots densities.png, kept.png and
+    Writes report.html, report.json and report.txt, and the plots densities.png, kept.png and
     curves.png.
+
+    Args:
+        config: settings of the comparison.
+        folder: folder of the comparison, with one run folder per training.
 
     Returns:
         str: the table.
 
     Raises:
-        ValueError: for a row with an unknown recipe or setting, before anything is trained.
+        ValueError: for a row with an unknown recipe or setting, before anything is trained; or if
+            a row diverges at every learning rate.
     """
     dense, jobs = jobs_of(config, folder)
     cells = [(row, density) for density in config.densities for row in config.rows]
     in_parallel(_train_dense, list(dense.values()), jobs=config.jobs, what="dense networks")
-    each = [
+    rates_to_try = [
         [jobs[row, density, seed, lr] for lr in config.lrs]
         for row, density in cells
         for seed in config.seeds
     ]
-    validated = dict(
+    accuracies = dict(
         pair
-        for pairs in in_parallel(_tune, each, jobs=config.jobs, what="training")
+        for pairs in in_parallel(_tune, rates_to_try, jobs=config.jobs, what="training")
         for pair in pairs
     )
-    chosen: dict[tuple[str, float], tuple[float, list[Job]]] = {}
-    diverged: dict[tuple[str, float], tuple[float, ...]] = {}
-    for row, density in cells:
-        by_lr = {lr: [jobs[row, density, seed, lr] for seed in config.seeds] for lr in config.lrs}
-        scores = {
-            lr: sum(validated[job.folder] for job in of_seeds) / len(of_seeds)
-            for lr, of_seeds in by_lr.items()
-        }
-        diverged[row, density] = tuple(lr for lr in config.lrs if scores[lr] == -math.inf)
-        best = max(scores, key=lambda lr: scores[lr])
-        if best in diverged[row, density]:
-            raise ValueError(
-                f"{row} has diverged at every learning rate, {density:g} kept; lrs is "
-                f"{list(config.lrs)}: give lower ones."
-            )
-        chosen[row, density] = (scores[best], by_lr[best])
-    final = [*dense.values(), *(job for _, picked in chosen.values() for job in picked)]
+    chosen = {cell: _choose_rate(config, jobs, accuracies, *cell) for cell in cells}
+    final = [*dense.values(), *(job for choice in chosen.values() for job in choice.jobs)]
     reports = dict(in_parallel(_measure, final, jobs=config.jobs, what="test points"))
     table = [Cell("dense", 1.0, None, [reports[job.folder] for job in dense.values()], None)]
-    for (row, density), (score, picked) in chosen.items():
-        found = [reports[job.folder] for job in picked]
-        table.append(Cell(row, density, picked[0].lr, found, score, diverged[row, density]))
-    return _write(config, folder, table, {cell: picked for cell, (_, picked) in chosen.items()})
+    for (row, density), choice in chosen.items():
+        found = [reports[job.folder] for job in choice.jobs]
+        lr = choice.jobs[0].lr
+        table.append(Cell(row, density, lr, found, choice.accuracy, choice.diverged))
+    return _write(config, folder, table, {cell: choice.jobs for cell, choice in chosen.items()})
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The learning rate that validation chose for a row at a density.
+
+    Attributes:
+        jobs: trainings at the chosen learning rate, one per seed.
+        accuracy: robust accuracy on validation at that rate, mean over seeds, in [0, 1].
+        diverged: learning rates at which the training of at least one seed ended in NaN.
+    """
+
+    jobs: list[Job]
+    accuracy: float
+    diverged: tuple[float, ...]
+
+
+def _choose_rate(
+    config: CompareConfig, jobs: Jobs, accuracies: Mapping[Path, float], row: str, density: float
+) -> _Choice:
+    """Choose the learning rate of a row by its mean robust accuracy on validation.
+
+    Args:
+        config: settings of the comparison.
+        jobs: all trainings of the comparison.
+        accuracies: robust accuracy on validation by run folder; minus infinity if it diverged.
+        row: name of the row.
+        density: share of weights kept.
+
+    Raises:
+        ValueError: if the row diverged at every learning rate.
+    """
+    by_lr = {lr: [jobs[row, density, seed, lr] for seed in config.seeds] for lr in config.lrs}
+    means = {
+        lr: sum(accuracies[job.folder] for job in trained) / len(trained)
+        for lr, trained in by_lr.items()
+    }
+    diverged = tuple(lr for lr in config.lrs if means[lr] == -math.inf)
+    best = max(means, key=lambda lr: means[lr])
+    if best in diverged:
+        raise ValueError(
+            f"{row} has diverged at every learning rate, {density:g} kept; lrs is "
+            f"{list(config.lrs)}: give lower ones."
+        )
+    return _Choice(by_lr[best], means[best], diverged)
 
 
 def _write(
@@ -86,6 +123,14 @@ def _write(
     table: Sequence[Cell],
     chosen: Mapping[tuple[str, float], Sequence[Job]],
 ) -> str:
+    """Write the reports and plots of a comparison, and return its table.
+
+    Args:
+        config: settings of the comparison.
+        folder: folder of the comparison.
+        table: the dense network's cell and the cells of all rows.
+        chosen: trainings at the chosen learning rate, one per seed, by row and density.
+    """
     data = json.loads((folder / f"seed{config.seeds[0]}/dense/report.json").read_text())["data"]
     threat, settings = str(config.base.threat.build()), settings_of(config)
     text = comparison_table(table, data=data, threat=threat)
@@ -129,16 +174,20 @@ def _write(
 
 
 def _mean_curve(jobs: Sequence[Job]) -> list[float]:
-    """Robust accuracy on validation after each epoch of prune and fine-tune, mean over seeds."""
+    """Return robust accuracy on validation after each epoch of pruning and fine-tuning.
+
+    Each value is the mean over seeds.
+    """
     logs = [(job.folder / "log.jsonl").read_text().splitlines() for job in jobs]
     each = [[json.loads(line)["robust"] for line in log] for log in logs]
     return [sum(values) / len(values) for values in zip(*each, strict=True)]
 
 
-# --- what runs in the worker processes ---------------------------------------------------------
+# --- functions that run in worker processes ----------------------------------------------------
 
 
 def _train_dense(job: Job) -> None:
+    """Train a dense network and write pretrained.safetensors, unless that file exists."""
     run = Run(job.folder, job.config)
     target = job.folder / "pretrained.safetensors"
     model = train_recipe(job.recipe, run)
@@ -147,9 +196,13 @@ def _train_dense(job: Job) -> None:
 
 
 def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
-    """Train one cell at every learning rate; the prune phase is the same, and run once.
+    """Train one row at every learning rate; return run folders and accuracies on validation.
 
-    Of each the robust accuracy on validation, below all others where the training diverged.
+    The prune phase does not depend on the learning rate of fine-tuning: the first training runs it,
+    and the other trainings copy its result. The accuracy of a diverged training is minus infinity.
+
+    Args:
+        jobs: trainings of one row, density and seed, one per learning rate.
     """
     found = []
     for job in jobs:
@@ -162,7 +215,7 @@ def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
             continue
         last = next(
             job.folder / f"{stage}.safetensors"
-            for stage in ("finetune", "prune")  # fine-tuning may have no epochs
+            for stage in ("finetune", "prune")  # there is no finetune stage with 0 epochs
             if (job.folder / f"{stage}.safetensors").is_file()
         )
         records = load(last).meta["records"]
@@ -173,12 +226,12 @@ def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
 
 
 def _share_prune_phase(source: Path, target: Path) -> None:
+    """Copy checkpoints and log lines of the prune phase from one run folder to another."""
     target.mkdir(parents=True, exist_ok=True)
     for stage in source.glob("prune*.safetensors"):
         if not (target / stage.name).is_file():
-            partial = target / f".{stage.name}.partial"
-            shutil.copy(stage, partial)
-            os.replace(partial, target / stage.name)
+            with replacing(target / stage.name) as partial:
+                shutil.copy(stage, partial)
     log = target / "log.jsonl"
     if not log.is_file() and (source / "log.jsonl").is_file():
         lines = (source / "log.jsonl").read_text().splitlines(keepends=True)
@@ -186,4 +239,5 @@ def _share_prune_phase(source: Path, target: Path) -> None:
 
 
 def _measure(job: Job) -> tuple[Path, Report]:
+    """Evaluate a training on the test points; return its folder and its report."""
     return job.folder, execute(job.recipe, job.config, job.folder)

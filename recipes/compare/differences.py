@@ -1,4 +1,4 @@
-"""Paired differences between the rows of a comparison: by seed, or over the points of one seed."""
+"""Paired differences between rows of a comparison, over seeds or over the points of one seed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ import numpy as np
 
 from robust_plugin.recipes.compare.cells import Cell, mean_interval
 
-# Rows whose scores nobody learned; the strongest of them is what learning has to beat.
+# Beginnings of the names of rows with fixed scores, that is, with magnitude pruning. The best of
+# these rows is the baseline for rows with learned scores.
 _FIXED = ("LWM", "global", "iterative")
 
-# At the rates of the papers, which are uniform.
+# Rows that are also compared with each other, because their papers use uniform rates.
 _UNIFORM = ("HYDRA uniform", "LWM uniform")
 
-_RESAMPLES = 10_000
+_RESAMPLES = 10_000  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One row minus another at one density, on the same test points.
+    """Accuracy of one row minus another at one density, on the same test points.
 
     Attributes:
-        density: the share kept.
-        first: the row.
-        second: what is subtracted.
-        measure: ``"clean"``, an attack or ``"certified"``.
-        mean: over seeds, in [-1, 1].
-        low: lower end of the 95 % interval: Student's t over the differences by seed or, of one
-            seed, the paired bootstrap over its points.
-        high: upper end.
-        by_seed: the difference of each seed.
-        p_values: of McNemar's exact test, one a seed.
+        density: share of weights kept, in (0, 1].
+        first: name of the first row.
+        second: name of the row that is subtracted.
+        measure: accuracy that is compared: ``"clean"``, an attack or ``"certified"``.
+        mean: mean difference over seeds, in [-1, 1].
+        low: lower end of the 95 % interval: Student's t over the differences by seed; for one seed,
+            the paired bootstrap over its points.
+        high: upper end of the 95 % interval.
+        by_seed: difference of each seed.
+        p_values: p-value of McNemar's exact test for each seed.
     """
 
     density: float
@@ -48,7 +49,7 @@ class Difference:
     p_values: tuple[float, ...]
 
     def __str__(self) -> str:
-        """Return points of accuracy with interval and p-values."""
+        """Return the difference in percentage points, its interval and its p-values as text."""
         interval = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
         if len(self.by_seed) > 1:
             interval = f"± {50 * (self.high - self.low):.1f}"
@@ -56,15 +57,20 @@ class Difference:
         return f"{100 * self.mean:+.1f} {interval} ({p_values})"
 
     def plain(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return all attributes as a dict, for JSON."""
         return asdict(self)
 
 
 def difference(first: Cell, second: Cell, measure: str) -> Difference:
-    """Return first minus second.
+    """Return the difference of two cells: first minus second.
+
+    Args:
+        first: cell of the first row.
+        second: cell that is subtracted, with as many seeds.
+        measure: accuracy that is compared: ``"clean"``, an attack or ``"certified"``.
 
     Raises:
-        ValueError: if they were not measured on the same points.
+        ValueError: if the two cells were not measured on the same points.
     """
     pairs = list(zip(first.reports, second.reports, strict=True))
     p_values = tuple(a.compare(b, measure) for a, b in pairs)
@@ -78,10 +84,15 @@ def difference(first: Cell, second: Cell, measure: str) -> Difference:
 
 
 def paired_bootstrap(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the difference of two accuracies on the same points.
+    """Return the 95 % bootstrap interval of the difference of two accuracies on the same points.
 
-    Points are drawn with replacement; only how often each of the differences +1, -1 and 0 is
-    drawn matters, so that one multinomial draw is one resample.
+    The ends are percentiles of the differences of the resamples. A resample draws points with
+    replacement. The difference at a point is +1, -1 or 0 and only their counts matter, so one
+    multinomial sample of the counts replaces one resample of the points.
+
+    Args:
+        first: whether each point is correct for the first network.
+        second: whether each point is correct for the second network.
     """
     n = len(first)
     wins = sum(a and not b for a, b in zip(first, second, strict=True))
@@ -93,22 +104,26 @@ def paired_bootstrap(first: Sequence[bool], second: Sequence[bool]) -> tuple[flo
 
 
 def reference(cells: Sequence[Cell], density: float) -> Cell | None:
-    """Return what learned rows are measured against at a density.
+    """Return the cell that learned rows are compared with at a density.
 
-    The magnitude row that validation chose; without one the dense network; None without either.
+    That is the magnitude row with the best accuracy on validation. Without magnitude rows it is the
+    dense network, and None if there is no dense network either.
     """
-    fixed = [cell for cell in _at(cells, density) if cell.row.startswith(_FIXED)]
+    fixed = [cell for cell in _pruned_at(cells, density) if cell.row.startswith(_FIXED)]
     dense = next((cell for cell in cells if cell.lr is None), None)
     return max(fixed, key=lambda cell: cell.validation or 0.0, default=dense)
 
 
 def differences(cells: Sequence[Cell], density: float) -> list[Difference]:
-    """Return, at a density, each learned row minus the reference.
+    """Return the difference of each learned row and the reference, for every measure.
 
-    Then HYDRA minus LWM, both at uniform rates, where there are such rows. By everything that was
-    measured.
+    If the comparison has the rows "HYDRA uniform" and "LWM uniform", their difference follows.
+
+    Args:
+        cells: cells of the comparison.
+        density: density at which rows are compared.
     """
-    here = {cell.row: cell for cell in _at(cells, density)}
+    here = {cell.row: cell for cell in _pruned_at(cells, density)}
     against = reference(cells, density)
     learned = [cell for row, cell in here.items() if not row.startswith(_FIXED)]
     pairs = [(cell, against) for cell in learned if against is not None]
@@ -118,5 +133,6 @@ def differences(cells: Sequence[Cell], density: float) -> list[Difference]:
     return [difference(a, b, measure) for a, b in pairs for measure in a.rows]
 
 
-def _at(cells: Sequence[Cell], density: float) -> list[Cell]:
+def _pruned_at(cells: Sequence[Cell], density: float) -> list[Cell]:
+    """Return the cells of the pruned rows at a density."""
     return [cell for cell in cells if cell.density == density and cell.validation is not None]

@@ -1,4 +1,4 @@
-"""A comparison laid out: its settings, and the trainings that they ask for."""
+"""The list of trainings of a comparison, and the checks of its settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from robust_plugin.recipes.config.schema import RecipeConfig
 from robust_plugin.recipes.papers.registry import RECIPES
 from robust_plugin.recipes.training.checks import check_settings
 
-# What a comparison gives each of its trainings, over what its base or a row says, and from where.
+# Settings that a comparison sets for each of its trainings, with the list of the comparison that
+# their values come from. They are illegal in the base and in a row.
 _REPLACED = {
     "density": "densities",
     "seed": "seeds",
@@ -21,7 +22,7 @@ _REPLACED = {
 }
 
 
-# What the rows of a comparison share: the dense network, and how all of them are measured.
+# Settings that all rows of a comparison share, with the reason. They are illegal in a row.
 _SHARED = {
     **dict.fromkeys(("checkpoint", "pretrain", "pretraining"), "the dense network"),
     **dict.fromkeys(("threat", "evaluation"), "how networks are measured"),
@@ -34,7 +35,14 @@ _SHARED = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a row at a density, a seed and a learning rate."""
+    """One training: a row at one density, with one seed and one learning rate.
+
+    Attributes:
+        row: name of the row.
+        recipe: name of the recipe.
+        config: settings of the training.
+        folder: run folder of the training.
+    """
 
     row: str
     recipe: str
@@ -47,14 +55,20 @@ class Job:
         return self.config.finetune.lr
 
 
+# Trainings by row, density, seed and learning rate.
 Jobs = dict[tuple[str, float, int, float], Job]
 
 
 def jobs_of(config: CompareConfig, folder: Path) -> tuple[dict[int, Job], Jobs]:
-    """Return all trainings: the dense networks by seed; the others by row, density, seed and rate.
+    """Return the trainings of the dense networks by seed, and all other trainings.
+
+    Args:
+        config: settings of the comparison.
+        folder: folder of the comparison.
 
     Raises:
-        ValueError: for a row with an unknown recipe or setting, or an empty or doubled axis.
+        ValueError: for a row with an unknown recipe or setting, or a list of rows, densities, seeds
+            or learning rates that is empty or has repetitions.
     """
     _check(config)
     dense = {seed: _dense(config, seed, folder) for seed in config.seeds}
@@ -69,18 +83,19 @@ def jobs_of(config: CompareConfig, folder: Path) -> tuple[dict[int, Job], Jobs]:
 
 
 def settings_of(config: CompareConfig) -> dict[str, Any]:
-    """Return the settings as plain values, without those of the base that the axes replace."""
+    """Return the settings as plain values, without those that each training sets anew."""
     plain: dict[str, Any] = as_plain(config)
     for name in _REPLACED:
         *sections, key = ["base", *name.split(".")]
-        held = plain
+        section_settings = plain
         for section in sections:
-            held = held[section]
-        del held[key]
+            section_settings = section_settings[section]
+        del section_settings[key]
     return plain
 
 
 def _check(config: CompareConfig) -> None:
+    """Raise a ValueError for settings of a comparison that cannot work."""
     for name in ("rows", "densities", "seeds", "lrs"):
         given = list(getattr(config, name))
         if not given or len(set(given)) < len(given):
@@ -100,9 +115,9 @@ def _check(config: CompareConfig) -> None:
 
 
 def _check_base(base: RecipeConfig) -> None:
-    """Raise a ValueError for settings of a comparison's base that each training replaces."""
+    """Raise a ValueError if the base sets what the lists of the comparison set."""
     for name, axis in _REPLACED.items():
-        if (value := _at(base, name)) != _at(RecipeConfig(), name):
+        if (value := _setting(base, name)) != _setting(RecipeConfig(), name):
             raise ValueError(
                 f"base.{name} is {value}, and a comparison takes {axis} in its place; leave it "
                 f"out, and give --{axis}."
@@ -110,11 +125,11 @@ def _check_base(base: RecipeConfig) -> None:
 
 
 def _check_row(row: str, settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError for settings of a comparison's row that it cannot have for itself."""
+    """Raise a ValueError if a row sets what the lists of the comparison set or what rows share."""
     for name in [*_REPLACED, *_SHARED]:
         section, _, key = name.partition(".")
-        held = settings.get(section, {})
-        if section not in settings or (key and not (isinstance(held, Mapping) and key in held)):
+        given = settings.get(section, {})
+        if section not in settings or (key and not (isinstance(given, Mapping) and key in given)):
             continue
         if name in _REPLACED:
             axis = _REPLACED[name]
@@ -128,14 +143,15 @@ def _check_row(row: str, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _at(config: RecipeConfig, name: str) -> Any:
+def _setting(config: RecipeConfig, name: str) -> Any:
+    """Return a setting by its name with dots, such as ``"finetune.lr"``."""
     for part in name.split("."):
         config = getattr(config, part)
     return config
 
 
 def _check_pattern(row: str, config: RecipeConfig) -> None:
-    """Raise a ValueError for a row of HYDRA whose pattern keeps another share than its density."""
+    """Raise a ValueError if the pattern of a HYDRA row keeps a share other than its density."""
     pattern = getattr(config, "pattern", "none")
     n, _, m = pattern.partition(":")
     if n.isdigit() and config.density != int(n) / int(m):
@@ -146,10 +162,12 @@ def _check_pattern(row: str, config: RecipeConfig) -> None:
 
 
 def _folder_name(row: str) -> str:
+    """Return the name of a row's folder."""
     return row.replace(" ", "-")
 
 
 def _dense(config: CompareConfig, seed: int, folder: Path) -> Job:
+    """Return the training of the dense network of a seed."""
     here = folder / f"seed{seed}" / "dense"
     return Job("dense", "dense", replace(config.base, seed=seed), here)
 
@@ -157,26 +175,24 @@ def _dense(config: CompareConfig, seed: int, folder: Path) -> Job:
 def _job(
     config: CompareConfig, row: str, density: float, seed: int, lr: float, folder: Path
 ) -> Job:
+    """Return one training of a row, after a check of the row's settings."""
     settings = dict(config.rows[row])
     recipe = settings.pop("recipe", None)
-    legal = [name for name in RECIPES if name != "dense"]  # there is one anyway
+    legal = [name for name in RECIPES if name != "dense"]  # every comparison trains it
     if recipe not in legal:
         raise ValueError(f"row {row!r} has recipe {recipe!r}; legal: {', '.join(legal)}.")
     _check_row(row, settings)
-    merged = _merged(as_plain(config.base), settings)
-    merged = _merged(merged, {"density": density, "seed": seed, "finetune": {"lr": lr}})
-    merged["checkpoint"] = str(folder / f"seed{seed}" / "dense" / "pretrained.safetensors")
-    kind, _ = RECIPES[recipe]
-    built = build(kind, merged, where=f"row {row!r}")
+    kind, where = RECIPES[recipe].config, f"row {row!r}"
+    shared = build(kind, as_plain(config.base), where=where)
+    own = build(kind, settings, where=where, default=shared)
+    built = replace(
+        own,
+        density=density,
+        seed=seed,
+        finetune=replace(own.finetune, lr=lr),
+        checkpoint=folder / f"seed{seed}" / "dense" / "pretrained.safetensors",
+    )
     check_settings(built)
     _check_pattern(row, built)
     here = folder / f"seed{seed}" / _folder_name(row) / f"{density:g}" / f"lr{lr:g}"
     return Job(row, recipe, built, here)
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    both = dict(base)
-    for key, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
-        both[key] = _merged(both[key], value) if nested else value
-    return both

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing beside it: table, differences and plots."""
+"""The HTML page of a comparison: one file with its table, paired differences and plots inside."""
 
 from __future__ import annotations
 
@@ -11,31 +11,7 @@ import yaml
 from robust_plugin.recipes.compare.cells import Cell, conditions, pruned_densities
 from robust_plugin.recipes.compare.differences import Difference, differences
 from robust_plugin.recipes.compare.tables import interval_of
-from robust_plugin.recipes.pages.html import HEAD, STYLE, embedded, environment
-
-_TEMPLATE = (
-    HEAD
-    + """\
-<p class="note">{{ conditions }}</p>
-<p class="note">{{ terms }} Intervals: {{ interval }}.</p>
-<table><tr><th>method</th><th>kept</th><th>lr</th><th>validation</th>
-{% for measure in measures %}<th>{{ measure }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-<h2>Accuracy against density</h2><img alt="accuracy against density" src="{{ densities }}">
-{% if gains %}<h2>Paired differences</h2>
-<p class="note">Points of accuracy: learned rows minus the magnitude row that validation chose, or
-minus the dense network where there is none, and HYDRA minus LWM at uniform rates; {{ paired }}
-p: McNemar's exact test, one a seed.</p>
-<table><tr><th>difference</th><th>kept</th><th>by</th><th>points</th><th>interval</th><th>p</th></tr>
-{% for row in gains %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>{% endif %}
-<h2>Share kept by layer</h2><img alt="share kept by layer, first seed" src="{{ kept }}">
-<h2>Validation after each epoch</h2><img alt="robust accuracy on validation" src="{{ curves }}">
-<h2>Settings</h2><pre>{{ settings }}</pre>
-</body></html>
-"""
-)
+from robust_plugin.recipes.pages.html import data_url, load_template
 
 _TERMS = (
     "All rows of a seed start from its dense network and train the same number of epochs in all, "
@@ -54,15 +30,15 @@ def comparison_page(
     settings: Mapping[str, Any],
     plots: Mapping[str, Path],
 ) -> str:
-    """Return the HTML.
+    """Return the page as HTML.
 
     Args:
-        cells: the dense network's and the rows'.
-        title: of the page.
-        data: the data set's name.
-        threat: the threat model.
-        settings: the comparison's, as plain values.
-        plots: PNG files: ``"densities"``, ``"kept"`` and ``"curves"``.
+        cells: the dense network's cell and the cells of all rows.
+        title: title and heading of the page.
+        data: name of the data set.
+        threat: the threat model as text.
+        settings: settings of the comparison as plain values.
+        plots: PNG files by name: ``"densities"``, ``"kept"`` and ``"curves"``.
 
     Raises:
         ImportError: without jinja2.
@@ -70,11 +46,10 @@ def comparison_page(
     several = len(cells[0].reports) > 1
     gains = [each for density in pruned_densities(cells) for each in differences(cells, density)]
     paired = "95 % t interval over seeds." if several else "95 % paired bootstrap over the points."
-    template = environment().from_string(_TEMPLATE)
+    template = load_template("comparison.html.j2")
     return str(
         template.render(
             title=title,
-            style=STYLE,
             conditions=conditions(cells, data=data, threat=threat),
             terms=_TERMS,
             interval=interval_of(cells),
@@ -83,12 +58,13 @@ def comparison_page(
             paired=paired,
             gains=[_gain(each) for each in gains],
             settings=yaml.safe_dump(dict(settings), sort_keys=False),
-            **{name: embedded(path.read_bytes()) for name, path in plots.items()},
+            **{name: data_url(path.read_bytes()) for name, path in plots.items()},
         )
     )
 
 
 def _row(cell: Cell) -> list[str]:
+    """Return the table row of one cell as text."""
     lr = "" if cell.lr is None else f"{cell.lr:g}"
     if cell.diverged:
         lr += f" ({', '.join(f'{each:g}' for each in cell.diverged)} diverged)"
@@ -98,6 +74,7 @@ def _row(cell: Cell) -> list[str]:
 
 
 def _gain(each: Difference) -> list[str]:
+    """Return the table row of one paired difference as text."""
     return [
         f"{each.first} minus {each.second}",
         f"{100 * each.density:g} %",

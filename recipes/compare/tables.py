@@ -1,4 +1,4 @@
-"""What is shown: tables with n and intervals, and plots over densities, layers and epochs."""
+"""The text table of a comparison, with n and intervals, and its plots over densities and epochs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from robust_plugin.recipes.pages.plots import STYLES, pyplot, save_plot
 
 
 def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
-    """Return the comparison as Markdown: a line a cell, then the paired differences.
+    """Return the comparison as Markdown: one line per cell, then the paired differences.
 
-    One seed: accuracy with its Wilson 95 % interval over the points. Several: the mean over
-    seeds with the half-width of its 95 % t interval.
+    With one seed, each accuracy has its Wilson 95 % interval over the test points. With several
+    seeds, it is the mean over seeds with the half-width of its 95 % t interval.
+
+    Args:
+        cells: the dense network's cell and the cells of all rows.
+        data: name of the data set.
+        threat: the threat model as text.
     """
     rows = cells[0].rows
     lines = [
@@ -41,7 +46,11 @@ def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
 
 
 def _gain(cells: Sequence[Cell], density: float, rows: Sequence[str]) -> list[str]:
-    """The differences in what is certified, where anything is; else under the first attack."""
+    """Return the lines with the paired differences at a density.
+
+    They compare certified accuracy if points were proved, and accuracy under the first attack if
+    not.
+    """
     measure = "certified" if "certified" in rows else rows[min(1, len(rows) - 1)]
     against = reference(cells, density)
     found = [each for each in differences(cells, density) if each.measure == measure]
@@ -59,14 +68,14 @@ def _gain(cells: Sequence[Cell], density: float, rows: Sequence[str]) -> list[st
 
 
 def plot_densities(cells: Sequence[Cell], path: Path) -> None:
-    """Draw accuracy against density with intervals, a panel a measure, to a PNG.
+    """Plot accuracy against density with intervals, one panel per measure, to a PNG file.
 
-    Bars are the 95 % t interval over seeds or, of one seed, Wilson's over its test points; the
-    dense network is the line across, its interval the band.
+    Error bars are the 95 % t interval over seeds or, for one seed, Wilson's interval over its test
+    points. The dense network is a horizontal line, and its interval is the band around the line.
 
     Args:
-        cells: of a comparison.
-        path: the file.
+        cells: the dense network's cell and the cells of all rows.
+        path: the PNG file.
     """
     plt = pyplot()
     rows, densities = cells[0].rows, pruned_densities(cells)
@@ -83,7 +92,7 @@ def plot_densities(cells: Sequence[Cell], path: Path) -> None:
         for number, name in enumerate(names):
             line = [cell for cell in pruned if cell.row == name]
             found = [[100 * value for value in cell.interval(row)] for cell in line]
-            shift = 1.03 ** (number - (len(names) - 1) / 2)  # bars side by side
+            shift = 1.03 ** (number - (len(names) - 1) / 2)  # so that bars do not overlap
             axes.errorbar(
                 [100 * cell.density * shift for cell in line],
                 [mean for mean, _, _ in found],
@@ -102,17 +111,17 @@ def plot_densities(cells: Sequence[Cell], path: Path) -> None:
 
 
 def interval_of(cells: Sequence[Cell]) -> str:
-    """Return what the intervals of a comparison are."""
+    """Return a description of the intervals in a comparison, such as "95 % t interval, 3 seeds"."""
     seeds = len(cells[0].reports)
     return f"95 % t interval, {seeds} seeds" if seeds > 1 else "Wilson 95 % of one seed's points"
 
 
 def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Draw robust accuracy on validation against epochs, a panel a density, to a PNG.
+    """Plot robust accuracy on validation against epochs, one panel per density, to a PNG file.
 
     Args:
-        curves: by panel, then by method: the accuracy after each epoch, in [0, 1].
-        path: the file.
+        curves: accuracy after each epoch, in [0, 1], by title of the panel, then by method.
+        path: the PNG file.
     """
     plt = pyplot()
     figure, panels = plt.subplots(

@@ -1,9 +1,11 @@
 """The settings of every command, as dataclasses, and how they are read.
 
-``schema.py`` has the settings of a recipe, ``objective.py`` those of its loss, ``evaluate.py``
-and ``compare.py`` those of these commands. ``read.py`` builds them from YAML and options,
-``presets.py`` finds presets and applies the suffixes of their names (``variants.yaml``),
-``identity.py`` says which settings a trained weight depends on.
+Start with ``schema.py``, which has the settings of a recipe. ``objective.py`` has the settings of
+its loss, ``evaluate.py`` and ``compare.py`` have those of the commands ``evaluate`` and
+``compare``. ``read.py`` fills these dataclasses from YAML files, ``options.py`` from the command
+line.
+``presets.py`` finds preset files and applies the endings of their names (``variants.yaml``).
+``identity.py`` says which settings the trained weights of a run depend on.
 
 Not here: what the settings do (``training``, ``evaluate``, ``compare``).
 

@@ -1,4 +1,8 @@
-"""Which settings a file came from, and the seeds that follow from them."""
+"""Which settings the trained weights of a run depend on.
+
+A run writes these settings into its checkpoints. It continues from a checkpoint only if they are
+the same.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ from robust_plugin.recipes.config.read import as_plain
 from robust_plugin.recipes.config.schema import RecipeConfig
 from robust_plugin.recipes.runtime.weight_files import check_file
 
-# Settings that no trained weight depends on but for rounding (and, where a batch is split, for
-# BatchNorm's share of it), or that the stage or file that does brings itself.
+# Settings that are not part of a run's identity. Some do not change the trained weights, except by
+# rounding and, for micro-batches, by BatchNorm, which sees smaller batches. The others are compared
+# elsewhere: each stage writes its own settings into its checkpoints, and a given checkpoint is
+# compared by its content.
 _NOT_IDENTITY = (
     *("checkpoint", "pretrain", "prune", "finetune", "evaluation", "device", "threads"),
     *("accumulate", "channels_last", "compile", "tracker"),
@@ -22,7 +28,7 @@ _NOT_IDENTITY = (
 _NOT_IDENTITY_OF_DATA = ("workers",)
 
 
-# What runs had that are older than the setting.
+# Settings that older runs do not have, with the values that those runs were trained with.
 _LATER = {
     "round_to": 1,
     "pretraining": "robust",
@@ -34,10 +40,12 @@ _LATER = {
 
 
 def identity_of(config: RecipeConfig) -> dict[str, Any]:
-    """Return the settings that all stages of a run depend on; a checkpoint by its content.
+    """Return the settings that all stages of a run depend on.
+
+    The checkpoint is represented by the SHA-256 of its content.
 
     Raises:
-        ValueError: if there is no such checkpoint, or no weights in it.
+        ValueError: if the checkpoint does not exist or holds no weights.
     """
     plain = as_plain(config)
     kept = {name: value for name, value in plain.items() if name not in _NOT_IDENTITY}
@@ -53,7 +61,8 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
 def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Raise a ValueError that names the first setting in which two identities differ."""
     before, after = _LATER | _flat(saved), _LATER | _flat(now)
-    ignored = {f"data.{name}" for name in _NOT_IDENTITY_OF_DATA}  # older runs have them
+    # Older runs have these settings in their identity.
+    ignored = {f"data.{name}" for name in _NOT_IDENTITY_OF_DATA}
     for key in [*before, *after]:
         if key not in ignored and before.get(key) != after.get(key):
             raise ValueError(
@@ -63,6 +72,7 @@ def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], fold
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one mapping, from paths such as ``data.name`` to values."""
     if not isinstance(settings, Mapping):
         return {prefix: settings}
     return {

@@ -1,4 +1,4 @@
-"""The loss of a recipe, as settings: one objective for all three phases."""
+"""The settings of a recipe's loss, as a frozen dataclass: one objective for all three phases."""
 
 from __future__ import annotations
 
@@ -23,23 +23,36 @@ ObjectiveName = Literal[
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The loss, the same in all phases.
+    """The training loss, the same one in all phases.
 
     Attributes:
-        name: which one; benign or by attack (adversarial, trades, mart, free), by bounds
-            (certified, mixtrain), for randomized smoothing (stability, gaussian, smoothadv).
-        steps: of the attack inside.
-        step_size: of the attack inside, as eps is given; None is 2.5 eps / steps.
-        beta: the weight of robustness; None is the paper's: trades 6, mart 5, stability 6.
-        replays: how often free training shows a batch; epochs are divided by it.
-        sigma: of the noise of stability, gaussian and smoothadv, in input units.
-        samples: of smoothadv's noise a point.
-        bounds: of certified: ibp, or crown-ibp, which moves to ibp along the ramp.
-        kappa: of certified: the weight of the clean loss where the ramp begins and where it ends.
-        ramp: how eps and these weights rise: linear, or smoothed: a quartic that turns into a line.
-        nrs: of certified: the weight of normalised ReLU stability; .01 in its paper.
-        points: of mixtrain: sampled from each batch for bounds; 1 for large networks, 5 for small.
-        eps_factor: certified and mixtrain train at this many times eps; 1.1 in CIFAR recipes.
+        name: loss to train with: benign (cross-entropy without attacks), adversarial, trades, mart
+            or free (by attacks), certified or mixtrain (by provable bounds), stability, gaussian or
+            smoothadv (for randomized smoothing).
+        steps: number of gradient steps of the attack in the losses adversarial, trades, mart and
+            smoothadv, and of the attack on the validation points.
+        step_size: step size of the attack in the loss, as a number or a fraction such as 2/255;
+            None for 2.5 eps / steps, and for the loss free for eps.
+        beta: weight of the robust term in the losses trades, mart and stability; None for the
+            value of its paper (trades 6, mart 5, stability 6).
+        replays: number of times that the loss free trains on each batch in a row; the number of
+            epochs is divided by it.
+        sigma: standard deviation of the Gaussian noise in the losses stability, gaussian and
+            smoothadv, where pixels are in [0, 1].
+        samples: number of noise samples per point in the loss smoothadv.
+        bounds: bounds that the loss certified uses: ibp, or crown-ibp, which changes gradually to
+            ibp during the ramp.
+        kappa: weight of the clean loss in the loss certified, at the start and at the end of the
+            ramp: two numbers in [0, 1].
+        ramp: shape of the curve by which eps and the loss weights grow in the losses certified,
+            mixtrain and smoothadv: linear, or smoothed (a quartic at first, then linear). Its
+            length is set for each phase by pretrain.ramp, prune.ramp and finetune.ramp.
+        nrs: weight of the regulariser "normalised ReLU stability" in the loss certified; its paper
+            uses 0.01, and 0 leaves it out.
+        points: number of points of each batch that the loss mixtrain computes bounds for; its paper
+            takes 1 for large networks and 5 for small ones.
+        eps_factor: factor by which the losses certified and mixtrain train with a larger eps than
+            that of the threat model; CIFAR recipes use 1.1.
     """
 
     name: ObjectiveName = "adversarial"

@@ -1,4 +1,9 @@
-"""Presets: YAML files of settings, what they extend, and what the endings of a name change."""
+"""Presets: YAML files of settings in ``recipes/configs``.
+
+A preset may extend another file. A preset's name may have endings, each of which changes a few
+settings: ``hydra/digits-erk`` is the file ``hydra/digits.yaml`` and the ending ``-erk``.
+``variants.yaml`` defines the endings.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +18,20 @@ import yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 _VARIANTS = Path(__file__).parent / "variants.yaml"
-# Of a preset's keys, those that are no settings.
+# The keys of a preset file that are not settings.
 _EXTENDS, _ABOUT = "extends", "about"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What an ending of a preset's name changes.
+    """An ending of preset names, and the settings that it changes.
 
     Attributes:
-        name: the ending, without its hyphen.
-        axis: what it decides; a name has one ending of each axis.
-        about: in a few words.
-        commands: whose presets take it.
-        settings: laid over those of the preset.
+        name: the ending without its hyphen.
+        axis: what the ending decides, such as rates; a name has at most one ending per axis.
+        about: description in a few words.
+        commands: commands whose presets take the ending.
+        settings: settings that replace those of the preset; sections may be partial.
     """
 
     name: str
@@ -38,12 +43,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings of one file, to be laid over those of the layers before it.
+    """The settings of one file or ending; they replace those of the layers before it.
 
     Attributes:
-        where: what an error calls the place.
-        settings: as the file has them; sections may be partial.
-        about: what the file says about itself in one line, or nothing.
+        where: the file or ending; error messages begin with it.
+        settings: settings as the file has them; sections may be partial.
+        about: one-line description from the file; empty if it has none.
     """
 
     where: str
@@ -59,7 +64,7 @@ def preset_names() -> list[str]:
 
 @lru_cache
 def variants() -> Mapping[str, Variant]:
-    """Return the endings that a preset's name may have, by name."""
+    """Return all endings that the names of presets may have, by the ending's name."""
     return {
         name: Variant(name, axis, each["about"], tuple(each["commands"]), each["settings"])
         for axis, names in yaml.safe_load(_VARIANTS.read_text()).items()
@@ -68,13 +73,14 @@ def variants() -> Mapping[str, Variant]:
 
 
 def preset_layers(name: str | Path) -> tuple[Layer, ...]:
-    """Return a preset's settings as layers, each to be laid over the one before.
+    """Return the settings of a preset as layers; each replaces settings of those before it.
 
-    A preset begins with what it extends, if anything. A name that is no file is one with endings:
-    ``harp/cifar10-vgg16-mart-channels`` is ``harp/cifar10-vgg16`` and two variants.
+    The layers are the file that the preset extends, if any, then the preset's own file, then its
+    endings: ``harp/cifar10-vgg16-mart-channels`` is the file ``harp/cifar10-vgg16.yaml`` and the
+    endings ``-mart`` and ``-channels``.
 
     Args:
-        name: a preset, with or without endings, or a path to a file of one's own.
+        name: name of a preset, with or without endings, or a path to a YAML file.
 
     Raises:
         ValueError: for an unknown preset or ending, two endings of one axis, a file that is no
@@ -98,7 +104,12 @@ def _layers(name: str, *, beside: Path | None, above: tuple[Path, ...]) -> tuple
 
 
 def _located(name: str, beside: Path | None) -> tuple[Path, tuple[Variant, ...]]:
-    """Return the file of a name, and the variants that its endings are."""
+    """Return the file that a name stands for, and the endings of the name.
+
+    Args:
+        name: name of a preset, with or without endings, or a path to a YAML file.
+        beside: the file that extends this name, or None; a path is looked for beside it first.
+    """
     base, endings = name, list[Variant]()
     while True:
         if (path := CONFIGS / f"{base}.yaml").is_file():
@@ -121,6 +132,7 @@ def _located(name: str, beside: Path | None) -> tuple[Path, tuple[Variant, ...]]
 
 
 def _check_axes(name: str, endings: Iterable[Variant]) -> None:
+    """Raise a ValueError if two endings of a name decide the same thing."""
     seen: dict[str, Variant] = {}
     for each in endings:
         if each.axis in seen:
@@ -132,6 +144,7 @@ def _check_axes(name: str, endings: Iterable[Variant]) -> None:
 
 
 def _content(path: Path) -> Mapping[str, Any]:
+    """Return the settings in a YAML file, with the keys ``extends`` and ``about``."""
     try:
         content = _parsed(path.read_text())
     except yaml.YAMLError as error:

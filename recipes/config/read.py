@@ -1,32 +1,65 @@
-"""Configurations: frozen dataclasses, YAML presets, and the command line over both."""
+"""Fill the dataclasses of settings from YAML presets and command-line options, strictly.
+
+The dataclasses of ``schema.py`` say which settings there are and of which types. pydantic compares
+what was given with these types and finds all mistakes at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AllowInfNan,
+    BeforeValidator,
+    ConfigDict,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from robust_plugin.recipes.config.presets import preset_layers
 
 T = TypeVar("T")
 
+# What is legal where pydantic reports an error of this type. Other texts come with the error.
+_LEGAL = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "is_instance_of": "a path",  # Path is the only class that is checked this way
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of settings",
+}
+
 
 def read_preset(name: str | Path, kind: type[T], default: T | None = None) -> T:
-    """Read a YAML preset into a configuration.
+    """Read a YAML preset into a dataclass of settings.
 
     Args:
-        name: a preset such as ``"hydra/digits"`` or ``"hydra/digits-erk"`` (see recipes/presets.py;
-            any command may read another's), or a path to a file.
+        name: a preset such as ``"hydra/digits"`` or ``"hydra/digits-erk"`` (see
+            ``recipes/config/presets.py``), or a path to a file. A command may read the presets of
+            another command.
         kind: the dataclass to fill.
-        default: has what the preset leaves out; None takes the dataclass's defaults.
+        default: values of the settings that the preset leaves out; None for the defaults of the
+            dataclass.
 
     Raises:
-        ValueError: for an unknown preset, a file that is no YAML mapping, or an unknown key or
-            illegal value, naming it and what is legal.
+        ValueError: for an unknown preset, a file that is no YAML mapping, an unknown setting or an
+            illegal value. The message names each wrong setting and what is legal.
     """
     filled = kind() if default is None else default
     for layer in preset_layers(name):
@@ -35,85 +68,28 @@ def read_preset(name: str | Path, kind: type[T], default: T | None = None) -> T:
 
 
 def build(kind: type[T], content: Mapping[str, Any], *, where: str, default: T | None = None) -> T:
-    """Fill a dataclass from plain mappings, strictly.
+    """Fill a dataclass of settings from plain mappings, strictly.
 
     Args:
         kind: the dataclass.
-        content: its settings; sections may be partial.
-        where: what an error calls the place.
-        default: has what the content leaves out; None takes the dataclass's defaults.
+        content: the given settings by name. A section (a dataclass inside the dataclass) is a
+            mapping too, and may leave settings out.
+        where: where the content comes from, such as a file; error messages begin with it.
+        default: values of the settings that the content leaves out; None for the defaults of the
+            dataclass.
 
     Raises:
-        ValueError: naming an unknown key or an illegal value, where it stands, and what is legal.
+        ValueError: for unknown settings and illegal values. The message names each of them by its
+            path (``threat.eps``), and says what is legal.
     """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where}: {content!r} is no mapping of {kind.__name__}'s settings.")
-    hints = typing.get_type_hints(kind)
-    legal = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if unknown := [key for key in content if key not in legal]:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; legal: {', '.join(legal)}.")
-    base: Any = kind() if default is None else default
-    values = {
-        key: _convert(hints[key], value, where=f"{where}: {key}", default=getattr(base, key))
-        for key, value in content.items()
-    }
-    filled: T = dataclasses.replace(base, **values)
-    return filled
-
-
-def _convert(hint: Any, value: Any, *, where: str, default: Any = None) -> Any:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where=where, default=default)  # type: ignore[arg-type]
-    if origin is Literal:
-        if value not in options:
-            raise ValueError(f"{where} is {value!r}; legal: {', '.join(map(str, options))}.")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in options:
-            return None
-        return _convert(options[0], value, where=where)
-    if hint is Any:
-        return value
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is {value!r}; legal: a mapping.")
-        return {
-            _convert(options[0], key, where=where): _convert(
-                options[1], each, where=f"{where}: {key}"
-            )
-            for key, each in value.items()
-        }
-    if origin is tuple:
-        some = len(options) if options[-1] is not Ellipsis else None
-        if not isinstance(value, list | tuple) or some not in (None, len(value)):
-            raise ValueError(
-                f"{where} is {value!r}; legal: a list{f' of {some}' * (some is not None)}."
-            )
-        return tuple(_convert(options[0], each, where=where) for each in value)
     try:
-        return _plain(hint, value)
-    except (TypeError, ValueError, OverflowError):
-        legal = "float, finite" if hint is float else hint.__name__
-        raise ValueError(f"{where} is {value!r}; legal: {legal}.") from None
-
-
-def _plain(hint: Any, value: Any) -> Any:
-    """Return a value in the type of its setting, or raise where it is none of that type."""
-    # YAML reads 1e-3 as text, and the radius 0.1, which may be 8/255 too, as a number.
-    written: Any = {bool: bool, Path: str | Path}.get(hint, str | int | float)
-    if not isinstance(value, written) or (isinstance(value, bool) and hint is not bool):
-        raise TypeError
-    if hint is Path and value == "":
-        raise ValueError
-    if hint not in (int, float):
-        return hint(value)
-    if hint is int and isinstance(value, int):
-        return value
-    number = float(value)
-    if not math.isfinite(number) or (hint is int and number != int(number)):
-        raise ValueError
-    return hint(number)
+        given = _adapter(kind).validate_python(content)  # type: ignore[arg-type]
+    except ValidationError as error:
+        found = [_sentence(kind, each) for each in error.errors(include_url=False)]
+        several = f"{len(found)} settings are wrong:\n  " if len(found) > 1 else ""
+        raise ValueError(f"{where}: {several}" + "\n  ".join(found)) from None
+    filled: T = _replaced(kind() if default is None else default, given)
+    return filled
 
 
 def as_plain(config: Any) -> Any:
@@ -125,3 +101,118 @@ def as_plain(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [as_plain(value) for value in config]
     return str(config) if isinstance(config, Path) else config
+
+
+@lru_cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(_strict(kind))
+
+
+def _strict(hint: Any) -> Any:
+    """Return the type that pydantic checks a setting by, without guesses.
+
+    By default pydantic reads True as 1 and "no" as False, which is refused here. Numbers may be
+    written as text, since YAML reads 1e-3 as text. Text may be written as a number, since a radius
+    is text ("8/255") and may be 0.1.
+
+    Args:
+        hint: type hint of the setting. A dataclass becomes a model in which all settings are
+            optional, so that the content need not give all of them.
+    """
+    origin: Any = typing.get_origin(hint)
+    options = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        fields: dict[str, Any] = {name: (_strict(each), None) for name, each in hints.items()}
+        name = getattr(hint, "__name__", "")
+        return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+    if origin is tuple:
+        length = None if options[-1] is Ellipsis else len(options)
+        items = tuple(each if each is Ellipsis else _strict(each) for each in options)
+        return Annotated[origin[items], Strict(), BeforeValidator(_to_tuple(length))]
+    if origin is Mapping:
+        return origin[tuple(map(_strict, options))]
+    if origin in (types.UnionType, typing.Union):  # the only unions in the settings are with None
+        return _strict(options[0]) | None
+    return {
+        bool: Annotated[bool, Strict()],
+        int: Annotated[int, Strict(), BeforeValidator(_to_whole)],
+        float: Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_to_number)],
+        str: Annotated[str, Strict(), BeforeValidator(_to_text)],
+        Path: Annotated[Path, Strict(), BeforeValidator(_to_path)],
+    }.get(hint, hint)
+
+
+# These functions convert a value before pydantic checks its type. They return a value that they
+# cannot convert unchanged, so that pydantic refuses it.
+
+
+def _to_number(value: Any) -> Any:
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return value
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return value
+    return number if math.isfinite(number) else value
+
+
+def _to_whole(value: Any) -> Any:
+    if isinstance(value, int):  # not through a float, which rounds large numbers
+        return value
+    number = _to_number(value)
+    return int(number) if isinstance(number, float) and number.is_integer() else value
+
+
+def _to_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _to_path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+def _to_tuple(length: int | None) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        if length not in (None, len(value)):
+            raise PydanticCustomError("length", "a list of {length}", {"length": length})
+        return tuple(value)
+
+    return convert
+
+
+def _replaced(config: Any, given: Any) -> Any:
+    """Return a dataclass with the settings that a validated pydantic model was given."""
+    values = {name: getattr(given, name) for name in given.model_fields_set}
+    sections = {n for n in values if dataclasses.is_dataclass(getattr(config, n))}
+    return dataclasses.replace(
+        config,
+        **{n: _replaced(getattr(config, n), v) if n in sections else v for n, v in values.items()},
+    )
+
+
+def _sentence(kind: type[Any], error: ErrorDetails) -> str:
+    """Return one of pydantic's errors as a sentence: the setting, the value, and what is legal."""
+    *sections, name = error["loc"] or [""]
+    path, value = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        legal = _names_of(kind, sections)
+        near = difflib.get_close_matches(str(name), legal, n=1)
+        hint = f" (did you mean {'.'.join([*map(str, sections), near[0]])}?)" if near else ""
+        return f"unknown setting {path}{hint}; legal: {', '.join(legal)}."
+    if name == "[key]":
+        return f"{'.'.join(map(str, sections[:-1]))} has the key {value!r}; legal: text."
+    if error["type"] == "literal_error":
+        legal_values = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"{path} is {value!r}; legal: {', '.join(legal_values)}."
+    what = f"{path} is {value!r}" if path else f"{value!r} is given"
+    return f"{what}; legal: {_LEGAL.get(error['type'], error['msg'])}."
+
+
+def _names_of(kind: type[Any], sections: Sequence[int | str]) -> list[str]:
+    """Return the names of all settings in a section, which is found by the names on the way."""
+    for section in sections:
+        kind = typing.get_type_hints(kind)[str(section)]
+    return [field.name for field in dataclasses.fields(kind)]

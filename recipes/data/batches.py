@@ -1,7 +1,7 @@
-"""The batches of an epoch: what is in them, and which of their points a process computes.
+"""The batches of an epoch, and which of their points each process computes.
 
-All of it is a function of (seed, epoch), so that a continued run sees the batches of the
-uninterrupted one, and none of it of the number of processes, micro-batches or workers.
+The batches depend only on (seed, epoch), so a continued run sees the same batches as a run that was
+not interrupted. They do not depend on the number of processes, micro-batches or workers.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from robust_plugin.runtime.random import seed_of
 
 @runtime_checkable
 class Composed(Protocol):
-    """A data set that says itself what a batch of it holds."""
+    """A data set that chooses the points of its batches itself."""
 
     def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-        """Return the batches of one epoch, as indices."""
+        """Return the batches of one epoch, as lists of indices."""
 
     def steps(self, *, batch_size: int) -> int:
-        """Return how many there are."""
+        """Return the number of batches in one epoch."""
 
 
 def batches_of(
     dataset: Dataset[Any], *, batch_size: int, seed: int, epoch: int, shuffle: bool
 ) -> list[list[int]]:
-    """Return the batches of one epoch, as indices; the last one may have fewer.
+    """Return the batches of one epoch, as lists of indices; the last batch may be shorter.
 
     Args:
-        dataset: any with a length.
-        batch_size: points in a batch, over all processes.
-        seed: the run's seed.
-        epoch: the epoch's number.
-        shuffle: permute the points, or keep their order.
+        dataset: data set with a length.
+        batch_size: number of points per batch, over all processes.
+        seed: seed of the run.
+        epoch: number of the epoch.
+        shuffle: permute the points; otherwise they keep their order.
     """
     if shuffle and isinstance(dataset, Composed):
         return dataset.batches(batch_size=batch_size, seed=seed, epoch=epoch)
@@ -50,32 +50,45 @@ def batches_of(
 
 
 def steps_of(dataset: Dataset[Any], *, batch_size: int) -> int:
-    """Return how many batches an epoch of training has."""
+    """Return the number of batches in one epoch of training."""
     if isinstance(dataset, Composed):
         return dataset.steps(batch_size=batch_size)
     return math.ceil(len(cast(Sized, dataset)) / batch_size)
 
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:
-    """Return a generator that is a function of the pair; near pairs give unrelated streams."""
+    """Return a generator that depends only on (seed, epoch).
+
+    The pair is hashed, so that neighbouring pairs give unrelated random numbers.
+    """
     digest = hashlib.sha256(f"{seed},{epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def rows_of(size: int, part: int, parts: int) -> range:
-    """Return which places of a batch a part computes: every ``parts``-th, from its own number on.
+    """Return the positions in a batch that a part computes: part, part + parts, part + 2 parts, ...
 
-    A part's i-th point keeps its place when a batch is shorter, as the last one of an epoch is:
-    what an objective carries from batch to batch (free adversarial training) stays with its place.
+    So the i-th point of a part has the same position in every batch, also in the shorter last batch
+    of an epoch. Free adversarial training needs this: it keeps a perturbation per position.
+
+    Args:
+        size: number of points in the batch.
+        part: number of the part, 0 to parts - 1.
+        parts: number of parts that the batch is split into.
     """
     return range(part, size, parts)
 
 
-class Drawn(Dataset[Any]):
-    """A data set whose random augmentation is a function of (seed, epoch, point).
+class SeededAugmentation(Dataset[Any]):
+    """A data set whose random augmentation depends only on (seed, epoch, point).
 
-    So it depends neither on who loads the point nor on what was loaded before, and the global
-    generator is left alone.
+    So it depends neither on the process that loads a point nor on the points loaded before. The
+    global generator is the same before and after.
+
+    Args:
+        dataset: data set that augments its points with torch's global generator.
+        seed: seed of the run.
+        epoch: number of the epoch.
     """
 
     def __init__(self, dataset: Dataset[Any], *, seed: int, epoch: int) -> None:
@@ -86,7 +99,7 @@ class Drawn(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         before = torch.get_rng_state()
-        # Not torch.manual_seed, which would also reach for the GPUs, in a worker too.
+        # Not torch.manual_seed: it would also seed the GPUs, and a worker must not use them.
         torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))
         try:
             return self.dataset[index]

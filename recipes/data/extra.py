@@ -1,8 +1,8 @@
-"""Extra training data beside the real one, in a fixed share of each batch.
+"""Extra training images, which take a fixed share of each batch.
 
-Pseudo-labelled or generated images, as in robust self-training (Carmon et al. 2019), which the
-figures of HYDRA on CIFAR-10 use: 500,000 images, 128 of them beside 128 real ones in each batch.
-Files are .npz or .npy; a pickle is never read, since loading one runs what is in it.
+They are pseudo-labelled or generated images, as in robust self-training (Carmon et al. 2019).
+HYDRA's figures on CIFAR-10 use 500,000 of them, 128 beside 128 real images in each batch. Files are
+.npz or .npy. A pickle is never read, since loading one can run any code.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from robust_plugin.recipes.data.batches import generator_of
-from robust_plugin.recipes.data.datasets import Data
 from robust_plugin.recipes.data.images import Resident, augmented, in_unit
+from robust_plugin.recipes.data.parts import Data
 
 _CPU = torch.device("cpu")
 _IMAGES = ("images", "image", "data")
@@ -34,12 +34,12 @@ _LAYOUT = (
 
 
 class Extra(Resident):
-    """Extra images, bytes in memory or in a mapped file.
+    """Extra images, as bytes in memory or in a memory-mapped file.
 
     Args:
-        images: uint8, [N, C, H, W].
-        labels: integers, [N].
-        augmentation: see ``augmented``.
+        images: uint8, shape [N, C, H, W].
+        labels: integers, shape [N].
+        augmentation: one of ``images.AUGMENTATIONS``.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, augmentation: str = "none") -> None:
@@ -47,17 +47,18 @@ class Extra(Resident):
         self.images, self.labels = images, labels
 
     def plain(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, as they are; only these go to the device."""
+        """Return points by their numbers, without augmentation; only these go to the device."""
         return in_unit(self.images[rows].to(device)), self.labels[rows].to(device)
 
 
 class Mixed(Dataset[Any]):
-    """Real and extra points; an epoch is one pass over the real ones.
+    """Real and extra training points together; an epoch is one pass over the real points.
 
     Args:
-        real: the training points; they come first in the numbering.
-        extra: the others; each epoch draws its own from them, none twice before all were seen.
-        share: of the extra points in each batch, in (0, 1).
+        real: the real training points, numbers 0 to len(real) - 1.
+        extra: the extra points; their numbers follow. Each epoch chooses from them at random; none
+            is used twice in an epoch before all were used once.
+        share: share of extra points in each batch, in (0, 1).
     """
 
     def __init__(self, real: Dataset[Any], extra: Dataset[Any], *, share: float) -> None:
@@ -72,16 +73,16 @@ class Mixed(Dataset[Any]):
         return x, int(y)
 
     def of_batch(self, batch_size: int) -> tuple[int, int]:
-        """Return how many points of a batch are real and how many extra, at least one each."""
+        """Return the numbers of real and of extra points in a batch, each at least 1."""
         extra = min(batch_size - 1, max(1, round(self.share * batch_size)))
         return batch_size - extra, extra
 
     def steps(self, *, batch_size: int) -> int:
-        """Return how many batches an epoch has."""
+        """Return the number of batches in one epoch."""
         return math.ceil(self._n / self.of_batch(batch_size)[0])
 
     def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-        """Return the batches of one epoch; a shorter last one keeps the proportion."""
+        """Return the batches of one epoch; a shorter last one keeps the share of extra points."""
         real, extra = self.of_batch(batch_size)
         generator = generator_of(seed, epoch)
         order = torch.randperm(self._n, generator=generator).tolist()
@@ -98,7 +99,7 @@ class Mixed(Dataset[Any]):
 
 
 class MixedResident(Mixed):
-    """The same where the real points are in memory too: whole batches at once."""
+    """Real and extra points, both in memory; it returns whole batches at once."""
 
     real: Resident
     extra: Resident
@@ -108,24 +109,25 @@ class MixedResident(Mixed):
         n = len(self.real)
         own = rows < n
         parts = self.real.plain(rows[own], device), self.extra.plain(rows[~own] - n, device)
-        # Where each row of the batch is, once the real ones have come first.
+        # The parts below are joined with the real points first; order has the place of each row.
         order = torch.cat([own.nonzero(), (~own).nonzero()]).flatten().argsort().to(device)
         x, y = (torch.cat(part)[order] for part in zip(*parts, strict=True))
         return augmented(x, self.real.augmentation), y
 
 
 def with_extra(data: Data, path: Path, *, share: float, batch_size: int) -> Data:
-    """Return the data with extra points beside the training points, augmented as they are.
+    """Return the data with extra training points, which get the same augmentation as the real ones.
 
     Args:
-        data: the real data; validation and test points stay as they are.
-        path: an .npz, or a folder with images.npy and labels.npy.
-        share: of the extra points in each batch.
-        batch_size: points in a batch, to refuse a share that leaves none of either.
+        data: the real data; its validation and test points do not change.
+        path: an .npz file, or a folder with images.npy and labels.npy.
+        share: share of extra points in each batch, in (0, 1).
+        batch_size: number of points per batch. It is needed to refuse a share that would leave no
+            real or no extra point in a batch.
 
     Raises:
         ValueError: for a missing file or key, a wrong shape or dtype, labels out of range, or a
-            share outside (0, 1) or below one point of a batch.
+            share that is outside (0, 1) or leaves no real or no extra point in a batch.
     """
     if not 0 < share < 1 or not 1 <= round(share * batch_size) < batch_size:
         raise ValueError(
@@ -156,13 +158,14 @@ def with_extra(data: Data, path: Path, *, share: float, batch_size: int) -> Data
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the images and labels in a file or folder."""
     files = (path / "images.npy", path / "labels.npy")
     if not path.exists():
         raise ValueError(f"data.extra: there is no {path}; expected: {_LAYOUT}.")
     if path.is_dir() and not all(file.is_file() for file in files):
         raise ValueError(f"data.extra: {path} lacks images.npy or labels.npy; expected: {_LAYOUT}.")
     try:
-        if path.is_dir():  # mapped: only what is asked for is read, and nothing is written
+        if path.is_dir():  # memory-mapped: only the images in use are read, and nothing is written
             return (
                 np.load(files[0], mmap_mode="c", allow_pickle=False),
                 np.load(files[1], allow_pickle=False),
@@ -172,12 +175,13 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
             raise ValueError("it is one array")
         with content:
             return _one_of(content, _IMAGES), _one_of(content, _LABELS)
-    # NumPy's errors; none of them names the file.
+    # These are NumPy's errors; none of them names the file.
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"data.extra: {path}: {error}; expected: {_LAYOUT}.") from error
 
 
 def _one_of(content: Any, names: tuple[str, ...]) -> NDArray[Any]:
+    """Return the first array of an .npz file that has one of the names."""
     for name in names:
         if name in content.files:
             found: NDArray[Any] = content[name]
@@ -186,6 +190,7 @@ def _one_of(content: Any, names: tuple[str, ...]) -> NDArray[Any]:
 
 
 def _channels_first(images: NDArray[Any], shape: tuple[int, int, int], path: Path) -> bool:
+    """Return whether the images are [N, C, H, W]; False for [N, H, W, C], else a ValueError."""
     channels, height, width = shape
     legal = {(channels, height, width): True, (height, width, channels): False}
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in legal:

@@ -1,7 +1,7 @@
-"""Points that are images: read from disk when asked for, or kept in memory.
+"""Data sets of images that are read from disk at each use, or kept in memory.
 
-Small images cost more to read, decode and augment one by one than a small network costs to train:
-those that fit are decoded once, kept as bytes and augmented a batch at a time.
+To read, decode and augment small images one by one takes more time than to train a small network on
+them. So images that fit in memory are decoded once, kept as bytes and augmented in whole batches.
 """
 
 from __future__ import annotations
@@ -18,14 +18,22 @@ from torch.utils.data import Dataset
 from robust_plugin.recipes.data.batches import generator_of
 from robust_plugin.runtime.random import Share, drawing, seed_of, uniform_like
 
-LIMIT = 2**29  # bytes; CIFAR takes 184 MB, and a comparison holds them once a process
+LIMIT = 2**29  # bytes per process; CIFAR takes 184 MB
 
 
 _CPU = torch.device("cpu")
 
 
 class View(Dataset[tuple[Tensor, int]]):
-    """Chosen points of a data set of images, each made a tensor [C, H, W] when asked for."""
+    """Some points of a data set of images; an image becomes a tensor [C, H, W] at each use.
+
+    Args:
+        images: data set of (image, label).
+        indices: numbers of the chosen points in ``images``.
+        shape: (C, H, W) that each tensor must have.
+        transform: function from an image to a float tensor [C, H, W] in [0, 1].
+        augmentation: one of ``AUGMENTATIONS``, applied to the tensor.
+    """
 
     def __init__(
         self,
@@ -44,16 +52,16 @@ class View(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         number = self.indices[index]
-        files = getattr(self.images, "samples", None)  # of torchvision's ImageFolder
+        files = getattr(self.images, "samples", None)  # an attribute of torchvision's ImageFolder
         name = files[number][0] if files else f"image {number}"
         try:
             image, label = self.images[number]
-        except FileNotFoundError:  # which names the file itself
+        except FileNotFoundError:  # its message names the file
             raise
-        except (OSError, SyntaxError) as error:  # PIL's, and they do not name the file
+        except (OSError, SyntaxError) as error:  # errors of PIL, which do not name the file
             raise ValueError(f"{name} cannot be read: {error}") from error
         x = self.transform(image)
-        if tuple(x.shape) != self.shape:  # named here, before a batch fails on it
+        if tuple(x.shape) != self.shape:  # checked here, where the file is known
             raise ValueError(
                 f"{name} has the shape {tuple(x.shape)}, the first one "
                 f"{self.shape}: set image_size to bring all images to one size"
@@ -63,20 +71,22 @@ class View(Dataset[tuple[Tensor, int]]):
 
 @runtime_checkable
 class Batched(Protocol):
-    """A data set that gives whole batches at once."""
+    """A data set that returns whole batches at once."""
 
     def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
         """Return points by their numbers, augmented, on a device."""
 
 
 class Resident(Dataset[tuple[Tensor, int]]):
-    """Images in memory from their first use on; a point is (float32 [C, H, W] in [0, 1], label).
+    """Images that stay in memory from their first use on.
 
-    A device that asks for batches gets a copy of all of them: what then moves is their numbers.
+    A point is (x, y): x float32 [C, H, W] in [0, 1], y its label. When batches are made on a GPU, a
+    copy of all images is kept there, so that only the numbers of the points are sent to it.
 
     Args:
-        points: pairs of such an image, k/255 in each value, and its label.
-        augmentation: see ``augmented``.
+        points: pairs of an image, float [C, H, W] whose values are multiples of 1/255, and its
+            label.
+        augmentation: one of ``AUGMENTATIONS``.
     """
 
     def __init__(self, points: Dataset[Any], augmentation: str = "none") -> None:
@@ -91,8 +101,8 @@ class Resident(Dataset[tuple[Tensor, int]]):
         return x[0], int(y)
 
     @cached_property
-    def _held(self) -> tuple[Tensor, Tensor]:
-        """All images as bytes, and all labels."""
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        """All images as bytes, shape [N, C, H, W], and all labels, shape [N]."""
         first, _ = self.points[0]
         images = torch.empty(len(self), *first.shape, dtype=torch.uint8)
         labels = []
@@ -102,42 +112,43 @@ class Resident(Dataset[tuple[Tensor, int]]):
             labels.append(y)
         return images, torch.tensor(labels)
 
-    def _held_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _stored_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device.type == "cpu":
-            return self._held
+            return self._stored
         if self._copy is None or self._copy[0].device != device:
-            images, labels = self._held
+            images, labels = self._stored
             self._copy = images.to(device), labels.to(device)
         return self._copy
 
     def plain(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, as they are, on a device."""
-        images, labels = self._held_on(device)
+        """Return points by their numbers, without augmentation, on a device."""
+        images, labels = self._stored_on(device)
         rows = rows.to(device)
         return in_unit(images[rows]), labels[rows]
 
     def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, augmented there, on a device."""
+        """Return points by their numbers, on a device; they are augmented there."""
         x, y = self.plain(rows, device)
         return augmented(x, self.augmentation), y
 
 
 def in_unit(images: Tensor) -> Tensor:
     """Return bytes as float32 k/255, the same numbers on every device."""
-    # By a plain 255 a GPU multiplies by the rounded 1/255.
+    # With a plain 255, a GPU would multiply by the rounded 1/255, which gives other numbers.
     return images.float() / torch.full((), 255.0, device=images.device)
 
 
 class ResidentLoader:
-    """Batches of resident images in a given order; iterated like a ``DataLoader``.
+    """A loader for images in memory; it is iterated like a ``DataLoader``.
 
     Args:
-        dataset: gives batches.
-        batches: of all processes, as indices.
-        rows: which places of each batch are wanted here.
-        seed: with ``epoch`` what augmentation is drawn from, for the whole batch.
-        epoch: the epoch's number.
-        device: where the batches are made.
+        dataset: data set that returns whole batches.
+        batches: numbers of the points of each batch, for all processes together.
+        rows: positions in each batch that this process computes.
+        seed: seed of the run. The random numbers of the augmentation depend on (seed, epoch) and
+            are drawn for the whole batch, so they do not depend on ``rows``.
+        epoch: number of the epoch.
+        device: device that the batches are made on.
     """
 
     def __init__(
@@ -168,11 +179,11 @@ class ResidentLoader:
 AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
 
 
-_PADDING = 4  # pixels on each side before a crop, as CIFAR recipes have it
+_PADDING = 4  # pixels added on each side before a crop, as in CIFAR recipes
 
 
 def augmented(x: Tensor, augmentation: str) -> Tensor:
-    """Return images after one of ``AUGMENTATIONS``; x is [N, C, H, W], and so is the result."""
+    """Return images after one of ``AUGMENTATIONS``; x and the result are [N, C, H, W]."""
     if "crop" in augmentation:
         x = _cropped(x)
     if "flip" in augmentation:
@@ -182,7 +193,7 @@ def augmented(x: Tensor, augmentation: str) -> Tensor:
 
 
 def _cropped(x: Tensor) -> Tensor:
-    """Move each image by up to ``_PADDING`` pixels each way, zeros coming in: a random crop."""
+    """Crop at random: move each image by up to ``_PADDING`` pixels each way, filling with zeros."""
     n, channels, height, width = x.shape
     top, left = (uniform_like(torch.empty(n, 2)) * (2 * _PADDING + 1)).long().T[..., None]
     rows = (top + torch.arange(height))[:, None, :, None]

@@ -1,4 +1,4 @@
-"""Image files as 8-bit RGB, whatever they hold; refused where nobody can know what was meant."""
+"""Read image files as 8-bit RGB; files whose colours are ambiguous are refused."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_ORIENTATION = 0x0112  # EXIF's
-_BITS, _PHOTOMETRIC, _BLACK_IS_ZERO = 258, 262, 1  # TIFF's
-# Of more than 8 bits a channel; ``convert("RGB")`` would clip each value at 255.
+_ORIENTATION = 0x0112  # a tag of EXIF
+_BITS, _PHOTOMETRIC, _BLACK_IS_ZERO = 258, 262, 1  # two tags of TIFF, and a value of the second
+# Modes of Pillow with more than 8 bits per channel; ``convert("RGB")`` would clip values at 255.
 _DEEP = ("I;16", "I;16L", "I;16B", "I", "F")
 
 
 def read_image(path: str) -> Image:
     """Read an image file as 8-bit RGB, turned upright as its EXIF orientation says.
 
-    Greyscale becomes three equal channels. 16-bit values are divided by 65535 and then rounded to
-    8 bits, since images are kept and augmented as bytes; of 16-bit colours the high byte is taken,
-    as Pillow does. An alpha channel is dropped where it is opaque everywhere.
+    Greyscale becomes three equal channels. 16-bit greyscale is divided by 65535 and rounded to 8
+    bits, since images are kept and augmented as bytes. For 16-bit colours Pillow takes the high
+    byte. An alpha channel is dropped if it is opaque everywhere.
 
     Args:
-        path: the file.
+        path: the image file.
 
     Raises:
-        ValueError: for an image with transparent pixels, or with values whose range the file does
-            not say (floats, 32-bit integers, TIFF of 9 to 15 bits).
-        OSError: if it is no image that Pillow can read.
+        ValueError: for an image with transparent pixels, or with values whose range is unknown
+            (floats, 32-bit integers, TIFF of 9 to 15 bits).
+        OSError: if Pillow cannot read the file as an image.
     """
     from PIL import Image, ImageOps
 
@@ -48,8 +48,8 @@ def read_image(path: str) -> Image:
 
 
 def _opaque(image: Image, path: str) -> Image:
-    """Return an image with an alpha channel, and raise unless it is opaque everywhere."""
-    # Of 16-bit greys with a transparent one Pillow makes no alpha channel.
+    """Return the image as RGBA, or raise a ValueError if a pixel is transparent."""
+    # Pillow makes no alpha channel for 16-bit greyscale with a transparent grey.
     found = None if image.mode in _DEEP else image.convert("RGBA")
     if found is None or found.getchannel("A").getextrema() != (255, 255):
         raise ValueError(
@@ -61,12 +61,12 @@ def _opaque(image: Image, path: str) -> Image:
 
 
 def _in_bytes(image: Image, path: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return 16-bit greys as bytes."""
+    """Return the pixels of a 16-bit greyscale image as bytes, or raise a ValueError for others."""
     tags = getattr(image, "tag_v2", {})
     whole = image.mode.startswith("I;16")
     if image.format == "TIFF":
         whole = whole and tags.get(_BITS) == (16,) and tags.get(_PHOTOMETRIC) == _BLACK_IS_ZERO
-    else:  # of 16-bit PNG and PGM some versions of Pillow make mode I
+    else:  # some versions of Pillow read 16-bit PNG and PGM in mode I
         whole = whole or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if not whole:
         raise ValueError(

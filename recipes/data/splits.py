@@ -1,4 +1,7 @@
-"""Splits of a data set, by class and reproducible, to choose models without the test points."""
+"""Reproducible splits of a data set, stratified by class.
+
+They hold out the validation points, by which models are chosen without using the test points.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ import torch
 def stratified_split(
     labels: Sequence[int], held_out: int, *, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Split 0 ... n - 1 at random into (kept, held out), both sorted, each class by its share.
+    """Split 0 ... n - 1 at random into (kept, held out), both sorted, stratified by class.
 
-    A class with c of the n points gives floor(c held_out / n) of them, and the classes with the
-    largest remainders one more each (ties by class), so the total is exact.
+    A class with c of the n points gives floor(c held_out / n) points. To reach the exact total, the
+    classes with the largest remainders give one more point each (ties by class).
 
     Args:
         labels: class of each point.
-        held_out: how many points to hold out, 0 < held_out < n.
-        seed: of the generator that draws them; the global one is left alone.
+        held_out: number of points to hold out, 0 < held_out < n.
+        seed: seed of the choice; the global generator is not used.
 
     Raises:
-        ValueError: held_out outside (0, n), or a class would keep no point.
+        ValueError: if held_out is not between 0 and n, or a class would keep no point.
     """
     n = len(labels)
     if not 0 < held_out < n:
         raise ValueError(
-            f"cannot hold {held_out} of {n} points out: at least one must stand on either side; "
+            f"cannot hold {held_out} of {n} points out: at least one must be on either side; "
             "change the validation share"
         )
     members: dict[int, list[int]] = {}
@@ -53,10 +56,15 @@ def stratified_split(
 
 
 def hold_out(labels: Sequence[int], share: float, *, seed: int) -> tuple[list[int], list[int]]:
-    """Split as stratified_split does, by a share of the points instead of their number.
+    """Split as ``stratified_split`` does, with a share of the points instead of their number.
+
+    Args:
+        labels: class of each point.
+        share: share of the points to hold out, in (0, 1).
+        seed: seed of the choice; the global generator is not used.
 
     Raises:
-        ValueError: a share outside (0, 1), or one that stratified_split refuses.
+        ValueError: if the share is not in (0, 1), or ``stratified_split`` refuses it.
     """
     if not 0 < share < 1:
         raise ValueError(f"validation={share!r}; legal is a share of the training points in (0, 1)")

@@ -1,8 +1,10 @@
 """Dry runs: what a command would do, how long it would take and what it would write.
 
-``run.py`` is for one recipe, ``comparison.py`` for a comparison.
+``run.py`` does this for one recipe, ``comparison.py`` for a comparison of several.
+``measure.py`` trains a few steps of each stage and measures their time and memory.
 
- Uses: papers, compare, training, catalogue. Used by: cli.
+Uses: papers, compare, training, catalogue.
+Used by: cli.
 """
 
 from robust_plugin.recipes.dry.comparison import (

@@ -1,7 +1,7 @@
-"""Recipes on channels: what a mask covers, the network that is left, and a table of both.
+"""The table of a network before and after channels were removed: size, cost, latency, accuracy.
 
-A setting of the recipes and no command of its own: the phases, the objective and the budget are the
-papers', and only what shares a score differs.
+``before_after`` measures the dense network that a run started from and the small network that it
+produced, side by side on this machine. The command ``channels`` prints the table.
 """
 
 from __future__ import annotations
@@ -14,31 +14,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_plugin.attacks.projected_gradient import pgd
 from robust_plugin.budget.costs import total_multiply_adds
-from robust_plugin.evaluation.evaluation import evaluate
 from robust_plugin.evaluation.report import Report
-from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.evaluate.measure import measure, strongest_pgd
 from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.training.run import Run, dense_weights
 from robust_plugin.recipes.training.structure import small_network
 from robust_plugin.runtime.files import write_text
-from robust_plugin.runtime.random import seed_of
+from robust_plugin.runtime.tables import table
 from robust_plugin.runtime.timing import alternating
 
-# Inputs in a forward pass whose latency is measured.
+# Batch sizes at which the latency of a forward pass is measured.
 _BATCHES = (1, 64)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One network of the table before and after.
+    """Measurements of one network of the table.
 
     Attributes:
-        parameters: in all.
-        multiply_adds: of one example.
-        bytes: of its state as float32 in a file.
-        milliseconds: of one forward pass by batch size, on this machine.
+        parameters: number of parameters.
+        multiply_adds: number of multiply-adds of a forward pass on one example.
+        bytes: size of the network's state in bytes.
+        milliseconds: median time of a forward pass on this machine, by batch size.
         report: clean and robust accuracy on the test points.
     """
 
@@ -51,7 +49,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """The dense network and the one without channels, in numbers."""
+    """Measurements of the dense network and of the network without the removed channels.
+
+    Attributes:
+        dense: the network before pruning.
+        small: the network after its channels were removed.
+        device: device on which the latency was measured.
+        threads: number of CPU threads that torch used.
+    """
 
     dense: Measured
     small: Measured
@@ -59,20 +64,21 @@ class BeforeAfter:
     threads: int
 
     def __str__(self) -> str:
-        """Return the table; the last column is small over dense."""
+        """Return the table; its last column is the small network's value over the dense one's."""
         before, after = self.dense, self.small
-        rows: list[tuple[str, float, float, str]] = [
+        costs: list[tuple[str, float, float, str]] = [
             ("parameters", before.parameters, after.parameters, ",.0f"),
             ("multiply-adds", before.multiply_adds, after.multiply_adds, ",.0f"),
             ("file, bytes", before.bytes, after.bytes, ",.0f"),
         ]
         for batch, each in before.milliseconds.items():
-            rows.append((f"ms at batch {batch}", each, after.milliseconds[batch], ".3f"))
-        lines = [f"{'':<18}{'dense':>14}{'pruned':>14}{'ratio':>8}"]
-        lines += [f"{name:<18}{a:>14{form}}{b:>14{form}}{b / a:>8.3f}" for name, a, b, form in rows]
+            costs.append((f"ms at batch {batch}", each, after.milliseconds[batch], ".3f"))
+        rows = [["", "dense", "pruned", "ratio"]]
+        rows += [[name, f"{a:{form}}", f"{b:{form}}", f"{b / a:.3f}"] for name, a, b, form in costs]
         for row in before.report.rows:
             a, b = (100 * each.report.accuracy(row) for each in (before, after))
-            lines.append(f"{row + ', %':<18}{a:>14.1f}{b:>14.1f}{'':>8}")
+            rows.append([f"{row}, %", f"{a:.1f}", f"{b:.1f}"])
+        lines = table(rows, align="<>>>")
         lines.append(
             f"n={before.report.n} test points, {before.report.threat}; latency: median of "
             f"alternating passes, {self.device}, {self.threads} threads"
@@ -80,7 +86,7 @@ class BeforeAfter:
         return "\n".join(lines)
 
     def plain(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return all measurements as dicts, lists, strings and numbers, for JSON."""
         content = asdict(self)
         for name, each in (("dense", self.dense), ("small", self.small)):
             content[name]["report"] = json.loads(each.report.to_json())
@@ -88,7 +94,7 @@ class BeforeAfter:
 
 
 def before_after(run: Run) -> BeforeAfter:
-    """Measure the dense network that a finished run began with, and the one that it left.
+    """Measure the dense network that a finished run started from, and the small one it produced.
 
     Writes before_after.json and before_after.txt to the run's folder.
 
@@ -122,10 +128,10 @@ def before_after(run: Run) -> BeforeAfter:
 
 
 def _latency(run: Run, dense: nn.Module, small: nn.Module, batch: int) -> tuple[float, float]:
-    """Median milliseconds of both, taken in turns."""
+    """Return the median milliseconds per forward pass of both networks, measured in turns."""
     x = torch.rand(batch, *run.data.shape, device=run.device)
 
-    def passing(model: nn.Module) -> Callable[[], None]:
+    def forward_of(model: nn.Module) -> Callable[[], None]:
         def forward() -> None:
             with torch.inference_mode():
                 model(x)
@@ -134,13 +140,17 @@ def _latency(run: Run, dense: nn.Module, small: nn.Module, batch: int) -> tuple[
 
         return forward
 
-    first, second = alternating(passing(dense), passing(small), seconds=2.0)
+    first, second = alternating(forward_of(dense), forward_of(small), seconds=2.0)
     return 1000 * first, 1000 * second
 
 
 def _report(run: Run, model: nn.Module) -> Report:
-    of = run.config.evaluation
-    attack = pgd(run.threat, steps=of.steps, restarts=of.restarts, keep="best")
-    points = loader(run.data.test, batch_size=of.batch_size, seed=0, epoch=0, shuffle=False)
-    torch.manual_seed(seed_of(run.config.seed, "evaluation"))
-    return evaluate(model, points, attacks=[attack])
+    """Measure clean accuracy, and robust accuracy under PGD, on the test points of a run."""
+    settings = run.config.evaluation
+    return measure(
+        model,
+        run.data.test,
+        attacks=[strongest_pgd(run.threat, steps=settings.steps, restarts=settings.restarts)],
+        seed=run.config.seed,
+        batch_size=settings.batch_size,
+    )

@@ -1,23 +1,22 @@
-"""Certificates of a finished network: proofs by bounds, and randomized smoothing."""
+"""Certifiers by name, and certificates by randomized smoothing, for a finished network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
-from torch.utils.data import Dataset, Subset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
-from robust_plugin.adapters.auto_lirpa import LiRPA, proof_stages
+from robust_plugin.adapters.auto_lirpa import LiRPA, proof_methods
 from robust_plugin.certificates.contract import Certifier
 from robust_plugin.certificates.ibp import IBP
 from robust_plugin.certificates.smoothing import Smoothed
 from robust_plugin.certificates.verifier import Verifier
 from robust_plugin.recipes.config.evaluate import CertifierName
-from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.evaluate.measure import first_points
 from robust_plugin.recipes.pages.plots import plot_radii
+from robust_plugin.recipes.runtime.progress import progress_bar
 from robust_plugin.runtime.files import write_text
 from robust_plugin.threat.model import ThreatModel
 
@@ -29,20 +28,22 @@ def certifier_of(
     seconds: float | None = None,
     journal: Path | None = None,
 ) -> Certifier | None:
-    """Return a certifier by its name, none for ``"none"``; the library that it needs is there.
+    """Return a certifier by its name, or None for ``"none"``.
 
     Args:
-        name: ibp; crown-ibp; or cascade: IBP, then PGD, which spares the rest the points without a
-            proof, then CROWN and alpha-CROWN; or cascade-fixed, which leaves out the last stage,
-            alpha-CROWN on all slopes: most of the time, and few points.
-        threat: norm, eps and bounds.
-        seconds: of a cascade: budget a point (see ``verify``).
-        journal: a folder from which an interrupted cascade goes on.
+        name: ``"ibp"``, ``"crown-ibp"``, or ``"cascade"``, which runs IBP, PGD, CROWN and
+            alpha-CROWN in this order; PGD finds points that cannot be proved, so that the costly
+            methods after it skip them. ``"cascade-fixed"`` leaves out the last method, alpha-CROWN
+            on all slopes, which takes most of the time and proves few points.
+        threat: norm, eps and bounds of the inputs.
+        seconds: time budget of a cascade per point, above 0 (see ``verify``); None for no limit.
+        journal: folder for finished batches of a cascade, from which an interrupted one continues;
+            None writes no journal.
 
     Raises:
-        ValueError: for an unknown name, a norm that the certifier does not take, or seconds that
-            are not above 0 or beside another certifier than a cascade.
-        ImportError: without auto-LiRPA, for all but ibp.
+        ValueError: for an unknown name, a norm that the certifier does not support, or seconds that
+            are not above 0 or are given without a cascade.
+        ImportError: if auto-LiRPA is not installed, for every certifier except ibp.
     """
     if name not in get_args(CertifierName):
         raise ValueError(f"certify is {name!r}; legal: {', '.join(get_args(CertifierName))}.")
@@ -58,10 +59,12 @@ def certifier_of(
     by_crown.check_library()
     if name == "crown-ibp":
         return by_crown
-    stages = proof_stages(threat)
+    methods = proof_methods(threat)
     if name == "cascade-fixed":
-        del stages["alpha-CROWN"]
-    return Verifier(stages, seconds=seconds, journal=journal, progress=_bar("proofs"))
+        del methods["alpha-CROWN"]
+    return Verifier(
+        methods, seconds=seconds, journal=journal, progress=progress_bar("proofs", unit="point")
+    )
 
 
 def smooth(
@@ -78,19 +81,18 @@ def smooth(
     Args:
         model: the base classifier.
         points: pairs (x, y).
-        n: how many of the first points, at most all.
-        smoothed: the noise and the votes.
-        folder: for the table and the curve of certified accuracy against radius.
-        journal: a folder from which an interrupted run goes on.
+        n: number of first points to certify; all if there are fewer.
+        smoothed: the smoothed classifier, which knows the noise and the number of votes.
+        folder: folder for the table and for the plot of certified accuracy against radius.
+        journal: folder for finished points, from which an interrupted run continues.
 
     Returns:
-        dict: what JSON can hold: the settings, every point's answer and radius.
+        dict: the settings, and the prediction and radius of each point, as values for JSON.
     """
-    few = Subset(points, range(min(n, len(points))))  # type: ignore[arg-type]
-    batches = loader(few, batch_size=len(few), seed=0, epoch=0, shuffle=False)
-    device = next(model.parameters()).device
-    x, y = (each.to(device) for each in next(iter(batches)))
-    found = smoothed.certify(model, x, y, journal=journal, progress=_bar("smoothing"))
+    x, y = first_points(points, n, next(model.parameters()).device)
+    found = smoothed.certify(
+        model, x, y, journal=journal, progress=progress_bar("smoothing", unit="point")
+    )
     plot_radii(found, smoothed.sigma, folder / "smoothing.png")
     write_text(folder / "smoothing.txt", f"{found.table()}\n")
     return {
@@ -103,18 +105,3 @@ def smooth(
         "labels": found.labels.tolist(),
         "radii": found.radii.tolist(),
     }
-
-
-def _bar(what: str) -> Callable[[int, int], None]:
-    """Return what shows the points done, and the time left."""
-    bar: Any = None
-
-    def show(done: int, of: int) -> None:
-        nonlocal bar
-        bar = bar or tqdm(total=of, desc=what, unit="point", disable=None)
-        bar.update(done - bar.n)
-        if done == of:
-            bar.close()
-            bar = None
-
-    return show

@@ -1,4 +1,8 @@
-"""Evaluate the network that a run has trained, and write the run's report."""
+"""Evaluation of the network that a run has trained, with the run's own settings.
+
+``evaluate_run`` writes the run's report.json. ``check_evaluation`` finds settings that cannot work
+before the training starts.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.attacks.contract import Attack
-from robust_plugin.attacks.projected_gradient import pgd
 from robust_plugin.certificates.contract import Certifier
 from robust_plugin.certificates.smoothing import Smoothed
-from robust_plugin.evaluation.evaluation import evaluate
 from robust_plugin.evaluation.report import Report
 from robust_plugin.pruning.sparsity_table import sparsity
 from robust_plugin.recipes.config.read import as_plain
-from robust_plugin.recipes.data.datasets import loader
 from robust_plugin.recipes.evaluate.certifiers import certifier_of, smooth
+from robust_plugin.recipes.evaluate.measure import measure, strongest_pgd
 from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.process_group import is_first, wait_for_all
 from robust_plugin.recipes.training.run import Run
@@ -35,12 +36,11 @@ def check_evaluation(run: Run) -> None:
     """Refuse evaluation settings that cannot work on this run's data, before training starts.
 
     Raises:
-        ValueError: for too few classes for AutoAttack, or a certifier that does not take the
-            threat model.
+        ValueError: if the data has too few classes for AutoAttack, or if the certifier does not
+            support the threat model.
     """
     if run.config.evaluation.autoattack:
-        attack = AutoAttack(run.threat, version=run.config.evaluation.version)
-        attack.check_classes(run.data.classes)
+        _autoattack(run, None).check_classes(run.data.classes)
     _certifier(run, None)
 
 
@@ -51,16 +51,18 @@ def evaluate_run(
     small: nn.Module | None = None,
     kept: Mapping[str, Sequence[int]] | None = None,
 ) -> Report:
-    """Evaluate a finished network on the test points, or return the report that is there.
+    """Evaluate a finished network on the test points, and write model.safetensors and report.json.
 
-    Several processes share AutoAttack's points; the rest each does for itself, and smoothing
-    the first alone. Writes model.safetensors and report.json.
+    If the folder holds a report with the same settings, that report is returned instead. Several
+    processes share the points of AutoAttack; each process does the rest of the evaluation for
+    itself, except randomized smoothing, which the first process does alone.
 
     Args:
-        run: the run that trained it.
-        model: the plain network.
-        small: the same without the channels that are zero, which is faster to attack.
-        kept: by group, how many of how many are kept; default the weights of each layer.
+        run: the run that trained the network.
+        model: the network without a pruner, pruned weights set to zero.
+        small: the same network with its zero channels removed, which is faster to attack; None
+            attacks ``model``.
+        kept: [number kept, size] by group, for the report; None counts the weights of each layer.
     """
     path, settings = run.folder / "report.json", run.config.evaluation
     identity = {**run.identity, "evaluation": as_plain(settings)}
@@ -68,11 +70,11 @@ def evaluate_run(
         content = json.loads(path.read_text())
         if content.get("identity") == identity:
             return Report.from_json(json.dumps(content["report"]))
-    # Where an interrupted evaluation by these settings goes on.
+    # The name has a hash of the settings: only an evaluation with the same settings continues it.
     journal = run.folder / f"{_UNFINISHED}{seed_of(json.dumps(identity)):016x}"
     measured = (model if small is None else small).eval()
     report = _measured(run, measured, journal)
-    wait_for_all()  # nobody writes to the journal from here on
+    wait_for_all()  # after this, no process writes to the journal
     if not is_first():
         return report
     smoothing = _smoothed(run, measured, journal) if settings.smooth else None
@@ -90,32 +92,41 @@ def evaluate_run(
         "versions": versions(),
     }
     write_text(path, json.dumps(content, indent=1))
-    for left in run.folder.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(left)
+    for unfinished in run.folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(unfinished)
     return report
 
 
 def _measured(run: Run, model: nn.Module, journal: Path) -> Report:
-    """Attack and prove the test points."""
-    settings, seed = run.config.evaluation, run.config.seed
+    """Attack the test points, and prove them if the settings ask for it."""
+    settings = run.config.evaluation
     attacks: list[Attack] = [
-        pgd(run.threat, steps=settings.steps, restarts=settings.restarts, keep="best")
+        strongest_pgd(run.threat, steps=settings.steps, restarts=settings.restarts)
     ]
     limits = {"certified": settings.verify} if settings.verify else {}
     if settings.autoattack:
-        cascade = AutoAttack(
-            run.threat, version=settings.version, seed=seed, journal=journal / "autoattack"
-        )
-        attacks.append(cascade)
-        limits[cascade.name] = settings.autoattack
-    points = loader(run.data.test, batch_size=settings.batch_size, seed=0, epoch=0, shuffle=False)
-    certifier = _certifier(run, journal / "proofs")
-    torch.manual_seed(seed_of(seed, "evaluation"))
-    return evaluate(model, points, attacks=attacks, certifier=certifier, limits=limits)
+        autoattack = _autoattack(run, journal / "autoattack")
+        attacks.append(autoattack)
+        limits[autoattack.name] = settings.autoattack
+    return measure(
+        model,
+        run.data.test,
+        attacks=attacks,
+        seed=run.config.seed,
+        batch_size=settings.batch_size,
+        certifier=_certifier(run, journal / "proofs"),
+        limits=limits,
+    )
+
+
+def _autoattack(run: Run, journal: Path | None) -> AutoAttack:
+    """Return the AutoAttack of a run's evaluation; it writes its batches to ``journal``."""
+    version, seed = run.config.evaluation.version, run.config.seed
+    return AutoAttack(run.threat, version=version, seed=seed, journal=journal)
 
 
 def _smoothed(run: Run, model: nn.Module, journal: Path) -> dict[str, Any]:
-    """Certify the first test points by votes under noise."""
+    """Certify the first test points by randomized smoothing; return values for JSON."""
     settings, sigma = run.config.evaluation, run.config.objective.sigma
     smoothed = Smoothed(sigma, n=settings.votes, seed=run.config.seed)
     return smooth(
@@ -124,6 +135,7 @@ def _smoothed(run: Run, model: nn.Module, journal: Path) -> dict[str, Any]:
 
 
 def _certifier(run: Run, journal: Path | None) -> Certifier | None:
+    """Return the certifier of a run's evaluation; None if no points are to be proved."""
     settings = run.config.evaluation
     name = settings.certify if settings.verify else "none"
     return certifier_of(name, run.threat, seconds=settings.seconds, journal=journal)

@@ -1,10 +1,13 @@
-"""Evaluate a finished network: a run folder, or any model with a checkpoint."""
+"""The command ``evaluate``: measure any network with a checkpoint, such as that of a run.
+
+``evaluate_network`` attacks the network, proves points, checks for obfuscated gradients, and writes
+the reports.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
-from tqdm import tqdm
 
-from robust_plugin.adapters.autoattack import AutoAttack, Version
-from robust_plugin.adapters.torchattacks import torchattack
-from robust_plugin.attacks.cascade import Progress
-from robust_plugin.attacks.contract import Attack
-from robust_plugin.attacks.minimum_norm import MinimumNorm
-from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.evaluation.curve import around
-from robust_plugin.evaluation.evaluation import evaluate
-from robust_plugin.evaluation.obfuscated_gradients import Obfuscation, obfuscation
+from robust_plugin.evaluation.obfuscated_gradients import obfuscation
+from robust_plugin.evaluation.obfuscation_verdict import Obfuscation
 from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.config.evaluate import EvaluateConfig
 from robust_plugin.recipes.config.read import as_plain
-from robust_plugin.recipes.data.datasets import Data, load_data, loader
+from robust_plugin.recipes.config.schema import DataConfig
+from robust_plugin.recipes.data.datasets import load_data
 from robust_plugin.recipes.data.load import check_folder
+from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.evaluate.attacks_by_name import attack_by_name, journal_of
 from robust_plugin.recipes.evaluate.certifiers import certifier_of
+from robust_plugin.recipes.evaluate.measure import first_points, measure
 from robust_plugin.recipes.evaluate.page import page
 from robust_plugin.recipes.evaluate.settings import check_options
 from robust_plugin.recipes.models.registry import build_model, check_takes, example_of
@@ -37,27 +38,19 @@ from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.process_group import device_of
 from robust_plugin.recipes.training.structure import without_channels
 from robust_plugin.runtime.files import write_text
-from robust_plugin.runtime.random import seed_of
 from robust_plugin.threat.model import ThreatModel
 from robust_plugin.threat.units import parse_eps
-
-_VERSIONS: dict[str, Version] = {
-    "autoattack": "standard",
-    "autoattack-plus": "plus",
-    "autoattack-rand": "rand",
-    "screen": "screen",
-}
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation gave.
+    """Results of an evaluation.
 
     Attributes:
-        report: the figures; a check that fails is among its findings.
-        checks: of obfuscated gradients, if they were asked for.
-        radii: for the curve.
-        note: why checks that were asked for did not run.
+        report: accuracies; a failed check is one of its findings.
+        checks: checks for obfuscated gradients; None if they did not run.
+        radii: radii in the table of the security curve.
+        note: the reason why the requested checks did not run; empty otherwise.
     """
 
     report: Report
@@ -66,7 +59,7 @@ class Evaluated:
     note: str = ""
 
     def __str__(self) -> str:
-        """Return all tables."""
+        """Return all tables, separated by empty lines."""
         curve = self.report.curve
         parts = [str(self.report), *([curve.table(self.radii)] if curve is not None else [])]
         said = self.note if self.checks is None else str(self.checks)
@@ -76,52 +69,38 @@ class Evaluated:
 def evaluate_network(
     config: EvaluateConfig, out: Path | None = None, *, before: EvaluateConfig | None = None
 ) -> Evaluated:
-    """Evaluate a network on the first ``n`` test points.
+    """Evaluate a network on the first ``config.n`` test points.
 
     Args:
         config: the settings.
-        out: a folder for report.json, report.html, report.txt, adversarial.pt and, where
-            AutoAttack saw all points, robustbench.json; or a file that ends in .json, for the
-            report alone.
-        before: the settings without the options that were given, which have to have an effect;
-            None asks nothing of them.
+        out: folder for report.json, report.html, report.txt, adversarial.pt and, if AutoAttack ran
+            on all points, robustbench.json; or a file name that ends in .json, for the report
+            alone; None writes nothing.
+        before: the settings without the options of the command line; an option that changes
+            nothing is refused. None skips this check.
 
     Raises:
-        ValueError: for an unknown attack, or what the model, weights and data refuse.
+        ValueError: for an unknown attack, illegal settings, or a model, checkpoint and data that do
+            not fit together.
     """
-    for name, value, least in (
-        ("threads", config.threads, 1),
-        ("batch_size", config.batch_size, 1),
-        ("checks", config.checks, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; legal: {least} or more.")
+    _check_numbers(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     threat, device = config.threat.build(), device_of(config.device)
-    attacks = [_attack(name, config, threat) for name in config.attacks]
+    attacks = [attack_by_name(name, config, threat) for name in config.attacks]
     certifier = certifier_of(
-        config.certify, threat, seconds=config.seconds, journal=_journal(config, "proofs")
+        config.certify, threat, seconds=config.seconds, journal=journal_of(config, "proofs")
     )
     if before is not None:
         check_options(config, before)
     radii = config.radii or around(threat)
     for radius in radii:
-        parse_eps(radius)  # now, and not after hours
-    of = config.data
-    check_folder(of)
-    data = load_data(
-        of.name,
-        folder=of.folder,
-        validation=of.validation,
-        image_size=of.image_size,
-        augmentation=of.augmentation,  # of which some say how test points are cut
-        test=of.test,
-    )
+        parse_eps(radius)  # an illegal radius is found now and not after hours
+    data = _data(config.data)
     for attack in attacks:
         if isinstance(attack, AutoAttack):
-            attack.check_classes(data.classes)  # now, and not after hours
-    model = _network(config, data, config.weights)
+            attack.check_classes(data.classes)  # found now and not after hours
+    model = _network(config, data, config.checkpoint)
     if config.small is not None:
         model = without_channels(config.small, model, data.shape)
     model = model.to(device).eval()
@@ -132,19 +111,18 @@ def evaluate_network(
         test = Subset(test, range(config.n))
     folder = out if out is not None and out.suffix != ".json" else None
     if folder is not None:
-        if folder.is_file():
-            raise ValueError(f"{folder} is a file; give --out a folder, or a name in .json.")
-        if (folder / "config.json").is_file():
-            raise ValueError(
-                f"{folder} is a run's own folder, whose report would be lost; give --out another, "
-                f"such as {folder / 'evaluation'}."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    points = loader(test, batch_size=config.batch_size, seed=0, epoch=0, shuffle=False)
+        _make_folder(folder)
     images = None if folder is None else folder / "adversarial.pt"
-    checks = _checks(model, test, config, data, threat)  # first: they are quick
-    torch.manual_seed(seed_of(config.seed, "evaluation"))  # as a run does for its report
-    report = evaluate(model, points, attacks=attacks, certifier=certifier, adversarial=images)
+    checks = _checks(model, test, config, data, threat)  # before the attacks, because it is quick
+    report = measure(
+        model,
+        test,
+        attacks=attacks,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        certifier=certifier,
+        adversarial=images,
+    )
     if checks is not None and checks.failed:
         report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))
     found = Evaluated(report, checks, radii, _unchecked(threat) if config.checks else "")
@@ -156,7 +134,44 @@ def evaluate_network(
     return found
 
 
+def _check_numbers(config: EvaluateConfig) -> None:
+    """Raise a ValueError for a number of threads, points per batch or checks that is too small."""
+    for name, value, least in (
+        ("threads", config.threads, 1),
+        ("batch_size", config.batch_size, 1),
+        ("checks", config.checks, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; legal: {least} or more.")
+
+
+def _data(config: DataConfig) -> Data:
+    """Load the data set of an evaluation, without extra training points."""
+    check_folder(config)
+    return load_data(
+        config.name,
+        folder=config.folder,
+        validation=config.validation,
+        image_size=config.image_size,
+        augmentation=config.augmentation,  # some augmentations also crop the test points
+        test=config.test,
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder for the reports, unless it is a file or the folder of a run."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give --out a folder, or a name in .json.")
+    if (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is a run's own folder, whose report would be lost; give --out another, "
+            f"such as {folder / 'evaluation'}."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
+    """Build the model of an evaluation and load weights from a file into it."""
     model = build_model(config.model, classes=data.classes, shape=data.shape)
     load_weights(model, weights)
     check_takes(model, config.model, example_of(data.shape), data.classes)
@@ -164,7 +179,7 @@ def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
 
 
 def _unchecked(threat: ThreatModel) -> str:
-    """Why there are no checks of obfuscated gradients in a threat model; nothing if there are."""
+    """Return why a threat model has no checks for obfuscated gradients; empty if it has them."""
     if threat.norm != "L1" and threat.eps > 0:
         return ""
     return f"no checks for obfuscated gradients in {threat}: they take a radius in Linf or L2"
@@ -173,13 +188,11 @@ def _unchecked(threat: ThreatModel) -> str:
 def _checks(
     model: nn.Module, test: Dataset[Any], config: EvaluateConfig, data: Data, threat: ThreatModel
 ) -> Obfuscation | None:
-    """The checks on the first points, if they are asked for and PGD knows the ball."""
+    """Check the first points for obfuscated gradients, if this is requested and possible."""
     if not config.checks or _unchecked(threat):
         return None
-    few = Subset(test, range(min(config.checks, len(test))))  # type: ignore[arg-type]
-    batches = list(loader(few, batch_size=config.checks, seed=0, epoch=0, shuffle=False))
     device = next(model.parameters()).device
-    x, y = (torch.cat(each).to(device) for each in zip(*batches, strict=True))
+    x, y = first_points(test, config.checks, device)
     parent = None if config.parent is None else _network(config, data, config.parent).to(device)
     return obfuscation(model, x, y, threat, parent=parent, seed=config.seed)
 
@@ -187,10 +200,11 @@ def _checks(
 def _write(
     folder: Path, found: Evaluated, config: EvaluateConfig, data: Data, images: dict[str, Tensor]
 ) -> None:
+    """Write report.json, report.txt, report.html and, after a full AutoAttack, robustbench.json."""
     report, name = found.report, f"{config.model}, {data.name}"
     write_text(folder / "report.json", _json(report, config))
     write_text(folder / "report.txt", f"{found}\n")
-    about = f"{config.weights}; test points of {data.name}, the first {report.n}"
+    about = f"{config.checkpoint}; test points of {data.name}, the first {report.n}"
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
     write_text(
         folder / "report.html",
@@ -210,45 +224,6 @@ def _write(
 
 
 def _json(report: Report, config: EvaluateConfig) -> str:
-    """Return a report as JSON, with the settings and the versions that it was made with."""
+    """Return a report as JSON, with the settings and library versions that produced it."""
     made = {"settings": as_plain(config), "versions": versions()}
     return json.dumps({**json.loads(report.to_json()), "evaluation": made}, indent=1)
-
-
-def _attack(name: str, config: EvaluateConfig, threat: ThreatModel) -> Attack:
-    if name == "pgd":
-        return pgd(threat, steps=config.steps, restarts=config.restarts, keep="best")
-    if name in _VERSIONS:
-        return AutoAttack(
-            threat,
-            version=_VERSIONS[name],
-            seed=config.seed,
-            batch_size=config.batch_size,
-            journal=_journal(config, name),
-            progress=_bar(name),
-        )
-    if name == "fab":
-        return MinimumNorm(threat)
-    library, _, kind = name.partition(".")
-    if library == "torchattacks" and kind:
-        return torchattack(kind, threat, seed=config.seed)
-    legal = ", ".join(["pgd", *_VERSIONS, "fab", "torchattacks.NAME"])
-    raise ValueError(f"attack is {name!r}; legal: {legal}.")
-
-
-def _journal(config: EvaluateConfig, name: str) -> Path | None:
-    return None if config.journal is None else config.journal / name
-
-
-def _bar(what: str) -> Callable[[Progress], None]:
-    """Return what shows a cascade from its first batch on: points that stand, time left."""
-    bar: Any = None
-
-    def show(progress: Progress) -> None:
-        nonlocal bar
-        bar = bar or tqdm(total=progress.of, unit="batch", disable=None)
-        said = f"{what}: {progress.attack}, {progress.left} points stand"
-        bar.set_description(said, refresh=False)
-        bar.update(progress.done - bar.n)
-
-    return show

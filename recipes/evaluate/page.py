@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs nothing beside it: tables, curve, classes, images."""
+"""The HTML page of an evaluation: one file with all tables, curves and images inside it."""
 
 from __future__ import annotations
 
@@ -9,44 +9,13 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from robust_plugin.evaluation.obfuscated_gradients import Obfuscation
+from robust_plugin.evaluation.obfuscation_verdict import Obfuscation
 from robust_plugin.evaluation.report import Report
-from robust_plugin.recipes.pages.html import HEAD, STYLE, embedded, environment
+from robust_plugin.recipes.pages.html import data_url, load_template
 from robust_plugin.recipes.pages.plots import pyplot
 
-# Points shown, of those that an attack fooled.
+# Number of fooled points that the page shows.
 _EXAMPLES = 6
-
-
-_TEMPLATE = (
-    HEAD
-    + """\
-<p class="note">{{ about }}</p>
-<table><tr><th>row</th><th>accuracy</th><th>95 % interval</th><th>n</th><th>balanced</th>
-<th></th></tr>
-{% for row in rows %}<tr><td>{{ row.name }}</td><td>{{ row.accuracy }} %</td>
-<td>[{{ row.low }}, {{ row.high }}]</td><td>{{ row.n }}</td><td>{{ row.balanced }} %</td>
-<td class="fails">{{ row.remark }}</td></tr>
-{% endfor %}</table>
-{% if proofs %}<p class="note">Proofs by {{ certifier }}: {{ proofs }}.</p>{% endif %}
-{% for finding in findings %}<p class="fails">{{ finding }}</p>{% endfor %}
-{% if checks %}<h2>Can the figures be trusted?</h2>
-<p{% if checks.failed %} class="fails"{% endif %}>{{ checks.verdict }}</p>
-<table><tr><th>check</th><th></th><th>found</th></tr>
-{% for check in checks.checks %}<tr><td>{{ check.name }}</td>
-<td{% if check.passed == False %} class="fails"{% endif %}>{{ marks[check.passed] }}</td>
-<td>{{ check.detail }}</td></tr>{% endfor %}</table>{% endif %}
-{% if curve %}<h2>Robust accuracy against eps</h2>
-<p class="note">An upper bound: the nearest adversarial input that was found of each point.</p>
-<img alt="security curve" src="{{ curve }}"><pre>{{ radii }}</pre>{% endif %}
-<h2>By class</h2><img alt="accuracy by class" src="{{ classes }}">
-{% if examples %}<h2>Examples</h2>
-<p class="note">Clean, adversarial, and their difference scaled to the full range.</p>
-<img alt="adversarial examples" src="{{ examples }}">{% endif %}
-{% if settings %}<h2>Settings</h2><pre>{{ settings }}</pre>{% endif %}
-</body></html>
-"""
-)
 
 
 def page(
@@ -59,26 +28,26 @@ def page(
     images: Mapping[str, Tensor] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the HTML.
+    """Return the page as HTML.
 
     Args:
         report: the evaluation.
-        title: of the page.
-        about: data and conditions, in a sentence.
-        checks: of obfuscated gradients.
-        radii: for the curve's table.
-        images: what ``evaluate(..., adversarial=...)`` wrote.
-        settings: of the evaluation, as plain values.
+        title: title and heading of the page.
+        about: one sentence on the data and the conditions.
+        checks: checks for obfuscated gradients; None leaves out their section.
+        radii: radii in the table of the security curve, as text such as ``"8/255"``.
+        images: tensors by row, as ``evaluate(..., adversarial=...)`` writes them; None leaves out
+            the examples.
+        settings: settings of the evaluation as plain values; None leaves out their section.
 
     Raises:
         ImportError: without jinja2.
     """
     curve = report.curve
-    template = environment().from_string(_TEMPLATE)
+    template = load_template("evaluation.html.j2")
     return str(
         template.render(
             title=title,
-            style=STYLE,
             about=about,
             rows=[_row(report, name) for name in _names(report)],
             proofs=report.proofs,
@@ -96,11 +65,13 @@ def page(
 
 
 def _names(report: Report) -> list[str]:
+    """Return the rows of the page; "worst case" is one of them if there are two attacks or more."""
     names = [*report.rows, *(["worst case"] if len(report.rows) > 2 else [])]
     return [*names, *(["certified"] if report.certified is not None else [])]
 
 
 def _row(report: Report, name: str) -> dict[str, Any]:
+    """Return the cells of one row as text."""
     low, high = report.interval(name)
     n = {"worst case": len(report.worst), "certified": len(report.certified or ())}
     return {
@@ -115,7 +86,7 @@ def _row(report: Report, name: str) -> dict[str, Any]:
 
 
 def _shown(report: Report, name: str) -> str:
-    """Return a row's name, and its threat model where the report has several."""
+    """Return a row's name, with its threat model if the report has more than one."""
     threats = {**report.threats, "certified": report.certified_threat}
     several = len({threat for threat in threats.values() if threat is not None}) > 1
     threat = threats.get(name)
@@ -123,6 +94,7 @@ def _shown(report: Report, name: str) -> str:
 
 
 def _curve(report: Report) -> str:
+    """Return the plot of robust accuracy against eps as a data URL."""
     curve = report.curve
     steps = () if curve is None else curve.steps()
     figure, axes = pyplot().subplots(figsize=(7, 3.6))
@@ -144,6 +116,7 @@ def _curve(report: Report) -> str:
 
 
 def _classes(report: Report) -> str:
+    """Return the bar chart of accuracy by class as a data URL."""
     figure, axes = pyplot().subplots(figsize=(7, 3))
     names = _names(report)
     width = 0.8 / len(names)
@@ -160,14 +133,17 @@ def _classes(report: Report) -> str:
 
 
 def _examples(report: Report, images: Mapping[str, Tensor]) -> str | None:
-    """Return the first points that an attack fooled; None where inputs are no images, or none."""
+    """Return a figure of the first fooled points, with images, as a data URL.
+
+    None if the inputs are not images of one or three channels, or if no point was fooled.
+    """
     clean = images["inputs"]
     if clean.dim() != 4 or clean.shape[1] not in (1, 3):
         return None
     shown: list[tuple[int, str]] = []
     for row in report.rows[1:]:
         flags = zip(report.flags["clean"], report.flags[row], strict=False)
-        fooled = [point for point, (right, stands) in enumerate(flags) if right and not stands]
+        fooled = [point for point, (right, robust) in enumerate(flags) if right and not robust]
         shown += [(point, row) for point in fooled if point not in {p for p, _ in shown}]
     if not shown:
         return None
@@ -187,8 +163,9 @@ def _examples(report: Report, images: Mapping[str, Tensor]) -> str | None:
 
 
 def _png(figure: Any) -> str:
+    """Return a figure as a data URL, and close it."""
     buffer = io.BytesIO()
     figure.tight_layout()
     figure.savefig(buffer, format="png", dpi=110)
     pyplot().close(figure)
-    return embedded(buffer.getvalue())
+    return data_url(buffer.getvalue())

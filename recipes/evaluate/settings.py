@@ -1,4 +1,4 @@
-"""The settings of an evaluation: given, those of a finished run, and those that nothing reads."""
+"""Settings of ``evaluate``: those of a finished run, and the check for options without effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from robust_plugin.recipes.training.run import dense_weights
 
 
 def of_run(folder: Path) -> EvaluateConfig:
-    """Return the settings that evaluate a finished run as its report did.
+    """Return the settings that evaluate a finished run again as for its own report.
+
+    Args:
+        folder: the run's folder.
 
     Raises:
         ValueError: if the folder holds no finished run.
@@ -50,11 +53,11 @@ def of_run(folder: Path) -> EvaluateConfig:
 
 
 def check_options(config: EvaluateConfig, before: EvaluateConfig) -> None:
-    """Raise a ValueError for options of an evaluation that nothing would read.
+    """Raise a ValueError for an option that no chosen attack, certifier or check reads.
 
     Args:
-        config: the settings.
-        before: those without the options.
+        config: the settings with the options of the command line.
+        before: the settings without these options.
     """
     journals = any(name.startswith(("autoattack", "screen")) for name in config.attacks)
     journals = journals or config.certify.startswith("cascade")

@@ -1,6 +1,8 @@
-"""The networks of the papers: function(classes, shape), shape = (channels, height, width).
+"""The networks of the papers, each as a function of (classes, shape).
 
-A class stands only where nn.Sequential is not enough. Weights start at PyTorch's defaults.
+classes is the number of logits, and shape the (channels, height, width) of one input. Only the
+residual blocks need a class; all else is nn.Sequential. Weights get random values by PyTorch's
+defaults.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.threat.layers import Normalize as Normalize  # noqa: PLC0414  (once here)
-
 Shape = tuple[int, int, int]
-Window = tuple[int, int, int]  # kernel, stride, padding
+Window = tuple[int, int, int]  # of a convolution or pooling: kernel, stride, padding
 
 
 class BasicBlock(nn.Module):
-    """relu(F(x) + shortcut(x)), F = conv3x3-BN-ReLU-conv3x3-BN (He et al. 2016, figure 2)."""
+    """Block relu(F(x) + shortcut(x)), F = conv3x3-BN-ReLU-conv3x3-BN (He et al. 2016, figure 2).
+
+    Args:
+        channels: number of input channels.
+        width: number of output channels.
+        stride: stride of the first convolution.
+    """
 
     def __init__(self, channels: int, width: int, *, stride: int) -> None:
         super().__init__()
@@ -39,9 +45,15 @@ class BasicBlock(nn.Module):
 
 
 class PreactivationBlock(nn.Module):
-    """F(x) + shortcut(x), F = BN-ReLU-conv3x3-BN-ReLU-conv3x3 (Zagoruyko and Komodakis 2016).
+    """Block F(x) + shortcut(x), F = BN-ReLU-conv3x3-BN-ReLU-conv3x3.
 
-    Where the width or the stride changes, the shortcut is a 1x1 convolution of relu(BN(x)).
+    Where the number of channels or the size changes, the shortcut is a 1x1 convolution of
+    relu(BN(x)) (Zagoruyko and Komodakis 2016).
+
+    Args:
+        channels: number of input channels.
+        width: number of output channels.
+        stride: stride of the first convolution.
     """
 
     def __init__(self, channels: int, width: int, *, stride: int) -> None:
@@ -63,28 +75,28 @@ class PreactivationBlock(nn.Module):
 
 
 def digits_cnn(classes: int, shape: Shape) -> nn.Module:
-    """Three 3x3 convolutions and two linear layers: 89,632 weights on 8x8 digits."""
+    """Return three 3x3 convolutions and two linear layers: 89,632 weights on 8x8 digits."""
     return _plain_cnn(shape, [(32, (3, 1, 1)), (64, (3, 2, 1)), (64, (3, 2, 1))], [128, classes])
 
 
 def digits_cnn_small(classes: int, shape: Shape) -> nn.Module:
-    """Conv16-Conv32-FC100 for certified training: 56,952 weights on 8x8 digits."""
+    """Return Conv16-Conv32-FC100 for certified training: 56,952 weights on 8x8 digits."""
     return _plain_cnn(shape, [(16, (3, 1, 1)), (32, (3, 2, 1))], [100, classes])
 
 
 def cnn_small(classes: int, shape: Shape) -> nn.Module:
-    """CNN-small of Wong and Kolter 2018, as certified training uses it."""
+    """Return CNN-small for certified training (Wong and Kolter 2018)."""
     return _plain_cnn(shape, [(16, (4, 2, 1)), (32, (4, 2, 1))], [100, classes])
 
 
 def cnn_large(classes: int, shape: Shape) -> nn.Module:
-    """CNN-large of Wong et al. 2018, as certified training uses it."""
+    """Return CNN-large for certified training (Wong et al. 2018)."""
     convs = [(32, (3, 1, 1)), (32, (4, 2, 1)), (64, (3, 1, 1)), (64, (4, 2, 1))]
     return _plain_cnn(shape, convs, [512, 512, classes])
 
 
 def vgg16_bn(classes: int, shape: Shape) -> nn.Module:
-    """VGG-16 for CIFAR: 13 convolutions with batch norm, then 512-256-256-classes (HYDRA)."""
+    """Return VGG-16 for CIFAR: 13 convolutions with BN, then 512-256-256-classes (HYDRA)."""
     channels = shape[0]
     layers: list[nn.Module] = []
     for stage, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
@@ -103,7 +115,7 @@ def vgg16_bn(classes: int, shape: Shape) -> nn.Module:
 
 
 def resnet18(classes: int, shape: Shape, *, width: int = 64) -> nn.Module:
-    """ResNet-18 for CIFAR: 3x3 stem, no max-pool, stages of width, 2, 4 and 8 times width."""
+    """Return ResNet-18 for CIFAR: 3x3 stem, no max-pool, stages of 1, 2, 4 and 8 times width."""
     return nn.Sequential(
         OrderedDict(
             stem=nn.Sequential(_conv3x3(shape[0], width), nn.BatchNorm2d(width), nn.ReLU()),
@@ -119,7 +131,7 @@ def resnet18(classes: int, shape: Shape, *, width: int = 64) -> nn.Module:
 
 
 def resnet50(classes: int, shape: Shape) -> nn.Module:
-    """ResNet-50 for ImageNet, torchvision's: 7x7 stem of stride 2, max-pool (He et al. 2016)."""
+    """Return torchvision's ResNet-50 for ImageNet: 7x7 stem, max-pool (He et al. 2016)."""
     from torchvision import models
 
     network = models.resnet50(num_classes=classes)
@@ -130,10 +142,16 @@ def resnet50(classes: int, shape: Shape) -> nn.Module:
 
 
 def wide_resnet(classes: int, shape: Shape, *, depth: int = 28, width: int = 4) -> nn.Module:
-    """WideResNet-depth-width with pre-activation and no dropout (Zagoruyko and Komodakis 2016).
+    """Return WideResNet-depth-width, pre-activation, no dropout (Zagoruyko and Komodakis 2016).
+
+    Args:
+        classes: number of logits.
+        shape: (channels, height, width) of one input.
+        depth: number of layers, 6 n + 4.
+        width: factor on the numbers of channels 16, 32 and 64 of the three stages.
 
     Raises:
-        ValueError: a depth that is not 6 n + 4.
+        ValueError: if depth is not 6 n + 4.
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth={depth}: a WideResNet has 6 n + 4 layers: 10, 16, 22, 28, ...")
@@ -154,10 +172,11 @@ def wide_resnet(classes: int, shape: Shape, *, depth: int = 28, width: int = 4) 
 
 
 def _conv3x3(channels: int, width: int, *, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)  # BN has the bias
+    return nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)  # BN adds a bias
 
 
 def _size_after(size: tuple[int, int], windows: Sequence[Window]) -> tuple[int, int]:
+    """Return (height, width) after a sequence of convolutions or poolings."""
     height, width = size
     for kernel, stride, padding in windows:
         height = (height + 2 * padding - kernel) // stride + 1
@@ -168,6 +187,7 @@ def _size_after(size: tuple[int, int], windows: Sequence[Window]) -> tuple[int, 
 
 
 def _linear_layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
+    """Return linear layers with these numbers of outputs, and a ReLU between each two."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(inputs, width), nn.ReLU()]
@@ -178,6 +198,7 @@ def _linear_layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
 def _plain_cnn(
     shape: Shape, convolutions: Sequence[tuple[int, Window]], widths: Sequence[int]
 ) -> nn.Module:
+    """Return convolutions, given as (channels, window), and linear layers, with ReLUs between."""
     channels = shape[0]
     layers: list[nn.Module] = []
     for width, (kernel, stride, padding) in convolutions:
@@ -195,5 +216,6 @@ def _stage(
     *,
     stride: int,
 ) -> nn.Sequential:
+    """Return ``depth`` blocks with ``width`` output channels; only the first has a stride."""
     rest = (block(width, width, stride=1) for _ in range(depth - 1))
     return nn.Sequential(block(channels, width, stride=stride), *rest)

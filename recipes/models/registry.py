@@ -1,4 +1,4 @@
-"""A network by its name: those of the papers, or anybody's own by its import path."""
+"""Build a network from its name, or from the import path of a function that returns it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from robust_plugin.recipes.models.networks import (
     vgg16_bn,
     wide_resnet,
 )
+from robust_plugin.runtime.contexts import evaluating
 from robust_plugin.threat.layers import Normalize
 
 _MODELS: dict[str, Callable[[int, Shape], nn.Module]] = {
@@ -50,20 +51,22 @@ def build_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Build a network by its name, with fresh random weights from the global generator.
+    """Build a network with new random weights from the global generator.
 
     Args:
-        name: one of NAMES, or "package.module:function" for anything importable, the current
-            folder included; the function gets num_classes=classes if it accepts that, else nothing.
-        classes: the number of logits.
+        name: one of ``NAMES``, or "package.module:function" for a function that returns the
+            network. It is imported, also from the current folder, and called with
+            num_classes=classes if it accepts that, else without arguments.
+        classes: number of logits.
         shape: (channels, height, width) of one input.
-        mean: with std, put Normalize(mean, std) in front: one number a channel, inputs in [0, 1].
-        std: with mean.
+        mean: mean of each channel, for inputs in [0, 1]: the network begins with the layer
+            Normalize(mean, std). None, together with std, for no such layer.
+        std: standard deviation of each channel, for inputs in [0, 1]; None if mean is None.
 
     Raises:
-        ValueError: an unknown name, a function that cannot be imported, an input too small for the
-            network, mean or std not one a channel.
-        TypeError: the imported object cannot be called so, or returns no nn.Module.
+        ValueError: for an unknown name, a function that cannot be imported or that fails, an input
+            too small for the network, or mean and std without exactly one number per channel.
+        TypeError: if the imported object cannot be called this way, or returns no nn.Module.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean={mean}, std={std}: give both, or neither for no normalisation")
@@ -84,9 +87,10 @@ def build_model(
 
 
 def _imported(name: str, classes: int) -> nn.Module:
+    """Return the network that the function "package.module:function" returns."""
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does: the user's network lies beside him
+        sys.path.insert(0, os.getcwd())  # as python -m does: the user's module may be there
     try:
         found = importlib.import_module(module)
     except ImportError as error:
@@ -118,35 +122,36 @@ def _imported(name: str, classes: int) -> nn.Module:
 
 
 def example_of(shape: Sequence[int]) -> Tensor:
-    """Return one input of random values in [0, 1], the same ones each time, [1, C, H, W].
+    """Return one input, shape [1, C, H, W], of random values in [0, 1], the same for each call.
 
-    Networks are traced and compared on it: at an input of zeros many different ones are equal.
+    Networks are traced and compared on it. An input of zeros would not do: many different networks
+    give the same output for it.
     """
     return torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def check_takes(model: nn.Module, name: str, example: Tensor, classes: int) -> None:
-    """Raise unless a network takes an input and gives one row of logits for it.
+    """Raise a ValueError unless a network takes an input and returns one row of logits for it.
 
     Args:
-        model: left in the mode it is in.
-        name: of it.
-        example: one input, [1, C, H, W].
-        classes: of the data; more logits are legal (a label that never comes), fewer are not.
+        model: the network; it stays in its mode (training or evaluation).
+        name: name of the network in error messages.
+        example: one input, shape [1, C, H, W].
+        classes: number of classes of the data. The network may have more logits, for labels that
+            never occur, but not fewer.
 
     Raises:
-        ValueError: naming the shape and what the network said to it.
+        ValueError: if the network fails, returns no logits, or too few. The message names the
+            shape of the input, and the network's error or output.
     """
-    training, shape = model.training, tuple(example.shape)
+    shape = tuple(example.shape)
     try:
-        with torch.no_grad():
-            found = model.eval()(example)
+        with evaluating(model), torch.no_grad():
+            found = model(example)
     except Exception as error:  # a network fails in as many ways as there are layers
         raise ValueError(
             f"model {name!r} does not take inputs of shape {shape}: {error}"
         ) from error
-    finally:
-        model.train(training)
     if not isinstance(found, Tensor) or found.dim() != 2:
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"model {name!r} gives {what} for inputs of shape {shape}; legal: [1, n].")

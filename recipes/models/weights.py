@@ -1,4 +1,4 @@
-"""Weights of a dense network from a file, whoever wrote it; a pickle is never loaded."""
+"""Load the weights of a dense network from a file, ours or foreign; a pickle is never loaded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ _USUAL = "state_dict"  # the key of a network's state in most training loops
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a dense network: safetensors, or a state_dict that ``weights_only`` can read.
+    """Load weights from a file into a dense network.
 
-    A state_dict may lie under a key of its own (``"model"``, ``"state_dict"``...) beside other
-    things, if it is the only mapping of names to tensors there. One name before all others, such as
-    ``backbone.``, is taken off where the rest are the names of the model.
+    The file is safetensors, or a state_dict that torch.load reads with weights_only=True. The
+    state_dict may be under a key such as ``"model"`` or ``"state_dict"``, beside other content, if
+    it is the only mapping of names to tensors in the file. If all names begin with the same part,
+    such as ``backbone.``, and the rest are the names of the model, this part is removed.
+
+    Args:
+        model: the network; its weights are replaced.
+        path: the file.
 
     Raises:
-        ValueError: if the file is missing, unreadable or of another model.
+        ValueError: if the file is missing, cannot be read, or does not fit the model.
     """
     check_file(path)
     if path.suffix == ".safetensors":
@@ -46,11 +51,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _loaded(path: Path) -> Any:
+    """Return the content of a file that torch.save wrote, without running code from it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript archives, which are refused
+            warnings.simplefilter("ignore")  # about TorchScript archives, which are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
-    # torch raises many kinds; none names the file, and some advise to load what can run code.
+    # torch raises errors of many types. None of them names the file, and some advise to load
+    # objects that can run code.
     except Exception as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = "it is damaged, or not a file of tensors that torch.save wrote"
@@ -63,11 +70,12 @@ def _loaded(path: Path) -> Any:
 
 
 def _state_in(content: Any, path: Path) -> Mapping[str, Tensor]:
-    """Return the one mapping of names to tensors in what was loaded."""
+    """Return the only mapping of names to tensors in the content of a file."""
     found = {"": content, **content} if isinstance(content, Mapping) else {"": content}
     states = {key: each for key, each in found.items() if _is_state(each)}
     usual = states.get(_USUAL, {})
-    # Tensors of something else beside it, such as a generator's state, are no second network.
+    # Other tensors in the file, such as the state of a generator, are not a second network if they
+    # share no name with the usual state.
     if usual and not any(usual.keys() & each.keys() for k, each in states.items() if k != _USUAL):
         states = {_USUAL: usual}
     if len(states) == 1:
@@ -86,6 +94,7 @@ def _state_in(content: Any, path: Path) -> Mapping[str, Tensor]:
 
 
 def _is_state(content: Any) -> bool:
+    """Return whether this is a non-empty mapping of names to tensors."""
     if not isinstance(content, Mapping) or not content:
         return False
     return all(isinstance(k, str) and isinstance(t, Tensor) for k, t in content.items())

@@ -1,8 +1,8 @@
-"""HTML and plots that several commands share.
+"""HTML pages and plots that several commands share.
 
-``html.py`` makes pages from templates, ``plots.py`` draws to PNG files.
-
-Not here: what stands on a page (``evaluate/page.py``, ``compare/page.py``).
+``html.py`` loads the page templates, the files ``*.html.j2`` of this folder; ``plots.py`` draws
+plots to PNG files. The content of the pages is chosen in ``evaluate/page.py`` and
+``compare/page.py``.
 
 Uses: the core only.
 Used by: evaluate, compare, cli.

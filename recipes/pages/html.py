@@ -1,41 +1,36 @@
-"""An evaluation as one HTML file that needs nothing beside it: tables, curve, classes, images."""
+"""Templates of HTML pages, and images that are written into the HTML itself.
+
+The files ``*.html.j2`` beside this module are jinja2 templates. ``page.html.j2`` has the head and
+the style of every page; ``evaluation.html.j2`` and ``comparison.html.j2`` extend it. A page loads
+no other file.
+"""
 
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
-STYLE = """
-body {font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-      color: #222}
-table {border-collapse: collapse; margin: 1rem 0} td, th {padding: .25rem .8rem; text-align: right}
-th {border-bottom: 1px solid #999} td:first-child, th:first-child {text-align: left}
-img {max-width: 100%} .fails {color: #a00; font-weight: 600} .note {color: #555}
-"""
 
+def load_template(name: str) -> Any:
+    """Return a jinja2 template; it escapes all values and raises an error for a missing one.
 
-HEAD = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>{{ style }}</style></head><body>
-<h1>{{ title }}</h1>
-"""
-
-
-def environment() -> Any:
-    """Return jinja2's, which escapes what is not markup.
+    Args:
+        name: file name in the folder of this module, such as ``"evaluation.html.j2"``.
 
     Raises:
         ImportError: without jinja2.
     """
     try:
-        from jinja2 import Environment
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise ImportError("the HTML page needs: pip install jinja2") from error
-    return Environment(autoescape=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template(name)
 
 
-def embedded(png: bytes) -> str:
-    """Return an image as the address that holds it."""
+def data_url(png: bytes) -> str:
+    """Return a PNG image as a data URL, for the ``src`` of an ``<img>``."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

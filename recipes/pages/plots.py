@@ -1,4 +1,4 @@
-"""What is shown: tables with n and intervals, and plots over densities, layers and epochs."""
+"""Plots that several commands share, and how a plot is drawn and saved."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robust_plugin.certificates.smoothing import Certificates
+from robust_plugin.certificates.radii import Certificates
+from robust_plugin.runtime.files import replacing
 from robust_plugin.stats import wilson_interval
 
+# Line styles; the next one is taken after matplotlib's ten colours are used up.
 STYLES = ("-", "--", ":", "-.")
 
 
 def plot_radii(found: Certificates, sigma: float, path: Path) -> None:
-    """Draw certified accuracy against the L2 radius, with Wilson's 95 % band, to a PNG.
+    """Plot certified accuracy against the L2 radius, with Wilson's 95 % band, to a PNG file.
 
     Args:
-        found: by randomized smoothing.
-        sigma: of its noise.
-        path: the file.
+        found: certificates of randomized smoothing.
+        sigma: standard deviation of the noise, for the legend.
+        path: the PNG file.
     """
     n = len(found.labels)
     radii = sorted({0.0, *found.radii[found.certified(0.0)].tolist()})
@@ -36,11 +38,11 @@ def plot_radii(found: Certificates, sigma: float, path: Path) -> None:
 
 
 def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> None:
-    """Draw the kept share of each layer, one line a network, to a PNG.
+    """Plot the kept share of each layer, one line per network, to a PNG file.
 
     Args:
-        kept: by network, then by layer: [kept, size].
-        path: the file.
+        kept: [number kept, size] by network, then by layer.
+        path: the PNG file.
     """
     plt = pyplot()
     layers = list(next(iter(kept.values())))
@@ -57,19 +59,18 @@ def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> No
 
 
 def pyplot() -> Any:
-    """Return matplotlib.pyplot, drawing to files alone."""
+    """Return matplotlib.pyplot with a backend that only draws to files."""
     import matplotlib
 
-    matplotlib.use("Agg")  # no window, on any machine
+    matplotlib.use("Agg")  # opens no window, so that it works without a display
     from matplotlib import pyplot
 
     return pyplot
 
 
 def save_plot(figure: Any, path: Path) -> None:
-    """Write a figure to a PNG, whole or not at all, and close it."""
+    """Write a figure to a PNG file and close it; an interruption never leaves half a file."""
     figure.tight_layout()
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=130)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
     pyplot().close(figure)
-    partial.replace(path)

@@ -1,16 +1,18 @@
-"""The papers' methods, one file each.
+"""The methods of the papers, one file per method.
 
-Start with ``hydra.py``, then ``harp.py`` and ``magnitude.py`` (Sehwag et al. 2019).
-``registry.py`` knows them by name and runs them.
+Start with ``hydra.py``, then read ``harp.py`` and ``magnitude.py`` (Sehwag et al. 2019).
+``registry.py`` lists the recipes by name and runs them.
 
- Uses: training, evaluate, config. Used by: compare, dry, catalogue, cli.
+Uses: training, evaluate, config.
+Used by: compare, dry, catalogue, cli.
 """
 
 from robust_plugin.recipes.papers.registry import (
     RECIPES,
+    Recipe,
     execute,
     finished_run,
     train_recipe,
 )
 
-__all__ = ["RECIPES", "execute", "finished_run", "train_recipe"]
+__all__ = ["RECIPES", "Recipe", "execute", "finished_run", "train_recipe"]

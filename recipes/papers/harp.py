@@ -25,12 +25,15 @@ class HarpConfig(RecipeConfig):
     """Robust training, learned scores and rates under one budget, robust fine-tuning.
 
     Attributes:
-        scores: the initial scores.
-        learn: both; scores alone at the given rates, as hydra does; or rates alone at magnitude
-            scores.
-        control: how the rates meet the budget: held at every step, or by the paper's hinge.
-        gamma_step: how fast the hinge's weight grows: .01, .1 for ImageNet.
-        pattern: n of every 4 or 8, n learned by layer; none for unstructured masks.
+        scores: initial scores, which the prune phase begins with.
+        learn: what the prune phase learns: both scores and rates; scores alone at fixed rates, as
+            hydra does; or rates alone at fixed magnitude scores.
+        control: how the rates meet the budget: held projects them onto the budget at every step;
+            hinge is the paper's penalty on rates above the budget.
+        gamma_step: growth of the weight of the hinge penalty; the paper uses 0.01, and 0.1 for
+            ImageNet.
+        pattern: n:4 or n:8 keeps n of every 4 or 8 weights, with n learned for each layer; none
+            gives unstructured masks.
     """
 
     scores: InitialScores = "scaled_magnitude"
@@ -41,7 +44,7 @@ class HarpConfig(RecipeConfig):
 
 
 def harp(run: Run, config: HarpConfig) -> nn.Module:
-    """Return the pruned network, finalized."""
+    """Return a network that is trained, pruned and fine-tuned, with zeros as pruned weights."""
     model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     both: tuple[Learnable, ...] = ("scores", "rates")
     learn = both if config.learn == "both" else (config.learn,)

@@ -24,8 +24,9 @@ class HydraConfig(RecipeConfig):
     """Robust training, learned scores at given rates, robust fine-tuning.
 
     Attributes:
-        scores: the initial scores.
-        pattern: n:m, such as 2:4, instead of the density; none for unstructured masks.
+        scores: initial scores, which the prune phase begins with.
+        pattern: n:m pattern such as 2:4, which keeps n of every m weights and replaces the density;
+            none gives unstructured masks.
     """
 
     scores: InitialScores = "scaled_magnitude"
@@ -33,7 +34,7 @@ class HydraConfig(RecipeConfig):
 
 
 def hydra(run: Run, config: HydraConfig) -> nn.Module:
-    """Return the pruned network, finalized."""
+    """Return a network that is trained, pruned and fine-tuned, with zeros as pruned weights."""
     model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     pattern = None if config.pattern == "none" else config.pattern
     pruner = HydraPruner(

@@ -1,9 +1,9 @@
 """Sehwag et al. 2019: robust training, least weight magnitude, robust fine-tuning.
 
-"Towards Compact and Robust Deep Neural Networks", arXiv 1906.06110. Its point is that
-pre-training and fine-tuning share one robust objective, and that the pruning between them may be
-agnostic of it. The baseline of every other recipe: it trains as many epochs as they do, prune and
-finetune together.
+"Towards Compact and Robust Deep Neural Networks", arXiv 1906.06110. The paper uses one robust
+objective for pre-training and fine-tuning, while the pruning between them does not depend on the
+objective. This recipe is the baseline of the other recipes. It has no prune phase; its fine-tuning
+gets the epochs of prune and finetune together, so that all recipes train for as many epochs.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ class MagnitudeConfig(RecipeConfig):
     """Robust training, magnitude pruning, robust fine-tuning.
 
     Attributes:
-        rounds: 1 prunes at once; more alternate pruning and fine-tuning (iterative), each
-            round keeping the same share of the one before.
+        rounds: number of times the network is pruned and then fine-tuned; 1 is one-shot pruning.
+            With more rounds (iterative pruning), each round keeps the same share of the weights
+            that the round before it has kept.
     """
 
     rounds: int = 1
 
 
 def rounds_of(config: MagnitudeConfig) -> dict[str, StageConfig]:
-    """Return the fine-tuning stages by name: a round's, and at the end the last density's.
+    """Return the fine-tuning stages by name, one per round, in the order they are trained.
 
-    The last density gets half of the epochs, the ones on the way share the other half.
+    The last round, at the final density, gets at least half of the epochs. The rounds before it
+    share the other half equally.
 
     Raises:
-        ValueError: for more rounds than epochs allow.
+        ValueError: if there are not enough epochs for the rounds.
     """
     epochs = config.prune.epochs + config.finetune.epochs
     if not 1 <= config.rounds <= epochs // 2 + 1:
@@ -55,7 +57,7 @@ def rounds_of(config: MagnitudeConfig) -> dict[str, StageConfig]:
 
 
 def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
-    """Return the pruned network, finalized."""
+    """Return a network that is trained, pruned and fine-tuned, with zeros as pruned weights."""
     stages = rounds_of(config)
     model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     first = config.density ** (1 / config.rounds)

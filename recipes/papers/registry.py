@@ -1,11 +1,16 @@
-"""Run one recipe: a name, settings and a folder in; a report out."""
+"""All recipes by name, and the functions that run one of them.
+
+``RECIPES`` maps the name of a recipe to its settings, its training stages and its function.
+``execute`` trains a recipe in a folder and returns the report on its final network.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -15,22 +20,65 @@ from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
 from robust_plugin.recipes.evaluate.finish import check_evaluation, evaluate_run
 from robust_plugin.recipes.papers.harp import HarpConfig, harp
 from robust_plugin.recipes.papers.hydra import HydraConfig, hydra
-from robust_plugin.recipes.papers.magnitude import MagnitudeConfig, magnitude
+from robust_plugin.recipes.papers.magnitude import MagnitudeConfig, magnitude, rounds_of
+from robust_plugin.recipes.training.length import length_of
 from robust_plugin.recipes.training.loop import pretrained
-from robust_plugin.recipes.training.run import Run, length_of
+from robust_plugin.recipes.training.run import Run
 from robust_plugin.recipes.training.structure import kept_channels, refuse_early, small_network
 
-# Each recipe's settings, and the function (run, settings) -> pruned network.
-RECIPES: dict[str, tuple[type[RecipeConfig], Callable[[Run, Any], nn.Module]]] = {
-    "magnitude": (MagnitudeConfig, magnitude),
-    "hydra": (HydraConfig, hydra),
-    "harp": (HarpConfig, harp),
-    "dense": (RecipeConfig, lambda run, config: pretrained(run)),
+
+@dataclass(frozen=True)
+class Recipe:
+    """One method: its settings, its training stages and its code.
+
+    Attributes:
+        config: dataclass of the recipe's settings.
+        stages: function (settings) -> training stages by name, in the order they are trained.
+        run: function (run, settings) -> the final network; pruned and finalized, except for dense.
+    """
+
+    config: type[RecipeConfig]
+    stages: Callable[[Any], dict[str, StageConfig]]
+    run: Callable[[Run, Any], nn.Module]
+
+
+def _dense_stages(config: RecipeConfig) -> dict[str, StageConfig]:
+    """Return the pretrain stage; empty if a checkpoint is given, since it replaces pre-training."""
+    return {} if config.checkpoint is not None else {"pretrain": config.pretrain}
+
+
+def _magnitude_stages(config: MagnitudeConfig) -> dict[str, StageConfig]:
+    """Return the stages of magnitude: fine-tuning after each pruning, and no prune stage."""
+    return _dense_stages(config) | rounds_of(config)
+
+
+def _learned_stages(config: RecipeConfig) -> dict[str, StageConfig]:
+    """Return the stages of hydra and harp; there is no finetune stage if its epochs are 0."""
+    stages = _dense_stages(config) | {"prune": config.prune}
+    return {**stages, "finetune": config.finetune} if config.finetune.epochs else stages
+
+
+RECIPES: dict[str, Recipe] = {
+    "magnitude": Recipe(config=MagnitudeConfig, stages=_magnitude_stages, run=magnitude),
+    "hydra": Recipe(config=HydraConfig, stages=_learned_stages, run=hydra),
+    "harp": Recipe(config=HarpConfig, stages=_learned_stages, run=harp),
+    "dense": Recipe(
+        config=RecipeConfig, stages=_dense_stages, run=lambda run, config: pretrained(run)
+    ),
 }
 
 
 def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
-    """Run a recipe to its end, or what is left of it, and evaluate the network it returns."""
+    """Train a recipe and evaluate its final network; an interrupted run is continued.
+
+    Args:
+        name: magnitude, hydra, harp or dense.
+        config: settings of the recipe.
+        folder: folder of the run.
+
+    Returns:
+        Report: the evaluation on the test points.
+    """
     run = Run(folder, config)
     model = train_recipe(name, run)
     run.acceleration.close()
@@ -41,16 +89,16 @@ def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
 
 
 def finished_run(folder: Path) -> Run:
-    """Return a run as its folder has it.
+    """Return the run of a folder, with the settings from its config.json.
 
     Raises:
-        ValueError: if the folder holds none, or one of an unknown recipe.
+        ValueError: if the folder has no config.json, or if it names an unknown recipe.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json.")
     content = json.loads(path.read_text())
-    kinds = {kind.__name__: kind for kind, _ in RECIPES.values()}
+    kinds = {recipe.config.__name__: recipe.config for recipe in RECIPES.values()}
     kind = kinds.get(content.pop("recipe", ""))
     if kind is None:
         raise ValueError(f"{path} names no recipe; legal: {', '.join(kinds)}.")
@@ -58,29 +106,11 @@ def finished_run(folder: Path) -> Run:
 
 
 def train_recipe(name: str, run: Run) -> nn.Module:
-    """Run a recipe up to its finished network."""
-    _, recipe = RECIPES[name]
+    """Train all stages of a recipe and return its final network, without evaluating it."""
+    recipe = RECIPES[name]
     check_evaluation(run)
-    stages = stages_of(name, run.config)
-    run.begin({each: length_of(run, of).steps for each, of in stages.items()})
+    stages = recipe.stages(run.config)
+    run.begin({stage: length_of(run, settings).steps for stage, settings in stages.items()})
     if name != "dense":
         refuse_early(run)
-    return recipe(run, run.config)
-
-
-def stages_of(recipe: str, config: RecipeConfig) -> dict[str, StageConfig]:
-    """Return the stages that a recipe trains, by name, in their order.
-
-    Args:
-        recipe: magnitude, hydra, harp or dense.
-        config: its settings.
-    """
-    stages = {} if config.checkpoint is not None else {"pretrain": config.pretrain}
-    if recipe == "magnitude":
-        from robust_plugin.recipes.papers.magnitude import MagnitudeConfig, rounds_of
-
-        return stages | rounds_of(cast(MagnitudeConfig, config))
-    if recipe == "dense":
-        return stages
-    stages["prune"] = config.prune
-    return {**stages, "finetune": config.finetune} if config.finetune.epochs else stages
+    return recipe.run(run, run.config)

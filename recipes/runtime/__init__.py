@@ -1,10 +1,13 @@
-"""Processes, workers, progress and versions.
+"""Processes, devices, progress bars, library versions and checks of weight files.
 
-``process_group.py`` starts a group of processes and chooses the device, ``workers.py`` runs
-jobs side by side, ``progress.py`` shows what is being computed, ``library_versions.py`` says
-which libraries did it, ``weight_files.py`` refuses files that hold no weights.
+``process_group.py`` joins the processes that torchrun started and chooses the device.
+``workers.py`` runs jobs in parallel worker processes.
+``progress.py`` shows progress bars and estimates the time left.
+``library_versions.py`` returns the versions of the libraries that compute the results.
+``weight_files.py`` refuses files that cannot hold weights.
 
-Uses: the core only. Used by: all rooms of the recipes.
+Uses: the core only.
+Used by: all rooms of the recipes.
 """
 
 from robust_plugin.recipes.runtime.library_versions import (

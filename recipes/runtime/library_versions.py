@@ -1,4 +1,4 @@
-"""The versions of what a figure was computed with."""
+"""Versions of the libraries that compute a result, to be saved with it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 
 from robust_plugin.version import __version__
 
-# Distributions that attack, prove or cut; their own code is not imported for this.
+# Distributions of attacks, certifiers and channel removal. Only their metadata is read; they are
+# not imported.
 _LIBRARIES = ("pyautoattack", "autoattack", "torchattacks", "auto-LiRPA", "torch-pruning")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of torch, robust_plugin and the libraries that are installed, by name."""
+    """Return the versions of torch, robust_plugin and all installed attack libraries, by name."""
     found = {"torch": str(torch.__version__), "robust_plugin": __version__}
     for name in _LIBRARIES:
         try:

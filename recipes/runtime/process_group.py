@@ -1,7 +1,7 @@
-"""Several processes of one command, as torchrun starts them, on one machine or on many.
+"""The process group of a command that torchrun starts, on one machine or on several.
 
-Each computes its share of every batch, and only the first writes; the run's folder has to be one
-that all of them see.
+Each process computes its share of every batch. Only the first process (rank 0) writes files and
+prints. All processes read from the run's folder, so it must be on a file system that they share.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from torch import Tensor, distributed, nn
 
 from robust_plugin.runtime.distributed import rank_and_world
 
-# While the first process evaluates or certifies, the others wait; the default is ten minutes.
-_PATIENCE = timedelta(days=2)
+# The other processes wait while the first one evaluates or certifies. torch's default timeout of
+# ten minutes is too short for that.
+_TIMEOUT = timedelta(days=2)
 
 
 @contextmanager
 def processes() -> Iterator[bool]:
-    """Join the processes that torchrun started; yield whether this one speaks and writes.
+    """Join the process group of torchrun; yield True in the process that prints and writes files.
 
-    Alone, nothing is joined. Each process takes the GPU of its number, where there are GPUs; what
-    is shared of tensors on the CPU goes by gloo, of those on GPUs by NCCL.
+    A process that torchrun did not start, or started alone, yields True and joins no group. With
+    GPUs, each process uses the GPU of its local rank. Tensors on the CPU are exchanged by gloo and
+    tensors on GPUs by NCCL.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
@@ -35,68 +37,76 @@ def processes() -> Iterator[bool]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    distributed.init_process_group(backend, timeout=_TIMEOUT)
     try:
         with warnings.catch_warnings():
             if not is_first():
-                warnings.simplefilter("ignore")  # the first one says the same
+                warnings.simplefilter("ignore")  # the first process shows the same warnings
             yield is_first()
-        # gloo's threads free the tensors of the last exchange after it has returned. Where that
-        # falls into the end of Python it aborts the process; nothing is left to free after this.
+        # gloo's threads free the tensors of an exchange after the exchange has returned. If Python
+        # exits at that moment, the process aborts. After this barrier nothing is left to free.
         wait_for_all()
     finally:
         distributed.destroy_process_group()
 
 
 def is_first() -> bool:
-    """Return whether this process speaks and writes."""
+    """Return whether this process is the first one (rank 0), which prints and writes files."""
     return rank_and_world()[0] == 0
 
 
 def wait_for_all() -> None:
-    """Wait until all processes are here, e.g. until the first has written what all read."""
+    """Wait until all processes get here, e.g. until the first has written a file that all read."""
     if rank_and_world()[1] > 1:
         distributed.barrier()
 
 
 def summed(values: Sequence[float]) -> list[float]:
-    """Return the sums of each value over the processes, the same on all of them."""
+    """Return the sum of each value over all processes; every process gets the same sums."""
     if rank_and_world()[1] == 1:
         return list(values)
-    total = torch.tensor(values, dtype=torch.float64)  # on the CPU: gloo is there in any case
+    total = torch.tensor(values, dtype=torch.float64)  # on the CPU: gloo is always available
     distributed.all_reduce(total)
     found: list[float] = total.tolist()
     return found
 
 
 def average_statistics(model: nn.Module) -> None:
-    """Give all processes the mean of their BatchNorm statistics.
+    """Set the running statistics of BatchNorm to their mean over all processes.
 
-    Each process normalises by its own share of a batch. Attacks run in evaluation mode, where the
-    running statistics count: they are to meet the same network everywhere.
+    In training mode each process normalizes by the points of its own share of a batch, so running
+    statistics differ between processes. Attacks run in evaluation mode, which uses the running
+    statistics. After this call every process attacks the same network.
+
+    Args:
+        model: network whose running statistics are changed in place.
     """
     if rank_and_world()[1] == 1:
         return
-    kept: list[Tensor] = [
+    statistics: list[Tensor] = [
         statistic
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]
-    if not kept:
+    if not statistics:
         return
-    flat = torch.cat([statistic.flatten() for statistic in kept])
+    flat = torch.cat([statistic.flatten() for statistic in statistics])
     distributed.all_reduce(flat)
     flat /= rank_and_world()[1]
-    means = torch.split(flat, [statistic.numel() for statistic in kept])
+    means = torch.split(flat, [statistic.numel() for statistic in statistics])
     with torch.no_grad():
-        for statistic, mean in zip(kept, means, strict=True):
+        for statistic, mean in zip(statistics, means, strict=True):
             statistic.copy_(mean.view_as(statistic))
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` takes cuda where there is one.
+    """Return the device with a name.
+
+    Args:
+        name: name of a device for torch, such as cpu or cuda:1; auto is cuda if this machine has
+            a GPU, else cpu.
 
     Raises:
         ValueError: if this machine has no such device.
@@ -107,7 +117,7 @@ def device_of(name: str) -> torch.device:
     here += ["mps"] * torch.backends.mps.is_available()
     try:
         device = torch.empty(0, device=name).device
-    # torch raises many kinds, of which some speak of its own operators and backends.
+    # torch raises many types of errors here; some messages are about its operators and backends.
     except Exception as error:
         raise ValueError(
             f"device is {name!r}, which this machine does not have; legal here: {', '.join(here)}."

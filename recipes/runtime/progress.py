@@ -1,11 +1,12 @@
-"""What a run shows while it trains: a bar a stage, and the time left for all of them."""
+"""Progress bars: one bar per training stage with the time left for the run, and other bars."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,39 @@ from tqdm import tqdm
 
 from robust_plugin.recipes.runtime.process_group import is_first
 
-_REFRESH = 20  # steps after which the time left is shown anew, within an epoch too
+_REFRESH = 20  # number of steps after which the time left is updated
 
 
 class Progress:
-    """Counts the steps of a run and estimates the time left, validation included.
+    """Progress bar and time left of a run; the time left includes validation.
 
     Args:
-        stages: optimizer steps of each stage, by name, in their order.
+        stages: number of optimizer steps of each stage by name, in the order they are trained.
     """
 
     def __init__(self, stages: Mapping[str, int]) -> None:
         self._stages, self._ahead = dict(stages), dict(stages)
         self._started: float | None = None
-        self._done = 0  # since then
-        self._left = 0  # in this stage
+        self._done = 0  # steps since self._started
+        self._left = 0  # steps that this stage still has to take
         self._values: dict[str, str] = {}
         self._bar: Any = None
 
     @contextmanager
     def stage(self, name: str, *, steps: int, done: int, folder: Path) -> Iterator[None]:
-        """Show one stage; of its steps some may have been taken before."""
-        for earlier in list(self._ahead):  # those before it are over
+        """Show the bar of one stage while the with block runs.
+
+        Args:
+            name: name of the stage.
+            steps: number of steps in the stage.
+            done: number of its steps that an interrupted run has already taken.
+            folder: folder of the run; printed where no bar is shown.
+        """
+        for earlier in list(self._ahead):  # this stage and those before it are no longer ahead
             self._ahead.pop(earlier)
             if earlier == name:
                 break
-        if done < steps and not sys.stderr.isatty() and is_first():  # where no bar is shown
+        if done < steps and not sys.stderr.isatty() and is_first():  # tqdm shows no bar
             print(f"{name}, steps {done} to {steps}: {folder}", file=sys.stderr)
         self._started = time.monotonic() if self._started is None else self._started
         self._left = steps - done
@@ -50,7 +58,14 @@ class Progress:
                 self._bar = None
 
     def before(self, name: str, *, per_epoch: int) -> int:
-        """Return how many epochs the stages before one take; trackers count through."""
+        """Return how many epochs all stages before a stage have together.
+
+        Trackers number the epochs of a run continuously over all its stages.
+
+        Args:
+            name: name of the stage.
+            per_epoch: number of steps per epoch.
+        """
         names = list(self._stages)
         earlier = names[: names.index(name)] if name in names else []
         return sum(self._stages[each] for each in earlier) // per_epoch
@@ -65,14 +80,14 @@ class Progress:
                 self.show(**self._values)
 
     def show(self, **values: str) -> None:
-        """Show what an epoch has ended with, and the time left for the whole run."""
+        """Show values such as the loss, by name, behind the bar, with the time left for the run."""
         self._values = values
         if self._bar is not None:
             self._bar.set_postfix({**values, "run": f"{clock(self.left)} left"})
 
     @property
     def left(self) -> float:
-        """Seconds that the rest of the run takes at the pace so far."""
+        """Estimated seconds until the end of the run, from the mean time per step so far."""
         if self._started is None or self._done == 0:
             return 0.0
         steps = sum(self._ahead.values()) + self._left
@@ -80,8 +95,35 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as h:mm:ss, with days where there are any."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return (f"{days} d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"
+    """Return a duration as h:mm:ss, or as "3 d h:mm:ss" from one day on.
+
+    >>> clock(3723)
+    '1:02:03'
+    """
+    days, rest = divmod(round(seconds), 86400)
+    return (f"{days} d " if days else "") + str(timedelta(seconds=rest))
+
+
+def progress_bar(what: str, *, unit: str) -> Callable[..., None]:
+    """Return a function that shows a progress bar with the time left, from its first call on.
+
+    Call it as ``show(done, total)``, or as ``show(done, total, text)`` to change the text in front
+    of the bar. At ``done == total`` the bar is closed; a later call opens a new one.
+
+    Args:
+        what: text in front of the bar.
+        unit: name of what is counted, such as "point" or "batch".
+    """
+    bar: Any = None
+
+    def show(done: int, total: int, text: str = what) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, desc=text, unit=unit, disable=None)
+        bar.set_description(text, refresh=False)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+            bar = None
+
+    return show

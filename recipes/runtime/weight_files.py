@@ -1,4 +1,8 @@
-"""Weights of a dense network from a file, whoever wrote it; a pickle is never loaded."""
+"""Checks of a file before weights are loaded from it.
+
+A missing file, a folder, an empty file and a Git LFS pointer each get an error that says what to
+do. Without these checks the loader would fail with an error about the file format.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def check_file(path: Path) -> None:
-    """Raise a ValueError unless there is a file that may hold weights."""
+    """Raise a ValueError unless the path is a file that may hold weights; read its start only."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the file of weights in it.")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Jobs side by side: worker processes that end with their parent, however it ends."""
+"""Jobs in parallel worker processes, which exit when their parent exits, even if it is killed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ T = TypeVar("T")
 def in_parallel(
     function: Callable[[Any], T], items: Sequence[Any], *, jobs: int, what: str
 ) -> list[T]:
-    """Map a function over items in their order, in this process or in several.
+    """Return the results of a function for all items, in the order of the items.
+
+    The first exception of a job ends all worker processes and is raised here.
 
     Args:
-        function: importable by its name, as spawned processes need it.
-        items: what it is called with.
-        jobs: processes at most; with one job or one item it runs in this process.
-        what: is done, for the bar.
+        function: function of one item; spawned processes must be able to import it by its name.
+        items: arguments of the calls, one per call.
+        jobs: largest number of worker processes; with one job or one item the function runs in
+            this process.
+        what: text in front of the progress bar.
     """
     if min(jobs, len(items)) == 1:
         return [function(item) for item in tqdm(items, desc=what, disable=None)]
@@ -47,7 +50,7 @@ def in_parallel(
 
 
 def _as_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    """Prepare a worker: ignore Ctrl-C, which the parent handles; exit when the parent exits."""
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -60,18 +63,20 @@ def _as_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# Numbers of mallopt(3).
+# Parameters of mallopt(3), from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed memory for the next tensor; return whether it does now.
+    """Make malloc keep freed memory for the next tensor; return whether this worked.
 
-    A forward pass allocates and frees the same megabytes again and again, and by default glibc
-    returns them to the kernel each time and has them zeroed anew: adversarial training of a
-    ResNet-18 of width 16 took 1.3 times as long (batch 128, one thread). For the command line's own
-    processes; a library has no business with its user's allocator. Nothing happens elsewhere than
-    under glibc.
+    A forward pass allocates and frees the same megabytes again and again. By default glibc returns
+    them to the kernel each time, and the kernel zeroes them before it hands them out again. With
+    the default, adversarial training of a ResNet-18 of width 16 took 1.3 times as long (batch size
+    128, one thread).
+
+    Only the processes of the command line call this function, since a library should not change
+    the allocator of the program that imports it. Without glibc it does nothing and returns False.
     """
     if sys.platform != "linux":
         return False

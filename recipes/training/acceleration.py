@@ -1,12 +1,15 @@
-"""Hugging Face accelerate in the recipes: processes, bfloat16 and trackers.
+"""Hugging Face accelerate in the recipes: several processes, bfloat16 and trackers.
 
-The Accelerator wraps the network (DistributedDataParallel, autocast), holds back gradients between
-micro-batches, and speaks to TensorBoard and Weights & Biases. Three of its pieces are not used:
+The Accelerator wraps the network (DistributedDataParallel, autocast), delays the exchange of
+gradients between micro-batches, and sends values to TensorBoard and Weights & Biases. Three parts
+of accelerate are not used:
 
-- its optimizer wrapper has no hooks, and the pruner follows steps by a hook; without fp16 there is
-  no scaler for it to call;
-- its data loaders pad the last batch by repeating points, and give unequal shares equal weight;
-- its count of accumulated micro-batches divides the loss by their number, whatever their size.
+- Its optimizer wrapper, because it has no hooks, and the pruner follows optimizer steps by a hook.
+  The wrapper is needed only for the gradient scaler of fp16, which the recipes do not offer.
+- Its data loaders, because they repeat points to fill the last batch, and give the same weight to
+  processes with different numbers of points.
+- Its gradient accumulation, because it divides the loss by the number of micro-batches, even if
+  they have different sizes.
 """
 
 from __future__ import annotations
@@ -27,60 +30,61 @@ from robust_plugin.recipes.config.schema import RecipeConfig
 from robust_plugin.recipes.runtime.process_group import is_first
 from robust_plugin.runtime.random import seed_of
 
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # and the package each needs
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # tracker: the package it needs
 
-# What computes in place of the network's own forward: accelerate's autocast, and torch.compile.
-_HUNG = ("forward", "_compiled_call_impl")
+# Attributes of a network that replace its own forward: accelerate's autocast, and torch.compile.
+_REPLACEMENTS = ("forward", "_compiled_call_impl")
 
 
 class Acceleration:
-    """What accelerate does for one run.
+    """Wrapper around accelerate's Accelerator for one run.
 
     Args:
-        config: precision, compile and tracker.
-        device: where the run computes.
-        folder: of the run; TensorBoard's files go to ``tensorboard/`` in it.
+        config: settings of the run; precision, compile and tracker are used here.
+        device: device that the run computes on.
+        folder: folder of the run; TensorBoard's files are written to ``tensorboard/`` in it.
     """
 
     def __init__(self, config: RecipeConfig, device: torch.device, folder: Path) -> None:
         self.config, self.folder = config, folder
-        # One process may train several runs, and accelerate keeps precision and device for good.
+        # accelerate keeps precision and device for the whole process, which may train several runs.
         AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(
             mixed_precision="no" if config.precision == "fp32" else config.precision,
             cpu=device.type == "cpu",
-            device_placement=False,  # the run has placed the network
+            device_placement=False,  # the network is already on the device of the run
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(folder),
-            # Not the buffers at each forward: masks are equal everywhere and as large as the
-            # weights, and the statistics of BatchNorm are averaged after each step.
+            # Buffers are not broadcast at each forward pass. Masks are as large as the weights and
+            # the same in all processes; the running statistics are averaged after each step.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self._tracking = False
 
     @contextmanager
     def prepared(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Wrap a network for one phase, after ``set_phase``; inside, it is trained by the wrapper.
+        """Yield the wrapper that trains a network in one phase; call it after ``set_phase``.
 
-        The network's own forward passes, those of attacks and of validation, run in the same
-        precision and compiled alike; afterwards it is as it was.
+        Forward passes of the network itself, as in attacks and validation, use the same precision
+        and are compiled as well. At the end of the with block the network is as it was before.
         """
         forward = model.__dict__.get("forward")
         with warnings.catch_warnings():
-            # accelerate's name for what newer versions of torch call forward_sync_buffers.
+            # accelerate uses the old name of torch's option forward_sync_buffers.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             prepared = self._accelerator.prepare_model(model)
         if self.config.compile:
-            # Of one forward torch keeps eight versions, and runs what comes later uncompiled. Each
-            # phase has its own: of training, attack, its reference, validation, a short last batch.
+            # torch keeps at most eight compiled versions of one forward, and runs later versions
+            # uncompiled. Each phase needs versions of its own: for training, the attack, its
+            # reference, validation and a short last batch.
             torch.compiler.reset()
             model.compile()
         try:
             yield prepared
         finally:
             self._accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-            # What remains of it on the network itself, where the next phase would stumble over it.
-            for name in (*_HUNG, "_is_accelerate_prepared"):
+            # accelerate leaves these attributes on the network; they would break the next phase.
+            for name in (*_REPLACEMENTS, "_is_accelerate_prepared"):
                 model.__dict__.pop(name, None)
             if forward is not None:
                 model.__dict__["forward"] = forward
@@ -88,28 +92,37 @@ class Acceleration:
 
     @contextmanager
     def bare(self, model: nn.Module) -> Iterator[None]:
-        """Let a network compute in float32 and uncompiled again inside, within ``prepared``."""
-        hung = {name: vars(model).pop(name) for name in _HUNG if name in vars(model)}
+        """Compute in float32 and uncompiled inside the with block; for use within ``prepared``."""
+        removed = {name: vars(model).pop(name) for name in _REPLACEMENTS if name in vars(model)}
         try:
             yield
         finally:
-            vars(model).update(hung)
+            vars(model).update(removed)
 
     def gathering(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, gradients stay in this process and add up; ``model`` is the wrapper."""
-        held: AbstractContextManager[None] = self._accelerator.no_sync(model)
-        return held
+        """Return a context in which gradients add up in this process and are not exchanged.
+
+        Args:
+            model: wrapper that ``prepared`` yields.
+        """
+        context: AbstractContextManager[None] = self._accelerator.no_sync(model)
+        return context
 
     def backward(self, loss: Tensor) -> None:
-        """Compute gradients."""
+        """Compute the gradients of a loss."""
         self._accelerator.backward(loss)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send values to the tracker, if there is one; the first process speaks for all."""
+        """Send values to the tracker, if there is one; only the first process does so.
+
+        Args:
+            values: numbers by name.
+            step: number of the epoch, counted over all stages of the run.
+        """
         if self.config.tracker == "none" or not is_first():
             return
         if not self._tracking:
-            # The folder names the run: an interrupted one goes on in the same place.
+            # The name depends on the folder alone, so that a continued run adds to its own log.
             name = self.folder.resolve().name
             number = f"{name}-{seed_of(self.folder.resolve()):016x}"
             wandb = {"name": name, "id": number, "resume": "allow", "dir": str(self.folder)}
@@ -117,14 +130,14 @@ class Acceleration:
                 "tensorboard" if self.config.tracker == "tensorboard" else "robust-plugin",
                 init_kwargs={"wandb": wandb},
             )
-            if self.config.tracker == "wandb":  # TensorBoard makes a run of its own of settings
+            if self.config.tracker == "wandb":  # TensorBoard would show settings as a separate run
                 tracker = self._accelerator.get_tracker("wandb", unwrap=True)
                 tracker.config.update(as_plain(self.config), allow_val_change=True)
             self._tracking = True
         self._accelerator.log(dict(values), step=step)
 
     def close(self) -> None:
-        """End the tracker's run."""
+        """Close the tracker, if one was started."""
         for tracker in self._accelerator.trackers if self._tracking else ():
             tracker.finish()
         self._accelerator.trackers.clear()
@@ -132,10 +145,13 @@ class Acceleration:
 
 
 def check_tracker(name: str) -> None:
-    """Raise unless a tracker's package is there.
+    """Check that the package of a tracker is installed.
+
+    Args:
+        name: none, tensorboard or wandb.
 
     Raises:
-        ImportError: naming what to install.
+        ImportError: if it is not installed; the message names the package.
     """
     package = TRACKERS.get(name)
     if package is not None and importlib.util.find_spec(package) is None:

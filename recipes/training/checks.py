@@ -1,4 +1,8 @@
-"""Settings that would only fail hours later, refused before anything is trained."""
+"""Checks of settings before training.
+
+Without these checks, a run would fail only after hours of training, when a later stage or the
+evaluation uses the setting for the first time.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from robust_plugin.threat.units import parse_eps
 
 
 def check_settings(config: RecipeConfig) -> None:
-    """Raise a ValueError for a setting that would only fail hours later."""
+    """Raise a ValueError for a setting that would fail only after hours of training."""
     check_density(config.density)
     check_folder(config.data)
     for name, value in (
@@ -26,12 +30,12 @@ def check_settings(config: RecipeConfig) -> None:
         ("accumulate", config.accumulate),
         ("threads", 1 if config.threads is None else config.threads),
     ):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; legal: at least 1.")
-    learned = hasattr(config, "scores")
-    if config.finetune.epochs < (0 if learned else 1):
-        legal = "0 (weights as they were) or more" if learned else "at least 1"
-        raise ValueError(f"finetune.epochs is {config.finetune.epochs}; legal: {legal}.")
+        at_least(name, value, 1)
+    epochs = config.finetune.epochs
+    if not hasattr(config, "scores"):
+        at_least("finetune.epochs", epochs, 1)
+    elif epochs < 0:  # recipes that learn scores can leave out fine-tuning
+        raise ValueError(f"finetune.epochs is {epochs}; legal: 0 (weights as they were) or more.")
     for name in ("pretrain", "prune", "finetune"):
         stage: StageConfig = getattr(config, name)
         for setting, right, legal in (
@@ -43,29 +47,37 @@ def check_settings(config: RecipeConfig) -> None:
             if not right:
                 value = getattr(stage, setting)
                 raise ValueError(f"{name}.{setting} is {value}; legal: {legal}.")
-    for count, value in (
+    for name, value in (
         ("evaluation.autoattack", config.evaluation.autoattack),
         ("evaluation.verify", config.evaluation.verify),
         ("evaluation.smooth", config.evaluation.smooth),
         ("data.workers", config.data.workers),
     ):
-        if value < 0:
-            raise ValueError(f"{count} is {value}; legal: 0 or more.")
-    _check_attack_inside(config.objective)
+        at_least(name, value, 0)
+    _check_inner_attack(config.objective)
     _check_structure(config)
     _check_hinge(config)
     threat = config.threat.build()
     for each in (config.pretrain, config.prune, config.finetune):
         build_objective(config.objective, threat, ramp=each.ramp)
     Smoothed(config.objective.sigma, n=config.evaluation.votes)
-    pgd(threat, steps=config.objective.steps)  # of the validation
+    pgd(threat, steps=config.objective.steps)  # the attack of the validation
     pgd(threat, steps=config.evaluation.steps, restarts=config.evaluation.restarts)
 
 
-def _check_attack_inside(objective: ObjectiveConfig) -> None:
-    """Raise a ValueError for settings of the attack inside, whichever objective reads them."""
-    if objective.replays < 1:
-        raise ValueError(f"objective.replays is {objective.replays}; legal: at least 1.")
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise a ValueError if a setting is below its least legal value."""
+    if value < least:
+        legal = "0 or more" if least == 0 else f"at least {least}"
+        raise ValueError(f"{name} is {value}; legal: {legal}.")
+
+
+def _check_inner_attack(objective: ObjectiveConfig) -> None:
+    """Raise a ValueError for illegal settings of the attack inside the objective.
+
+    They are checked for all objectives, also for those that ignore them.
+    """
+    at_least("objective.replays", objective.replays, 1)
     size = objective.step_size
     if size is not None and parse_eps(size, name="objective.step_size") == 0:
         raise ValueError(
@@ -75,7 +87,10 @@ def _check_attack_inside(objective: ObjectiveConfig) -> None:
 
 
 def _check_structure(config: RecipeConfig) -> None:
-    """Raise a ValueError for settings of weights beside channels, or of channels beside weights."""
+    """Raise a ValueError for settings that do not fit the structure.
+
+    Some settings are legal only when weights are pruned, others only when channels are pruned.
+    """
     if config.round_to < 1:
         raise ValueError(f"round_to is {config.round_to}; legal: 1 (any count) or more.")
     pattern = getattr(config, "pattern", "none")
@@ -107,7 +122,7 @@ def _check_structure(config: RecipeConfig) -> None:
 
 
 def _check_hinge(config: RecipeConfig) -> None:
-    """Raise a ValueError for settings of HARP's hinge where no hinge is used."""
+    """Raise a ValueError for settings of HARP's hinge penalty in a run that does not use it."""
     learn, control = getattr(config, "learn", "both"), getattr(config, "control", "held")
     if learn == "scores" and control == "hinge":
         raise ValueError(

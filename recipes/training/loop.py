@@ -1,4 +1,7 @@
-"""The one training loop: pre-train, prune and fine-tune are the same loop over other parameters."""
+"""The training loop of all stages.
+
+Pre-training, pruning and fine-tuning use the same loop and differ in the parameters they train.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,33 @@ from robust_plugin.objectives.by_attack import replay
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.recipes.config.schema import StageConfig
 from robust_plugin.recipes.data.batches import batches_of
-from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.data.epoch_loader import loader
 from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.runtime.process_group import summed
-from robust_plugin.recipes.training.run import Length, Run, length_of
+from robust_plugin.recipes.training.length import Length, length_of
+from robust_plugin.recipes.training.run import Run
 from robust_plugin.recipes.training.step import Steps
 from robust_plugin.recipes.training.validation import validated
 from robust_plugin.runtime.distributed import check_ranks, rank_and_world
 from robust_plugin.runtime.random import seed_of
 
-_PLACE = ("stage", "epoch")  # where a record of the log belongs; the rest is measured
+# Keys of a log record that say which epoch it is about; all other keys are measured values.
+_PLACE = ("stage", "epoch")
 
 
 class Diverged(ValueError):
-    """A stage whose loss or outputs became NaN or infinite."""
+    """Error of a stage whose loss or network outputs became NaN or infinite."""
 
 
 def pretrained(run: Run) -> nn.Module:
-    """Return the dense network: the configured checkpoint, or one trained by the objective."""
+    """Return the dense network: that of the configured checkpoint, or else a newly trained one."""
     model = run.fresh_model()
     if run.config.checkpoint is not None:
         load_weights(model, run.config.checkpoint)
     else:
         train(run, "pretrain", model, run.config.pretrain)
-    # What is drawn next, random scores, must not depend on whether it was trained just now.
+    # The random scores that are drawn next must be the same whether or not the network was trained
+    # in this process.
     torch.manual_seed(seed_of(run.config.seed, "scores"))
     return model
 
@@ -51,30 +57,32 @@ def train(
     pruner: Pruner | None = None,
     phase: Literal["prune", "finetune"] = "finetune",
 ) -> nn.Module:
-    """Train a model by the run's objective, or go on where an interrupted run stopped.
+    """Train one stage by the run's objective, or continue a stage that was interrupted.
 
-    Each epoch's order and noise are a function of (seed, stage, epoch), so that a continued run
-    equals an uninterrupted one, also on another number of processes.
+    The order of the points and the random numbers of an epoch depend only on (seed, stage, epoch).
+    So a continued run gives the same result as an uninterrupted one, even with another number of
+    processes.
 
     Args:
-        run: data, objective and folder.
-        name: of the stage, and of its checkpoint.
-        model: trained in place, and returned.
-        stage: epochs and optimizer.
-        pruner: attached to the model; None trains it dense.
-        phase: what of the pruner is trained.
+        run: run that the stage belongs to; its data, objective and folder are used.
+        name: name of the stage, and of its checkpoint files.
+        model: network to train in place; it is also returned.
+        stage: settings of the stage, such as epochs and optimizer.
+        pruner: pruner attached to the model; None trains all parameters of a dense network.
+        phase: phase of the pruner, which decides which parameters are trained; ignored without a
+            pruner.
 
     Raises:
-        Diverged: if the loss or the network's outputs are not finite.
-        ValueError: if the folder holds this stage with other settings.
+        Diverged: if the loss or an output of the network is not finite.
+        ValueError: if the folder holds a checkpoint of this stage with other settings.
     """
     run.enter(name, stage, pruner)
     saved = run.saved(name)
     records: list[dict[str, Any]] = saved.meta["records"] if saved is not None else []
     if saved is not None:
         saved.restore(model=model, pruner=pruner)
-    trained = model.parameters() if pruner is None else pruner.set_phase(phase)
-    optimizer = _optimizer(trained, stage)
+    parameters = model.parameters() if pruner is None else pruner.set_phase(phase)
+    optimizer = _optimizer(parameters, stage)
     if saved is not None:
         saved.restore(optimizer=optimizer)
     length = length_of(run, stage)
@@ -131,7 +139,7 @@ def _epoch(
     epoch: int,
     length: Length,
 ) -> float:
-    """Train one epoch, or the steps that the run asks for; return the mean loss."""
+    """Train one epoch, or its first ``run.steps`` steps; return the mean loss per step."""
     data, config = run.data.train, run.config.data
     rank, world = rank_and_world()
     size, seed = config.batch_size, seed_of(run.config.seed, name)
@@ -174,15 +182,22 @@ def _epoch(
 
 
 def cosine(lr: float, step: int, steps: int) -> float:
-    """Return lr/2 (1 + cos(pi step / steps)): lr at the first step, above zero at the last."""
+    """Return the learning rate lr/2 (1 + cos(pi step / steps)), which falls from lr to above 0.
+
+    Args:
+        lr: learning rate at step 0.
+        step: number of the step, from 0 to steps - 1.
+        steps: number of steps in the stage.
+    """
     return lr / 2 * (1 + math.cos(math.pi * step / steps))
 
 
-def _optimizer(trained: Any, stage: StageConfig) -> torch.optim.Optimizer:
+def _optimizer(parameters: Any, stage: StageConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a stage for parameters, or for the groups of ``set_phase``."""
     if stage.decay_scores:
-        trained = [{**group, "weight_decay": stage.weight_decay} for group in trained]
+        parameters = [{**group, "weight_decay": stage.weight_decay} for group in parameters]
     if stage.optimizer == "adam":
-        return torch.optim.Adam(trained, lr=stage.lr, weight_decay=stage.weight_decay)
+        return torch.optim.Adam(parameters, lr=stage.lr, weight_decay=stage.weight_decay)
     return torch.optim.SGD(
-        trained, lr=stage.lr, momentum=stage.momentum, weight_decay=stage.weight_decay
+        parameters, lr=stage.lr, momentum=stage.momentum, weight_decay=stage.weight_decay
     )

@@ -1,4 +1,4 @@
-"""The loss of a recipe, as settings: one objective for all three phases."""
+"""Objectives built from their settings; one objective is used in all three phases of a recipe."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from robust_plugin.threat.model import ThreatModel
 def build_objective(
     config: ObjectiveConfig, threat: ThreatModel, *, ramp: float = 0.0
 ) -> Objective:
-    """Return the objective.
+    """Return the objective that settings describe.
 
     Args:
-        config: the settings.
-        threat: what is tested.
-        ramp: share of the phase over which eps and the weights of certified, mixtrain and
-            smoothadv rise.
+        config: settings of the objective.
+        threat: threat model to train against.
+        ramp: share of the phase, from 0 to 1, over which eps and the loss weights of certified,
+            mixtrain and smoothadv rise to their final values.
 
     Raises:
-        ValueError: for illegal settings, or a threat model that the objective does not take.
+        ValueError: if a setting is illegal, or if the objective does not support the threat model.
     """
     if config.name in ("certified", "mixtrain"):
         return _by_bounds(config, threat, Ramp(0.0, ramp, config.ramp))
@@ -69,10 +69,10 @@ def _by_noise(config: ObjectiveConfig, threat: ThreatModel, ramp: Ramp) -> Objec
 
 
 def validation_certifier(config: ObjectiveConfig, threat: ThreatModel) -> Certifier | None:
-    """Return what proves validation points by the bounds that training ends with, if any."""
+    """Return a certifier by the same bounds as the objective; None if it trains without bounds."""
     if config.name == "certified":
         return IBP(threat)
     if config.name != "mixtrain":
         return None
-    # Where training can bound one point at a time, for its memory, so can validation.
+    # If training bounds one point at a time to save memory, validation does so too.
     return LiRPA(threat, "same-slope", batch_size=1 if config.points == 1 else 32)

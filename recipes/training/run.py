@@ -1,17 +1,19 @@
-"""A run folder: what is in it, and how an interrupted run goes on.
+"""The folder of a run, and how an interrupted run is continued from it.
 
-    config.json           all settings
-    log.jsonl             a line an epoch
-    <stage>.safetensors   model, pruner and optimizer after the stage's last finished epoch
-    <stage>.best.safetensors   after its best one, by the validation points
-    model.safetensors     the finished network, plain, dense names
-    report.json           its evaluation on the test points
-    smoothing.txt, .png   certified accuracy against radius, where it is asked for
-    unfinished-...        verdicts of an evaluation that was interrupted
+These files are in the folder::
 
-Of several processes only the first writes, and all read: they have to see the same folder. Every
-file is written whole or not at all, and every stage file names the settings it came from. Nothing
-is written before the first epoch has passed, nor where the settings are refused.
+    config.json               all settings
+    log.jsonl                 one line per epoch
+    <stage>.safetensors       model, pruner and optimizer after the last finished epoch of a stage
+    <stage>.best.safetensors  model and pruner after the best epoch on the validation points
+    model.safetensors         the final network without masks, with the names of the dense network
+    report.json               evaluation of the final network on the test points
+    smoothing.txt, .png       certified accuracy against radius, if it was asked for
+    unfinished-...            verdicts of an evaluation that was interrupted
+
+Only the first process writes, and all processes read, so they must share the folder. A file is
+written completely or not at all. Every checkpoint of a stage holds the settings it was trained
+with. Nothing is written before the first epoch has ended, or if the settings are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ from robust_plugin.recipes.config.identity import identity_of, refuse_other_sett
 from robust_plugin.recipes.config.objective import ObjectiveConfig
 from robust_plugin.recipes.config.read import as_plain
 from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
-from robust_plugin.recipes.data.batches import steps_of
 from robust_plugin.recipes.data.load import data_of
 from robust_plugin.recipes.models.registry import build_model, check_takes, example_of
 from robust_plugin.recipes.runtime.library_versions import versions
@@ -49,22 +49,23 @@ class Run:
     """One run of a recipe in its folder.
 
     Args:
-        folder: made when there is something to write; an interrupted run in it is continued.
-        config: the settings.
+        folder: folder of the run; an interrupted run in it is continued. It is created when the
+            first file is written.
+        config: settings of the recipe.
 
     Attributes:
         data: training, validation and test points.
-        threat: the threat model.
-        device: where it runs.
-        objective: the loss of the stage that was entered: the recipe's, or benign in a benign
-            pre-training.
-        progress: what is shown of it.
-        identity: the settings that decided about what has been trained so far.
-        steps: how many steps of each stage are trained; None for all.
+        threat: threat model of the run.
+        device: device that the run computes on.
+        objective: settings of the current stage's objective: benign in benign pre-training,
+            otherwise the objective of the recipe.
+        progress: progress bar and time left.
+        identity: all settings that have an influence on what has been trained so far.
+        steps: number of steps to train in each stage, for a dry run; None trains all steps.
 
     Raises:
-        ValueError: for data, a device or a checkpoint that is not there, an illegal setting, or a
-            folder that is a file.
+        ValueError: if a setting is illegal, if the data, the device or the checkpoint does not
+            exist, or if the folder is a file.
     """
 
     def __init__(self, folder: Path, config: RecipeConfig) -> None:
@@ -83,38 +84,45 @@ class Run:
         self.steps: int | None = None
 
     def begin(self, steps: Mapping[str, int]) -> None:
-        """Show the progress of a recipe, whose stages take so many steps each."""
+        """Start to show the progress of a recipe.
+
+        Args:
+            steps: number of optimizer steps of each stage by name, in the order they are trained.
+        """
         self.progress = Progress(steps)
 
     @cached_property
     def acceleration(self) -> Acceleration:
-        """What wraps the network for training, and speaks to the tracker."""
+        """The use of accelerate: it wraps the network for training and writes to the tracker."""
         return Acceleration(self.config, self.device, self.folder)
 
     @property
     def example(self) -> torch.Tensor:
-        """One input, for what is counted on a forward pass."""
+        """One input of the network, shape [1, ...], for tools that need a forward pass."""
         return example_of(self.data.shape).to(self.device)
 
     def fresh_model(self) -> nn.Module:
-        """Return the network with random weights, a function of the seed alone."""
+        """Return the network with random weights, which depend only on the run's seed."""
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         model = build_model(self.config.model, classes=self.data.classes, shape=self.data.shape)
         if self.config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         model = model.to(self.device)
-        if ":" in self.config.model:  # the others are ours
+        if ":" in self.config.model:  # a network of the user; ours need no check
             check_takes(model, self.config.model, self.example, self.data.classes)
         return model
 
     def timed(self, stage: str, what: str) -> AbstractContextManager[None]:
-        """Inside, a part of a stage runs that a dry run takes the time of."""
+        """Return a context for a part of a stage, such as validation; a dry run times it."""
         return nullcontext()
 
     # --- stages -----------------------------------------------------------------------------
 
     def enter(self, name: str, stage: StageConfig, pruner: Pruner | None) -> None:
-        """Name the settings of the stage that begins; all later ones depend on them."""
+        """Begin a stage: set its objective and add its settings to the run's identity.
+
+        Later stages continue from the result of this one, so their identity includes its settings.
+        """
         benign = name == "pretrain" and self.config.pretraining == "benign"
         self.objective = ObjectiveConfig("benign") if benign else self.config.objective
         self.identity = {
@@ -128,10 +136,10 @@ class Run:
         }
 
     def saved(self, name: str, *, best: bool = False) -> checkpoint.Checkpoint | None:
-        """Return the stage's last (or best) checkpoint, or None if there is none yet.
+        """Return the last checkpoint of a stage, or its best one; None if there is no such file.
 
         Raises:
-            ValueError: if it came from other settings.
+            ValueError: if the checkpoint was trained with other settings.
         """
         path = self._path(name, best=best)
         if not path.is_file():
@@ -153,9 +161,18 @@ class Run:
         records: list[dict[str, Any]],
         best: bool,
     ) -> None:
-        """Write the log, the best checkpoint and the last one after an epoch, in this order.
+        """Write the log, the best checkpoint and the last checkpoint after an epoch, in this order.
 
-        A kill before the last repeats the epoch, and the epoch writes the same log and best again.
+        If the process is killed before the last file is written, the continued run repeats the
+        epoch and writes the same log and best checkpoint again.
+
+        Args:
+            name: name of the stage.
+            model: network that is trained.
+            pruner: pruner attached to the network, or None.
+            optimizer: optimizer of the stage.
+            records: log records of all epochs of the stage so far.
+            best: whether this epoch is the best one so far on the validation points.
         """
         if is_first():
             self._save_epoch(name, model, pruner, optimizer, records, best)
@@ -170,6 +187,7 @@ class Run:
         records: list[dict[str, Any]],
         best: bool,
     ) -> None:
+        """Write the files of ``save_epoch`` in the first process."""
         self._write_config()
         log = self.folder / "log.jsonl"
         lines = log.read_text().splitlines() if log.is_file() else []
@@ -183,6 +201,7 @@ class Run:
         )
 
     def _write_config(self) -> None:
+        """Create the folder and write the settings and the name of their class to config.json."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(
             self.folder / "config.json",
@@ -190,56 +209,25 @@ class Run:
         )
 
     def _path(self, name: str, *, best: bool = False) -> Path:
+        """Return the path of a stage's last checkpoint, or of its best one."""
         return self.folder / f"{name}{'.best' if best else ''}.safetensors"
 
     def save_model(self, model: nn.Module, path: Path) -> None:
-        """Write a plain network's state with the settings it came from."""
+        """Write the weights of a network without masks, with the settings it was trained with."""
         if not is_first():
             return
         self._write_config()
         write_tensors(path, model.state_dict(), {"identity": self.identity})
 
 
-@dataclass(frozen=True)
-class Length:
-    """How long a stage trains.
-
-    Attributes:
-        epochs: passes over the training points; in free training each shows a batch several times.
-        batches: in an epoch.
-        passes: how often each of them is shown.
-    """
-
-    epochs: int
-    batches: int
-    passes: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
-        return self.batches * self.passes
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.epochs * self.steps_per_epoch
-
-
-def length_of(run: Run, stage: StageConfig) -> Length:
-    """Return how long a stage of a run trains."""
-    passes = run.objective.replays if run.objective.name == "free" else 1
-    batches = steps_of(run.data.train, batch_size=run.config.data.batch_size)
-    return Length(max(1, stage.epochs // passes), batches, passes)
-
-
 def dense_weights(folder: Path, config: RecipeConfig) -> Path:
-    """Return the file with the weights that the prune phase of a run began with.
+    """Return the path of the weights that the prune phase of a run starts from.
 
-    That is the run's checkpoint, or what its pre-training kept: the best epoch or the last one.
+    It is the configured checkpoint or, without one, the best or last epoch of pre-training.
 
     Args:
-        folder: of the run.
-        config: its settings.
+        folder: folder of the run.
+        config: settings of the run.
     """
     if config.checkpoint is not None:
         return config.checkpoint

@@ -1,8 +1,9 @@
-"""One optimizer step on a batch, whoever computes its points: processes and micro-batches.
+"""One optimizer step on a batch that is split over processes and micro-batches.
 
-The gradient is that of the mean over the whole batch, and noise is drawn for the whole batch, so
-that neither the number of processes nor that of micro-batches changes what is learned. But for
-BatchNorm, which normalises over the points of one forward pass, as it does everywhere.
+The gradient is that of the mean loss over the whole batch, and random numbers are drawn for the
+whole batch. So the numbers of processes and micro-batches do not change the result. BatchNorm is
+the exception: it normalizes over the points of one forward pass, which are fewer when the batch is
+split.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ class Steps:
     """The optimizer steps of one epoch.
 
     Args:
-        run: objective, precision and number of micro-batches.
-        model: the network, wrapped for this phase.
-        optimizer: of what the phase trains.
-        pruner: attached to the network, or None.
-        stage: the ramp of its objective.
-        seed: of the epoch's noise.
+        run: run that the steps belong to; its objective, precision and number of micro-batches
+            are used.
+        model: network as wrapped by ``Acceleration.prepared``.
+        optimizer: optimizer of the parameters that the stage trains.
+        pruner: pruner attached to the network; None if the network is trained dense.
+        stage: settings of the stage; only the ramp of the objective is used.
+        seed: seed of the random numbers in this epoch.
     """
 
     def __init__(
@@ -46,19 +48,20 @@ class Steps:
         seed: int,
     ) -> None:
         self.run, self.model, self.optimizer, self.pruner = run, model, optimizer, pruner
-        # Anew for each epoch: what it holds is then a function of the place, and resuming is exact.
-        # One a micro-batch: what it holds belongs to places of the batch.
+        # Objectives may keep state between steps. They are built anew for each epoch, so that a
+        # run that is resumed at an epoch gives exactly the same result. There is one objective per
+        # micro-batch, because the state belongs to positions in the batch.
         self._objectives = [
             build_objective(run.objective, run.threat, ramp=stage.ramp)
             for _ in range(run.config.accumulate)
         ]
         self._generator = torch.Generator(device=run.device).manual_seed(seed)
-        # What is drawn besides, as by dropout, differs between processes.
+        # The global generator, which e.g. dropout uses, is seeded differently in each process.
         rank, _ = rank_and_world()
         torch.manual_seed(seed if rank == 0 else seed_of(seed, "process", rank))
 
     def progress(self, epoch: float, epochs: float) -> None:
-        """Move what is scheduled to where it is when ``epoch`` of ``epochs`` have passed."""
+        """Move ramped objectives to a time in the stage, which has ``epochs`` epochs."""
         for objective in self._objectives:
             if isinstance(objective, Ramped):
                 objective.progress(epoch, epochs)
@@ -67,36 +70,38 @@ class Steps:
         """Take one step.
 
         Args:
-            x: the points of the batch that this process computes, every n-th of n processes; one
-                that does not count where there is none for it.
-            y: their labels.
-            size: points in the batch.
+            x: points of this process, shape [B, ...]: every n-th point of the batch, for n
+                processes. A process without points in this batch gets one point with weight 0.
+            y: labels of the points in ``x``, shape [B].
+            size: number of points in the whole batch, over all processes.
 
         Returns:
-            float: this process's part of the batch's loss; the parts add up to it.
+            float: this process's part of the mean loss over the batch; the parts of all processes
+            add up to that mean.
         """
         rank, world = rank_and_world()
         count, total = len(self._objectives), 0.0
         x, y = self._placed(x), y.to(self.run.device, non_blocking=True)
         start = self._generator.get_state()
         self.optimizer.zero_grad()
-        # Backwards: the first micro-batch, which has points wherever one has, shares the gradients.
+        # The first micro-batch is computed last, because the last backward pass exchanges the
+        # gradients between processes, and the first micro-batch always has points.
         for number in reversed(range(count)):
             points, labels = x[number::count], y[number::count]
             if len(points) == 0:
                 continue
             rows = rows_of(size, number * world + rank, count * world)
             self._generator.set_state(start)
-            # Where there is no point for this process, one without weight stands in: the others
+            # A process without points computes one point with weight 0, because the other processes
             # wait for its gradients.
             share = Share(rows or (size - 1,), size, self._generator)
             weight = len(rows) / size
-            held = self.run.acceleration.gathering(self.model) if number else nullcontext()
-            with held, drawing(share):
+            exchange = self.run.acceleration.gathering(self.model) if number else nullcontext()
+            with exchange, drawing(share):
                 loss = self._objectives[number](self.model, points, labels)
                 if self.pruner is not None:
                     loss = loss + self.pruner.budget_penalty()
-                scale = weight * world  # DistributedDataParallel takes the mean over processes
+                scale = weight * world  # DistributedDataParallel averages gradients over processes
                 self.run.acceleration.backward(loss if scale == 1 else scale * loss)
             total += weight * loss.item()
         self.optimizer.step()
@@ -104,6 +109,7 @@ class Steps:
         return total
 
     def _placed(self, x: Tensor) -> Tensor:
+        """Copy points to the run's device, in the memory format of its settings."""
         if self.run.config.channels_last and x.dim() == 4:
             return x.to(self.run.device, memory_format=torch.channels_last, non_blocking=True)
         return x.to(self.run.device, non_blocking=True)

@@ -1,7 +1,8 @@
-"""Recipes on channels: what a mask covers, the network that is left, and a table of both.
+"""The structure of a recipe: pruning of weights or channels, and initial scores.
 
-A setting of the recipes and no command of its own: the phases, the objective and the budget are the
-papers', and only what shares a score differs.
+``structure`` is a setting of every recipe. Phases, objective and budget are the same for both
+structures. With channels, all weights of a channel share one score and are removed together, and
+the smaller network without the removed channels is written too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from robust_plugin.attacks.projected_gradient import pgd
 from robust_plugin.pruning.presets import MagnitudePruner
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.pruning.scores import ScoreName, Scores, scaled_magnitude, snip_scores
-from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.data.epoch_loader import loader
 from robust_plugin.recipes.models.registry import example_of
 from robust_plugin.recipes.runtime.process_group import is_first, wait_for_all
 from robust_plugin.recipes.training.run import Run
@@ -28,7 +29,7 @@ from robust_plugin.runtime.random import seed_of
 
 
 def covered(run: Run, model: nn.Module) -> dict[str, Any]:
-    """Return the pruner's ``groups`` and ``exclude`` for the run's structure."""
+    """Return the pruner's arguments ``groups`` and ``exclude`` for the structure of a run."""
     config = run.config
     if config.structure == "weights":
         return {"groups": None, "exclude": config.exclude}
@@ -38,16 +39,16 @@ def covered(run: Run, model: nn.Module) -> dict[str, Any]:
 
 
 def refuse_early(run: Run) -> None:
-    """Raise for a network or a budget that channels cannot be removed by, before it is trained.
+    """Check before training that channels can be removed from the network at this budget.
 
     Raises:
-        ValueError: as ``channel_groups`` and the pruner.
+        ValueError: if ``channel_groups`` or the pruner refuses the network or the budget.
     """
     if run.config.structure == "weights":
         return
     model = run.fresh_model()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again, once, when the pruner is attached
+        warnings.simplefilter("ignore")  # they are shown later, when the pruner is attached
         groups = covered(run, model)
     MagnitudePruner(
         model,
@@ -60,10 +61,13 @@ def refuse_early(run: Run) -> None:
 
 
 def finished(run: Run, pruner: Pruner) -> nn.Module:
-    """Finalize a pruner; of channels write the network without them to small.safetensors.
+    """Finalize a pruner and return its network.
+
+    With structure channels, the smaller network without the removed channels is written to
+    small.safetensors, and the number of kept channels per group to channels.json.
 
     Returns:
-        nn.Module: the plain network in its old shape, zeros in place.
+        nn.Module: the network without masks, in its original shape, with zeros as pruned weights.
     """
     if run.config.structure == "channels":
         from robust_plugin.adapters.torch_pruning import remove_channels, save
@@ -81,21 +85,26 @@ def finished(run: Run, pruner: Pruner) -> nn.Module:
 
 
 def small_network(run: Run, model: nn.Module) -> nn.Module:
-    """Return the network without its channels, as the run's small.safetensors has it."""
+    """Return the smaller network from small.safetensors in the run's folder.
+
+    Args:
+        run: finished run with structure channels.
+        model: network of the original architecture, with any weights.
+    """
     small = without_channels(run.folder / "small.safetensors", model, run.data.shape)
     return small.to(run.device)
 
 
 def without_channels(path: Path, model: nn.Module, shape: Sequence[int]) -> nn.Module:
-    """Return the network that a small.safetensors holds, cut from one of the old architecture.
+    """Return the smaller network that a small.safetensors file holds.
 
     Args:
-        path: the file.
-        model: of the architecture before pruning, with any weights.
-        shape: of one input.
+        path: path of the file.
+        model: network of the architecture before pruning, with any weights.
+        shape: shape of one input, [C, H, W].
 
     Raises:
-        ValueError: if there is no such file, or it is of another network.
+        ValueError: if the file does not exist or belongs to another architecture.
     """
     from robust_plugin.adapters.torch_pruning import load
 
@@ -103,26 +112,27 @@ def without_channels(path: Path, model: nn.Module, shape: Sequence[int]) -> nn.M
 
 
 def kept_channels(run: Run) -> dict[str, list[int]]:
-    """Return how many of how many channels each group keeps."""
+    """Return [kept channels, all channels] of each group by name."""
     kept: dict[str, list[int]] = json.loads((run.folder / "channels.json").read_text())
     return kept
 
 
-# HYDRA's ablation, section 4.2, has them all.
+# All of them are compared in HYDRA's ablation, section 4.2.
 InitialScores = Literal[ScoreName, "snip"]
 
 
 def initial_scores_of(run: Run, model: nn.Module, name: InitialScores) -> Scores:
-    """Return what a pruner takes as its ``scores``.
+    """Return initial scores as a pruner's argument ``scores``: a name, or scores per parameter.
 
-    ``"snip"`` is |g w| (SNIP, Lee et al. 2019) on one training batch under PGD, with g of the
-    cross-entropy: the loss that pruning is to keep low is the robust one. It is scaled by layer
-    to the largest score that scaled magnitude has, so that only the order differs.
+    ``"snip"`` is ``|g w|`` (SNIP, Lee et al. 2019), with the gradient g of the cross-entropy on one
+    training batch under PGD: pruning has to keep the robust loss low. In each layer the scores are
+    scaled to the same largest value as scaled magnitude, so that only their order differs.
 
     Args:
-        run: whose first training batch, threat model and attack steps are taken.
-        model: the dense network, without a pruner; left in eval mode.
-        name: of the scores.
+        run: run whose first training batch, threat model and number of attack steps are used.
+        model: dense network without a pruner; it is left in evaluation mode.
+        name: name of the initial scores. All names except snip are returned as they are, because
+            the pruner knows them.
     """
     if name != "snip":
         return name

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy on the validation points, shared over the processes."""
+"""Clean and robust accuracy on the validation points, split over the processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from robust_plugin.attacks.projected_gradient import pgd
 from robust_plugin.evaluation.evaluation import evaluate
 from robust_plugin.recipes.data.batches import batches_of
-from robust_plugin.recipes.data.datasets import loader
+from robust_plugin.recipes.data.epoch_loader import loader
 from robust_plugin.recipes.runtime.process_group import summed
 from robust_plugin.recipes.training.objective import validation_certifier
 from robust_plugin.recipes.training.run import Run
@@ -22,15 +22,20 @@ from robust_plugin.runtime.random import seed_of
 
 
 def validated(run: Run, model: nn.Module) -> dict[str, float]:
-    """Return clean and robust accuracy on the validation points; the model keeps its mode.
+    """Return the clean and robust accuracy on the validation points, as {"clean", "robust"}.
 
-    Robust is proved where the objective trains by bounds, else under PGD. Each process takes whole
-    batches, whose noise is a function of their number: the figures are those of one process, and
-    epochs are compared on the same noise.
+    If the objective trains by bounds, robust accuracy is the certified accuracy; otherwise it is
+    the accuracy under PGD. Each process evaluates whole batches, and the random numbers for a batch
+    depend only on its number. So the accuracies do not depend on the number of processes, and all
+    epochs are compared on the same random numbers.
+
+    Args:
+        run: run whose validation points, objective and threat model are used.
+        model: network to evaluate; it stays in its training or evaluation mode.
     """
     rank, world = rank_and_world()
     size = run.config.evaluation.batch_size
-    if run.steps is not None:  # a dry run: a few points
+    if run.steps is not None:  # a dry run evaluates a few points only
         size = min(size, run.config.data.batch_size)
     points = run.data.validation
     batches = batches_of(points, batch_size=size, seed=0, epoch=0, shuffle=False)
@@ -51,7 +56,7 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
         )
         certifier = validation_certifier(run.config.objective, run.threat)
         attack = pgd(run.threat, steps=run.config.objective.steps)
-        proving = certifier is not None  # of the network in float32, and of no other
+        proving = certifier is not None  # proofs are for the network in float32, uncompiled
         with run.acceleration.bare(model) if proving else nullcontext():
             report = evaluate(
                 model,
@@ -60,7 +65,7 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
                 certifier=certifier,
             )
         row = attack.name if certifier is None else "certified"
-        clean, robust = (round(report.accuracy(of) * report.n) for of in ("clean", row))
+        clean, robust = (round(report.accuracy(name) * report.n) for name in ("clean", row))
     n = sum(map(len, batches))
     clean_sum, robust_sum = summed([clean, robust])
     return {"clean": clean_sum / n, "robust": robust_sum / n}
@@ -69,7 +74,7 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
 def _seeded(
     batches: Iterable[Any], numbers: Iterable[int], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Seed the global generator before each batch; ``evaluate`` restores it at the end."""
+    """Yield batches, and seed the global generator before each; ``evaluate`` restores it later."""
     for number, batch in zip(numbers, batches, strict=True):
         torch.manual_seed(seed_of(seed, "validation", number))
         yield batch

@@ -1,8 +1,8 @@
-"""Attacks: what one must promise, and our own.
+"""Attacks: the contract that every attack must keep, and the attacks of this package.
 
 Start with ``contract.py``: an attack is ``attack(model, x, y) -> x_adv``, and ``guarded`` checks
-it. ``logits.py`` checks a network's outputs and labels, ``losses.py`` has what attacks climb,
-``projected_gradient.py`` is PGD; ``apgd.py``, ``fab.py`` and ``square.py`` are the parts of
+it. ``logits.py`` checks a network's outputs and labels, ``losses.py`` has the losses that attacks
+ascend, ``projected_gradient.py`` is PGD; ``apgd.py``, ``fab.py`` and ``square.py`` are the parts of
 AutoAttack, ``cascade.py`` runs them one after the other, ``survivors.py`` tracks the points not
 yet fooled, ``minimum_norm.py`` finds the nearest adversarial input.
 

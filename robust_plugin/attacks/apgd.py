@@ -1,7 +1,7 @@
-"""Auto-PGD: gradient ascent whose step sizes follow from how the loss went.
+"""Auto-PGD (APGD): gradient ascent that halves its step size when the loss stops rising.
 
-Croce and Hein 2020, algorithm 1. What differs from the authors' code is the work, not the run:
-points that are fooled leave it at once, and nothing is computed that no step reads.
+Croce and Hein 2020, algorithm 1. The iterates are those of the authors' code, but the code here
+computes less: fooled points leave the run at once, and values that no step reads are not computed.
 """
 
 from __future__ import annotations
@@ -13,30 +13,32 @@ import torch
 from torch import Tensor
 
 from robust_plugin.attacks.losses import finite, input_gradient
-from robust_plugin.attacks.survivors import Run, Standing
+from robust_plugin.attacks.survivors import AttackRun, Survivors
 from robust_plugin.threat.model import per_point
 
-# Of the steps: until the first check, by how much each following window is shorter, and the least.
+# Lengths of the windows between two checks of the step size, as shares of all steps: the first
+# window, by how much each following one is shorter, and the shortest.
 _FIRST, _SHORTER, _LEAST = 0.22, 0.03, 0.06
-# The share of a step that is new; the rest goes on as the step before it.
+# Share of the new step in each move; the rest is the previous move.
 _MOMENTUM = 0.75
 
 
 @dataclass
-class _Climb(Run):
-    """Where a run is.
+class _ApgdRun(AttackRun):
+    """The state of a run, R points that are not fooled yet.
 
     Attributes:
-        x_adv: where the run is.
-        before: where it was a step ago.
-        gradient: of the loss at ``x_adv``.
-        best: the point of highest loss.
-        best_gradient: there.
-        best_loss: there.
-        size: of the steps.
-        history: the loss after each step; a zero comes first, as in the authors' code.
-        halved: whether the last check halved the step.
-        checked: the highest loss at the last check.
+        x_adv: current iterates, shape [R, ...].
+        before: iterates one step earlier, shape [R, ...].
+        gradient: gradient of the loss at ``x_adv``, shape [R, ...].
+        best: iterates of highest loss so far, shape [R, ...].
+        best_gradient: gradient of the loss at ``best``, shape [R, ...].
+        best_loss: loss at ``best``, shape [R].
+        size: step size of each point, shape [R].
+        history: loss after each step, shape [R, steps + 1]; column 0 is zero, as in the authors'
+            code.
+        halved: whether the last check halved the step size, shape [R].
+        checked: ``best_loss`` at the last check, shape [R].
     """
 
     x_adv: Tensor
@@ -52,18 +54,20 @@ class _Climb(Run):
 
 
 def apgd(
-    points: Standing, loss: Callable[[Tensor, Tensor], Tensor], *, steps: int, rho: float
+    points: Survivors, loss: Callable[[Tensor, Tensor], Tensor], *, steps: int, rho: float
 ) -> None:
-    """Run once over the points that stand, in Linf or L2, from a random start.
+    """Attack the points that are not fooled yet once, in Linf or L2, from a random start.
 
     Args:
-        points: of one batch, inputs in [0, 1].
-        loss: (logits, rows) -> what to ascend, shape [R].
-        steps: gradient steps.
-        rho: the share of a window's steps that have to raise the loss, or the step is halved.
+        points: points of one batch, with inputs in [0, 1]; stores what the attack finds.
+        loss: function of logits [R, classes] and their rows in the batch [R]; returns the loss to
+            ascend, shape [R].
+        steps: number of gradient steps.
+        rho: the step size is halved unless more than this share of a window's steps raises the
+            loss.
 
     Raises:
-        AllFooled: once no point stands.
+        AllFooled: as soon as all points are fooled.
     """
     rows = points.rest()
     x = points.x[rows]
@@ -71,16 +75,16 @@ def apgd(
     history = x.new_zeros(len(rows), steps + 1)
     losses = history[:, 0]
     size = torch.full_like(losses, 2 * points.threat.eps)
-    run = _Climb(
+    run = _ApgdRun(
         rows, x, x_adv, x_adv, x_adv, x_adv, x_adv, losses, size, history, losses == 0, losses
     )
-    run.best_loss = run.checked = _look(points, run, loss)
+    run.best_loss = run.checked = _losses_at(points, run, loss)
     run.best, run.best_gradient = run.x_adv.clone(), run.gradient.clone()
     window = check_in = max(int(_FIRST * steps), 1)
     for step in range(steps):
         with torch.no_grad():
-            run.x_adv, run.before = _moved(points, run, first=step == 0), run.x_adv
-        found = _look(points, run, loss)
+            run.x_adv, run.before = _next(points, run, first=step == 0), run.x_adv
+        found = _losses_at(points, run, loss)
         run.history[:, step + 1] = found
         better = (found > run.best_loss).nonzero().flatten()
         run.best[better], run.best_gradient[better] = run.x_adv[better], run.gradient[better]
@@ -93,29 +97,38 @@ def apgd(
             )
 
 
-def _start(points: Standing, x: Tensor) -> Tensor:
-    """A random direction, as far as the ball goes."""
+def _start(points: Survivors, x: Tensor) -> Tensor:
+    """Return a random start: at distance eps from each point, clamped to [0, 1]."""
     noise = 2 * torch.rand(x.shape) - 1 if points.threat.norm == "Linf" else torch.randn(x.shape)
     noise = noise.to(x)
     size = points.threat.norms(noise) + 1e-12
     return (x + points.threat.eps * noise / per_point(size, x)).clamp_(0, 1)
 
 
-def _look(points: Standing, run: _Climb, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return the loss where the run is, its gradient in ``run``; what is fooled leaves."""
+def _losses_at(
+    points: Survivors, run: _ApgdRun, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return the loss at the current iterates; their gradient is stored in ``run``.
+
+    Points that are fooled leave the run, so that the losses have one row per remaining point.
+    """
     x_adv = run.x_adv.detach().requires_grad_()
     with torch.enable_grad():
         logits = points.model(x_adv)
         losses = loss(logits, run.rows)
         run.gradient = finite(input_gradient(losses.sum(), x_adv))
     losses = losses.detach()
-    standing = points.keep(run.rows, run.x_adv, logits.detach())
-    run.only(standing)
-    return losses if standing is None else losses[standing]
+    left = points.keep(run.rows, run.x_adv, logits.detach())
+    run.keep_only(left)
+    return losses if left is None else losses[left]
 
 
-def _moved(points: Standing, run: _Climb, *, first: bool) -> Tensor:
-    """z = P(x_k + size d); x_{k+1} = P(x_k + a (z - x_k) + (1 - a)(x_k - x_{k-1})), equation 2."""
+def _next(points: Survivors, run: _ApgdRun, *, first: bool) -> Tensor:
+    """Return the next iterates x_{k+1}, equation 2.
+
+    z = P(x_k + size d), x_{k+1} = P(x_k + a (z - x_k) + (1 - a)(x_k - x_{k-1})). Directions and
+    projections are written out, not taken from ``ThreatModel``, to round as the authors' code does.
+    """
     share = 1.0 if first else _MOMENTUM
     if points.threat.norm == "Linf":
         direction = run.gradient.sign()
@@ -128,8 +141,8 @@ def _moved(points: Standing, run: _Climb, *, first: bool) -> Tensor:
     return _in_ball(points, run, moved)
 
 
-def _in_ball(points: Standing, run: _Climb, moved: Tensor) -> Tensor:
-    """Project in place; unlike ``ThreatModel.project``, without a temporary of the points' size."""
+def _in_ball(points: Survivors, run: _ApgdRun, moved: Tensor) -> Tensor:
+    """Project ``moved`` onto ball and box, in place: it allocates no tensor of the points' size."""
     eps = points.threat.eps
     if points.threat.norm == "Linf":
         moved.sub_(run.x).clamp_(-eps, eps)
@@ -139,10 +152,15 @@ def _in_ball(points: Standing, run: _Climb, moved: Tensor) -> Tensor:
     return moved.add_(run.x).clamp_(0, 1)
 
 
-def _check(run: _Climb, window: Tensor, rho: float) -> None:
-    """Halve the step, and go on from the best point, where the loss rose too rarely or not at all.
+def _check(run: _ApgdRun, window: Tensor, rho: float) -> None:
+    """Halve the step size of points whose loss rose too rarely or not at all since the last check.
 
-    Conditions 1 and 2 of section 3.2.
+    Such points go on from their best iterate. Conditions 1 and 2 of section 3.2.
+
+    Args:
+        run: the run, changed in place.
+        window: losses since the last check, shape [R, steps of the window + 1].
+        rho: share of the window's steps that have to raise the loss.
     """
     rises = (window[:, 1:] > window[:, :-1]).sum(1)
     rarely = rises <= (window.shape[1] - 1) * rho

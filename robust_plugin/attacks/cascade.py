@@ -1,8 +1,8 @@
-"""Attacks one after another on the points that still stand: resumable, and shared by processes.
+"""``cascade``: run attacks one after another, each on the points that are not fooled yet.
 
-Each attack goes over fixed batches of points and begins each with the same seed, so that the
-verdicts are a function of model, points, attacks, seed and batch size, and of nothing else: not of
-how many processes worked, nor of how often they were interrupted.
+A run can be resumed from a journal, and several processes can share it. Each attack goes over fixed
+batches of points and begins each batch with the same seed. The results therefore depend on model,
+points, attacks, seed and batch size alone, and not on the number of processes or of interruptions.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch import Tensor, distributed, nn
 
 from robust_plugin.attacks.contract import Attack
 from robust_plugin.runtime.distributed import rank_and_world
-from robust_plugin.runtime.journal import Journal
+from robust_plugin.runtime.journal import Journal, each_unit
 from robust_plugin.runtime.random import forked
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a cascade stands, in this process.
+class CascadeProgress:
+    """How far a cascade is in this process.
 
     Attributes:
-        attack: the one that runs.
-        done: batches finished, over all attacks.
-        of: batches in all.
-        left: points that stand.
+        attack: name of the attack that finished a batch.
+        done: number of finished batches, over all attacks.
+        total: number of all batches, over all attacks.
+        left: number of points of this process that are not fooled yet.
     """
 
     attack: str
     done: int
-    of: int
+    total: int
     left: int
 
 
@@ -45,18 +45,20 @@ def cascade(
     seed: int,
     batch_size: int,
     journal: Journal | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[CascadeProgress], None] | None = None,
 ) -> Tensor:
-    """Return the first adversarial input found for each point, clean where none was.
+    """Return the first adversarial input found for each point, or its clean input if none is found.
 
     Args:
-        model: has the last word on what is adversarial; in evaluation mode.
-        x: shape [n, ...].
-        y: shape [n].
-        attacks: by name, in their order; each sees the points that withstood those before it.
-        seed: each attack begins each batch with it, as AutoAttack's authors do.
-        batch_size: points in a batch.
-        journal: finished batches; what is in it is not computed again.
+        model: network in evaluation mode; a point counts as fooled if this network misclassifies
+            what an attack returns.
+        x: clean inputs, shape [n, ...].
+        y: labels, shape [n].
+        attacks: attacks by name, in their order; each gets the points that no earlier one fooled.
+        seed: seed of the global generators at the start of each batch of each attack, as in the
+            code of AutoAttack's authors.
+        batch_size: number of points per batch.
+        journal: journal with finished batches, which are not computed again; None computes all.
         progress: called after each batch.
     """
     rank, world = rank_and_world()
@@ -65,28 +67,38 @@ def cascade(
         slice(first, first + batch_size)
         for first in range(rank * batch_size, len(x), world * batch_size)
     ]
-    for number, name in enumerate(attacks):
-        for index, batch in enumerate(batches):
-            unit = f"{name}-{batch.start // batch_size:05d}"
-            rows = batch.start + robust[batch].nonzero().flatten()
-            found = journal.get(unit) if journal is not None else None
-            if found is None:
-                with forked(seed, x.device):
-                    found = _fooled(model, x[rows], y[rows], attacks[name])
-                if journal is not None:
-                    journal.put(unit, found)
-            fooled = rows[found["rows"].to(rows.device)]
-            x_adv[fooled] = found["x_adv"].to(x_adv)
-            robust[fooled] = False
-            if progress is not None:
-                left = sum(int(robust[each].sum()) for each in batches)
-                done = number * len(batches) + index + 1
-                progress(Progress(name, done, len(attacks) * len(batches), left))
+    units = {
+        f"{name}-{batch.start // batch_size:05d}": (name, batch)
+        for name in attacks
+        for batch in batches
+    }
+
+    def robust_rows(batch: slice) -> Tensor:
+        rows: Tensor = batch.start + robust[batch].nonzero().flatten()
+        return rows
+
+    def compute(unit: tuple[str, slice]) -> dict[str, Tensor]:
+        name, rows = unit[0], robust_rows(unit[1])
+        with forked(seed, x.device):
+            return _fooled(model, x[rows], y[rows], attacks[name])
+
+    for done, ((name, batch), found) in enumerate(each_unit(units, compute, journal), 1):
+        fooled = robust_rows(batch)[found["rows"].to(x.device)]
+        x_adv[fooled] = found["x_adv"].to(x_adv)
+        robust[fooled] = False
+        if progress is not None:
+            left = sum(int(robust[each].sum()) for each in batches)
+            progress(CascadeProgress(name, done, len(units), left))
     return _gathered(x_adv, batches) if world > 1 else x_adv
 
 
 def _fooled(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> dict[str, Tensor]:
-    """Return which rows an attack fools, and by what."""
+    """Return the points that an attack fools.
+
+    Returns:
+        dict: under "rows" their places among the points of ``x``, under "x_adv" the adversarial
+        inputs, one per place.
+    """
     if len(x) == 0:
         return {"rows": torch.empty(0, dtype=torch.long), "x_adv": x}
     x_adv = attack(model, x, y).detach()
@@ -96,7 +108,12 @@ def _fooled(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> dict[str,
 
 
 def _gathered(x_adv: Tensor, batches: list[slice]) -> Tensor:
-    """All processes' batches, on all of them."""
+    """Return the results of all processes, on each of them.
+
+    Args:
+        x_adv: results, shape [n, ...]; each process has computed those of its own batches.
+        batches: the batches of this process.
+    """
     shared = torch.zeros_like(x_adv)
     for batch in batches:
         shared[batch] = x_adv[batch]

@@ -1,7 +1,7 @@
-"""FAB: the nearest decision boundary, by projections on linearised ones.
+"""FAB: search for the nearest decision boundary, by projections onto its linearisations.
 
 Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
-attack", algorithm 1. What it looks for is a distance, so that one run answers for every radius.
+attack", algorithm 1. The attack minimises a distance, so that one run answers for every radius.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 from robust_plugin.attacks.losses import finite, input_gradient
-from robust_plugin.attacks.survivors import Run, Standing
+from robust_plugin.attacks.survivors import AttackRun, Survivors
 from robust_plugin.threat.model import per_point
 
 
 @dataclass(frozen=True)
 class FabSettings:
-    """FAB's constants; the defaults are those that AutoAttack runs it with.
+    """Constants of FAB; the defaults are those of AutoAttack.
 
     Attributes:
-        steps: projections.
-        overshoot: eta, by how much a step goes beyond the linearised boundary.
-        backward: beta, the share of its distance that a point beyond the boundary keeps.
-        bias: alpha_max, how strongly steps are drawn to the clean point.
+        steps: number of projections per run.
+        overshoot: eta, the factor on each projection, above 1 to go beyond the linearised boundary.
+        backward: beta, the share of its distance to the clean point that a misclassified iterate
+            keeps.
+        bias: alpha_max, the largest weight of the step from the clean point, in [0, 1].
     """
 
     steps: int = 100
@@ -35,8 +36,14 @@ class FabSettings:
 
 
 @dataclass
-class _Search(Run):
-    """Where a run is, and the classes that it is between."""
+class _Search(AttackRun):
+    """The state of a run, R points that are not fooled yet.
+
+    Attributes:
+        at: current iterates, shape [R, ...].
+        y: labels, shape [R].
+        target: class to cross to, shape [R]; not used by an untargeted run.
+    """
 
     at: Tensor
     y: Tensor
@@ -44,29 +51,34 @@ class _Search(Run):
 
 
 def fab(
-    points: Standing,
+    points: Survivors,
     target: Tensor | None,
     settings: FabSettings,
     *,
     random_start: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run once over the points that stand, in Linf or L2, and find how far each has to move.
+    """Search once for the nearest misclassified input of each point not fooled yet, in Linf or L2.
+
+    A point that is fooled within eps leaves the run at once.
 
     Args:
-        points: of one batch, inputs in [0, 1].
-        target: the class to cross to, shape [B]; None for whichever is nearest at each step.
-        settings: constants.
-        random_start: from a random point within half of eps instead of the clean one.
+        points: points of one batch, with inputs in [0, 1]; stores what the attack finds.
+        target: class to cross to, shape [B]; None for the class that is nearest at each step.
+        settings: constants of FAB.
+        random_start: whether to start at a random point at distance eps / 2 instead of the clean
+            point.
 
     Returns:
-        tuple: the least distance at which a point was misclassified, infinite where it never was,
-        shape [B]; and the input there, shape [B, ...]. A point that is fooled within eps leaves
-        the run at once.
+        tuple: the least distance at which each point was misclassified, shape [B], infinite if it
+        never was; and the input at that distance, shape [B, ...].
+
+    Raises:
+        AllFooled: as soon as all points are fooled.
     """
     rows = points.rest()
     distance, nearest = points.x.new_full((len(points.x),), torch.inf), points.x.clone()
     x, y = points.x[rows], points.y[rows]
-    at = _near(points, x) if random_start else x.clone()
+    at = _random_start(points, x) if random_start else x.clone()
     search = _Search(rows, x, at, y, y if target is None else target[rows])
     for _ in range(settings.steps):
         gap, normal = (_nearest if target is None else _difference)(points, search)
@@ -79,20 +91,28 @@ def fab(
                 nearer = found < distance[rows[beyond]]
                 places = beyond[nearer]
                 distance[rows[places]], nearest[rows[places]] = found[nearer], search.at[places]
-                standing = points.keep(rows, search.at, logits)
+                left = points.keep(rows, search.at, logits)
                 clean = search.x[beyond]
                 search.at[beyond] = clean + (search.at[beyond] - clean) * settings.backward
-                search.only(standing)
+                search.keep_only(left)
     return distance, nearest
 
 
 def _stepped(
-    points: Standing, search: _Search, gap: Tensor, normal: Tensor, settings: FabSettings
+    points: Survivors, search: _Search, gap: Tensor, normal: Tensor, settings: FabSettings
 ) -> Tensor:
-    """Step towards the linearised boundary, from where the search is and from the clean point.
+    """Return the next iterates: a step to the linearised boundary, in part from the clean points.
 
-    (1 - a)(x_i + eta d_i) + a (x_0 + eta d_0), equation 9, with a = min(|d_i|/(|d_i| + |d_0|),
-    alpha_max), equation 10.
+    (1 - a)(x_i + eta d_i) + a (x_0 + eta d_0), equation 9, with
+    a = min(``|d_i|`` / (``|d_i|`` + ``|d_0|``), alpha_max), equation 10. d_i and d_0 lead from the
+    iterate x_i and from the clean point x_0 to the linearised boundary.
+
+    Args:
+        points: points of the batch, for the threat model.
+        search: the run.
+        gap: z_target - z_y at the iterates, shape [R].
+        normal: gradient of ``gap`` with respect to the input, shape [R, ...].
+        settings: constants of FAB.
     """
     at, x, w = search.at.flatten(1), search.x.flatten(1), normal.flatten(1)
     offset = (w * at).sum(1) - gap
@@ -106,8 +126,8 @@ def _stepped(
     return stepped.clamp_(0, 1).view_as(search.x)
 
 
-def _difference(points: Standing, search: _Search) -> tuple[Tensor, Tensor]:
-    """z_target - z_y and its gradient: shapes [R] and [R, ...]."""
+def _difference(points: Survivors, search: _Search) -> tuple[Tensor, Tensor]:
+    """Return z_target - z_y and its input gradient at the iterates, shapes [R] and [R, ...]."""
     at = search.at.detach().requires_grad_()
     with torch.enable_grad():
         logits = points.model(at)
@@ -116,8 +136,11 @@ def _difference(points: Standing, search: _Search) -> tuple[Tensor, Tensor]:
     return gap.detach().squeeze(1), normal
 
 
-def _nearest(points: Standing, search: _Search) -> tuple[Tensor, Tensor]:
-    """The same for the class whose linearised boundary is nearest in the dual norm."""
+def _nearest(points: Survivors, search: _Search) -> tuple[Tensor, Tensor]:
+    """Return z_c - z_y and its input gradient at the iterates, shapes [R] and [R, ...].
+
+    c is the class whose linearised boundary is nearest, as the dual norm of the gradient tells.
+    """
     at = search.at.detach().requires_grad_()
     with torch.enable_grad():
         logits = points.model(at)
@@ -133,36 +156,38 @@ def _nearest(points: Standing, search: _Search) -> tuple[Tensor, Tensor]:
     return gaps[each, chosen], normals[each, chosen]
 
 
-def _near(points: Standing, x: Tensor) -> Tensor:
-    """A random point at half of eps."""
+def _random_start(points: Survivors, x: Tensor) -> Tensor:
+    """Return a random point at distance eps / 2 from each point, clamped to [0, 1]."""
     linf = points.threat.norm == "Linf"
     noise = (2 * torch.rand(x.shape) - 1 if linf else torch.randn(x.shape)).to(x)
     size = 2 * points.threat.norms(noise) / points.threat.eps
     return (x + noise / per_point(size, x)).clamp_(0, 1)
 
 
-# Each pass but the last leaves at least one more coordinate at its bound; a handful is enough.
+# Each pass but the last moves at least one more coordinate to its bound. A few passes are enough.
 _MOST_PASSES = 200
 
 
 def project_on_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Literal["Linf", "L2"]) -> Tensor:
-    """Return the smallest d with w.(t + d) = b and t + d in [0, 1], as FAB asks for at each step.
+    """Return the smallest d with w.(t + d) = b and t + d in [0, 1], shape [B, n].
+
+    If no point of the box lies on the hyperplane, t + d is the corner nearest to it.
 
     d_i = s_i min(l u_i, r_i): every coordinate moves towards the hyperplane by a common l times
-    u_i (1 for Linf, |w_i| for L2) until it meets the box, r_i away. The l that gets there solves
-    sum_i |w_i| min(l u_i, r_i) = |b - w.t|, concave and piecewise linear in l, so Newton's method
-    climbs to it from 0 and is exact after a few passes over the coordinates, where the usual way
-    sorts them. Where no point of the box lies on the hyperplane, the corner nearest to it.
+    u_i (1 for Linf, ``|w_i|`` for L2) until it meets the box, which is r_i away. The right l solves
+    sum_i ``|w_i|`` min(l u_i, r_i) = ``|b - w.t|``. The left side is concave and piecewise linear
+    in l, so that Newton's method rises from 0 to the solution and is exact after a few passes over
+    the coordinates. The authors' code sorts the coordinates instead.
 
     Args:
         t: points in [0, 1], shape [B, n].
-        w: normals, shape [B, n].
-        b: offsets, shape [B].
-        norm: what is small.
+        w: normals of the hyperplanes, shape [B, n].
+        b: offsets of the hyperplanes, shape [B].
+        norm: norm in which d is smallest.
     """
     missing = b - (w * t).sum(1)
     direction = w.sign().mul_(missing.sign()[:, None])
-    # 1 - t or t. No torch.where, no boolean factors: neither is vectorised on CPUs.
+    # 1 - t or t. Written without torch.where and boolean factors, which CPUs do not vectorise.
     room = (0.5 - t).mul_(direction).add_(0.5).clamp_(min=0)
     weight = w.abs()
     slopes = weight if norm == "Linf" else weight.square()
@@ -171,7 +196,7 @@ def project_on_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Literal["Linf",
     step, marks = torch.zeros_like(target), torch.empty_like(room)
     for _ in range(_MOST_PASSES):
         moved = _moved(step, weight, norm, out=marks)
-        torch.gt(room, moved, out=marks)  # 1 where the box is not met
+        torch.gt(room, moved, out=marks)  # 1 for coordinates that have not met the box
         slope = (slopes * marks).sum(1)
         left = target - (reach * marks.neg_().add_(1)).sum(1)
         ahead = left / slope.clamp(min=1e-30)
@@ -183,5 +208,5 @@ def project_on_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Literal["Linf",
 
 
 def _moved(step: Tensor, weight: Tensor, norm: str, *, out: Tensor) -> Tensor:
-    """l u_i of each coordinate, ``weight`` being |w|."""
+    """Return l u_i of each coordinate, for ``weight`` = ``|w|`` and ``step`` = l."""
     return step[:, None] if norm == "Linf" else torch.mul(weight, step[:, None], out=out)

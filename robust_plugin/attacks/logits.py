@@ -1,4 +1,4 @@
-"""Logits of clean inputs, checked, with one sentence for inputs that a network cannot take."""
+"""Checks of logits and labels, and one clear sentence for inputs that a network cannot take."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 
 def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the checked logits of a model in its present mode.
+    """Return the checked logits of a model in its present mode, shape [B, classes].
 
     Args:
-        model: called once.
-        x: shape [B, ...].
-        y: shape [B].
+        model: network, called once.
+        x: inputs, shape [B, ...].
+        y: labels, shape [B].
 
     Raises:
-        TypeError: for labels that are no tensor, or a model that returns none.
-        ValueError: for labels that are not one a point, inputs whose shape or dtype the model
-            cannot take, and for what ``check_logits`` refuses.
+        TypeError: if the labels, or what the model returns, are not a tensor.
+        ValueError: unless there is one label per point, for inputs whose shape or dtype the model
+            cannot take, and for logits or labels that ``check_logits`` refuses.
     """
     check_pairs(x, y)
     with naming_inputs(model, x):
@@ -30,11 +30,15 @@ def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def check_pairs(x: Tensor, y: Tensor) -> None:
-    """Raise unless there is one label a point.
+    """Raise an error unless there is one label per point.
+
+    Args:
+        x: inputs, shape [B, ...].
+        y: labels, shape [B].
 
     Raises:
-        TypeError: for labels that are no tensor.
-        ValueError: for other shapes, saying what they are.
+        TypeError: if the labels are not a tensor.
+        ValueError: for other shapes; the message gives them.
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"labels are a {type(y).__name__}; give a tensor.")
@@ -47,14 +51,14 @@ def check_pairs(x: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def naming_inputs(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Turn torch's error for inputs that the network does not take into one sentence.
+    """Replace torch's error for inputs that the network cannot take by one clear sentence.
 
     Args:
-        model: the network that is called inside, in evaluation mode.
-        x: the inputs, shape [B, ...].
+        model: network that is called inside, in evaluation mode.
+        x: inputs, shape [B, ...].
 
     Raises:
-        ValueError: if something inside fails, and a plain forward pass of ``x`` does, too.
+        ValueError: if the code inside fails, and a plain forward pass of ``x`` fails too.
     """
     try:
         yield
@@ -70,12 +74,17 @@ def naming_inputs(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def refuse_inputs(model: nn.Module, x: Tensor, error: Exception) -> NoReturn:
-    """Raise what a model, or its bounds, failed with on inputs, as a sentence about the inputs.
+    """Raise the error of a forward pass, or of bounds, as a sentence about the inputs.
 
-    Errors of memory and ValueErrors of the network's own code are raised as they are.
+    An error about memory, and a ValueError of the network's own code, are raised unchanged.
+
+    Args:
+        model: network that failed.
+        x: inputs that it failed on, shape [B, ...].
+        error: error that it failed with.
 
     Raises:
-        ValueError: for a shape or a dtype that the model cannot take.
+        ValueError: naming the shape, dtype or device that the model cannot take.
     """
     own = isinstance(error, ValueError) and not _raised_by_torch(error)
     if own or isinstance(error, torch.cuda.OutOfMemoryError):
@@ -98,6 +107,7 @@ def refuse_inputs(model: nn.Module, x: Tensor, error: Exception) -> NoReturn:
 
 
 def _raised_by_torch(error: Exception) -> bool:
+    """Return whether the innermost frame of the traceback is code of torch."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -105,16 +115,20 @@ def _raised_by_torch(error: Exception) -> bool:
 
 
 class NotFinite(ValueError):
-    """A network returned NaN or infinity, as one does whose training has diverged."""
+    """An error that a network returned NaN or infinity, for example after training diverged."""
 
 
 def check_logits(logits: object, y: Tensor) -> Tensor:
-    """Return the logits if they are finite and of shape [B, classes], with labels to match.
+    """Return the logits, or raise an error unless they are finite and match the labels.
+
+    Args:
+        logits: what the model returned; legal: a tensor of shape [B, classes].
+        y: labels, shape [B].
 
     Raises:
-        TypeError: if the model returned something else than a tensor.
+        TypeError: if the model did not return a tensor.
         NotFinite: for NaN or infinity.
-        ValueError: for another shape, a single output, or labels outside 0..classes-1.
+        ValueError: for another shape, a single output per point, or labels outside 0..classes-1.
     """
     found = check_labels(logits, y)
     if not bool(found.isfinite().all()):
@@ -123,13 +137,17 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
 
 
 def check_labels(logits: object, y: Tensor) -> Tensor:
-    """Return the logits if their shape is [B, classes] and the labels match; they may be infinite.
+    """Return the logits, or raise an error unless they match the labels; they may be infinite.
 
-    For losses: where a GradScaler finds gradients that are not finite, it skips the step.
+    Training losses use it, because a GradScaler skips the steps whose gradients are not finite.
+
+    Args:
+        logits: what the model returned; legal: a tensor of shape [B, classes].
+        y: labels, shape [B].
 
     Raises:
-        TypeError: if the model returned something else than a tensor.
-        ValueError: for another shape, a single output, or labels outside 0..classes-1.
+        TypeError: if the model did not return a tensor.
+        ValueError: for another shape, a single output per point, or labels outside 0..classes-1.
     """
     if not isinstance(logits, Tensor):
         raise TypeError(

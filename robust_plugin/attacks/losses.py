@@ -1,4 +1,4 @@
-"""The PGD family, and the losses it ascends."""
+"""Losses that attacks ascend, and repairs of input gradients that are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -16,40 +16,64 @@ AttackLoss = Literal["ce", "kl", "margin", "dlr"]
 
 
 def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """s = log sum_{j != y} exp(z_j) - z_y; shape [B].
+    """Return s = log sum_{j != y} exp(z_j) - z_y, shape [B].
 
-    Cross-entropy is log(1 + exp(s)), which rises with s: both have the same direction of steepest
-    ascent at every point. The gradient of cross-entropy is smaller by the factor sigmoid(s), which
-    underflows for logits that are far apart; that of s has no such factor.
+    Cross-entropy is log(1 + exp(s)), which rises with s, so that both have the same direction of
+    steepest ascent at every point. The gradient of cross-entropy is smaller by the factor
+    sigmoid(s), which underflows for logits that are far apart. The gradient of s has no such
+    factor.
+
+    Args:
+        logits: logits z, shape [B, classes].
+        y: labels, shape [B].
     """
     true = logits.gather(1, y[:, None]).squeeze(1)
     return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - true
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y, positive where misclassified (Carlini and Wagner 2017); shape [B]."""
+    """Return max_{j != y} z_j - z_y, shape [B], positive for misclassified points.
+
+    Carlini and Wagner 2017. The arguments are those of ``soft_margin``.
+    """
     true = logits.gather(1, y[:, None]).squeeze(1)
     return logits.scatter(1, y[:, None], -torch.inf).amax(1) - true
 
 
 def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), Croce and Hein 2020, equation 6; shape [B]."""
+    """Return -(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), shape [B].
+
+    Croce and Hein 2020, equation 6; z_(k) is the k-th largest logit. The arguments are those of
+    ``soft_margin``, with at least three classes.
+    """
     top = logits.sort(dim=1, descending=True).values
     return margin_loss(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), Croce and Hein 2020, equation 7; shape [B]."""
+    """Return -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), shape [B].
+
+    Croce and Hein 2020, equation 7; z_(k) is the k-th largest logit.
+
+    Args:
+        logits: logits z, shape [B, classes], of at least four classes.
+        y: labels, shape [B].
+        target: class t to move towards, shape [B].
+    """
     top = logits.sort(dim=1, descending=True).values
     gap = logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])
     return gap.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
 def input_gradient(value: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of a scalar by the inputs.
+    """Return the gradient of a scalar with respect to the inputs, of the shape of ``x``.
+
+    Args:
+        value: a scalar computed from ``x``.
+        x: inputs that require a gradient, shape [B, ...].
 
     Raises:
-        ValueError: if autograd does not connect them.
+        ValueError: if autograd finds no path from ``value`` to ``x``.
     """
     grad = None
     if value.requires_grad:
@@ -63,9 +87,13 @@ def input_gradient(value: Tensor, x: Tensor) -> Tensor:
 
 
 def finite(grad: Tensor) -> Tensor:
-    """Return an input gradient [B, ...] in which every entry can be followed.
+    """Return the input gradient with all entries finite, and warn if some were not.
 
-    NaN becomes 0. An infinite entry keeps its sign and takes the largest finite size of its point.
+    NaN becomes 0. An infinite entry keeps its sign and gets the largest finite magnitude of its
+    point, or 1 if the point has no finite entry but 0.
+
+    Args:
+        grad: input gradient, shape [B, ...].
 
     Warns:
         NotFiniteGradient: if an entry was not finite.
@@ -77,7 +105,7 @@ def finite(grad: Tensor) -> Tensor:
 
 
 def warn_of_gradients() -> None:
-    """Warn that an attack went on without entries of a gradient that are not finite."""
+    """Warn that an attack replaced the entries of a gradient that are not finite."""
     warnings.warn(
         "the gradient of the outputs by the inputs is NaN or infinite at some inputs (the square "
         "root, norm or logarithm of 0?); attacks by gradients do not see what such an entry does",
@@ -87,7 +115,10 @@ def warn_of_gradients() -> None:
 
 
 def followable(grad: Tensor) -> Tensor:
-    """Return what ``finite`` returns, without waiting for the device to know whether it had to."""
+    """Return what ``finite`` returns, without a warning.
+
+    It does not ask whether an entry was not finite, because the answer would wait for the GPU.
+    """
     known = grad.nan_to_num(0.0, 0.0, 0.0)
     largest = per_point(known.flatten(1).abs().amax(1), grad)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
@@ -95,6 +126,11 @@ def followable(grad: Tensor) -> Tensor:
 
 
 def kl_divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(adversarial)) of each point; shape [B]."""
+    """Return KL(softmax(logits) || softmax(adversarial)) of each point, shape [B].
+
+    Args:
+        logits: logits of the clean inputs, shape [B, classes].
+        adversarial: logits of the adversarial inputs, shape [B, classes].
+    """
     log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)

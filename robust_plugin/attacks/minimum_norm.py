@@ -1,4 +1,7 @@
-"""The nearest adversarial input of each point, by FAB: one attack for every radius."""
+"""``MinimumNorm``: search for the nearest adversarial input of each point, by FAB.
+
+One search gives the robust accuracy at every radius.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,31 @@ from torch import Tensor, nn
 from robust_plugin.attacks.contract import guarded
 from robust_plugin.attacks.fab import FabSettings, fab
 from robust_plugin.attacks.logits import check_logits
-from robust_plugin.attacks.survivors import AllFooled, Standing
+from robust_plugin.attacks.survivors import AllFooled, Survivors
 from robust_plugin.copies.fast import fast_copy
 from robust_plugin.threat.layers import UnitBox
 from robust_plugin.threat.model import ThreatModel, per_point
 
-# In a box without bounds, or very wide, how far beyond the inputs' values it looks, in radii.
+# How far beyond the inputs' values the search goes, as a multiple of eps, where the box has no
+# bounds or is very wide.
 _FARTHEST = 1000
 
 
 @dataclass(frozen=True)
 class MinimumNorm:
-    """FAB towards each of the likeliest classes (Croce and Hein 2020); the nearest result counts.
+    """Targeted FAB towards the likeliest wrong classes (Croce and Hein 2020).
 
-    As an attack it returns that input where it lies in the ball, and the clean one elsewhere;
-    ``evaluate`` also takes the distances, for the report's security curve.
+    The nearest adversarial input over all targets counts. As an attack, it returns that input if
+    it lies in the ball, and the clean input otherwise. ``evaluate`` also uses the distances, for
+    the security curve of the report.
 
     Attributes:
-        threat: norm (Linf or L2), eps and bounds.
-        targets: how many wrong classes, from the likeliest.
-        steps: projections towards each.
+        threat: threat model, with norm Linf or L2.
+        targets: number of wrong classes to move towards, the likeliest first.
+        steps: number of projections per target class.
 
     Raises:
-        ValueError: for another norm, or fewer than one target or step.
+        ValueError: for norm L1, or fewer than one target or step.
     """
 
     threat: ThreatModel
@@ -47,7 +52,7 @@ class MinimumNorm:
 
     @property
     def name(self) -> str:
-        """The row's name in a report."""
+        """Name of the attack's row in a report."""
         return "minimum norm (FAB-T)"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -55,11 +60,17 @@ class MinimumNorm:
         return self.search(model, x, y)[0]
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return adversarial inputs, and how far each point has to move.
+        """Return adversarial inputs, and the distance of each point to the nearest one found.
+
+        Args:
+            model: network.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
 
         Returns:
-            tuple: shapes [B, ...] and [B]; 0 where it is misclassified as it is, infinite where
-            no adversarial input was found.
+            tuple: the inputs that ``__call__`` returns, shape [B, ...], and the distances in the
+            norm of the threat model, shape [B]. A distance is 0 for a point whose clean input is
+            misclassified, and infinite if no adversarial input was found.
         """
         distances = torch.empty(0)
 
@@ -80,9 +91,9 @@ class MinimumNorm:
         spread = float(x.max() - x.min())
         reach = max(_FARTHEST * self.threat.eps, spread)
         box = UnitBox(fast_copy(model, x), self.threat, x, reach=reach)
-        # In a ball of radius 0 nobody is fooled, and nobody leaves the run.
+        # In a ball of radius 0 no point counts as fooled, so that all stay in the run.
         ball = ThreatModel(self.threat.norm, 0.0)
-        points = Standing(box, box.shrunk(x), y, ball)
+        points = Survivors(box, box.shrunk(x), y, ball)
         nearest = points.x.clone()
         distances = torch.where(points.robust, torch.inf, 0.0).to(x)
         order = points.logits.sort(dim=1).indices
@@ -93,7 +104,7 @@ class MinimumNorm:
                 break
             nearer = (found < distances).nonzero().flatten()
             nearest[nearer], distances[nearer] = at[nearer], found[nearer]
-        # The distance of the input as it is given back, rounding included.
+        # Distances are measured on the inputs that are returned, which scaling has rounded.
         nearest = torch.where(per_point(distances > 0, x), box.grown(nearest), x)
         measured = self.threat.norms(nearest - x)
         return nearest, torch.where(distances.isfinite(), measured, distances)

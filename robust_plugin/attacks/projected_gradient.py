@@ -1,4 +1,4 @@
-"""The PGD family, and the losses it ascends."""
+"""``pgd``: projected gradient attacks, with several losses, starts and restarts."""
 
 from __future__ import annotations
 
@@ -26,19 +26,13 @@ from robust_plugin.threat.model import ThreatModel, check_threat, per_point
 from robust_plugin.threat.units import parse_eps
 
 Start = Literal["uniform", "gaussian", "clean"]
-
-
 Keep = Literal["last", "best"]
 
 
-# TRADES and MART start their attack at x + .001 N(0, 1).
+# TRADES and MART start their attack at x + 0.001 N(0, 1).
 _GAUSSIAN_START = 1e-3
-
-
 # Below this cross-entropy, float32 rounds too much of its gradient away.
 _LOST = 1e-6
-
-
 # All steps together have to be at least this share of eps, or the attack hardly leaves its start.
 _LEAST_WAY = 0.1
 
@@ -47,21 +41,24 @@ _LEAST_WAY = 0.1
 class PGD:
     """Projected gradient ascent on a loss, by steps of fixed size in the threat model's norm.
 
-    x <- project(x + step_size direction(grad)), the direction being sign(grad) for Linf and
-    grad / ||grad||_2 for L2 (Madry et al. 2018, equation 4). Where cross-entropy is so small that
-    its gradient underflows, that of ``soft_margin`` is taken, which has the same direction. Draws
-    from the global generator, or see ``draws``.
+    x <- project(x + step_size direction(grad)), where the direction is sign(grad) for Linf and
+    grad / ``||grad||_2`` for L2 (Madry et al. 2018, equation 4). If cross-entropy is so small that
+    its gradient underflows, the gradient of ``soft_margin`` is used, which has the same direction.
+    Random starts come from torch's global generator, or inside ``runtime.random.drawing`` from the
+    generator of the whole batch.
 
     Attributes:
-        threat: norm, eps and bounds.
-        steps: gradient steps a start.
-        step_size: in input units.
-        loss: ``"ce"``, ``"kl"`` (to the clean prediction; labels unused), ``"margin"`` or
-            ``"dlr"`` (needs three classes).
-        start: ``"uniform"`` in the ball, ``"gaussian"`` x + .001 N(0, 1), or ``"clean"``.
-        restarts: independent starts; a point that is misclassified is left alone.
-        keep: return the ``"last"`` iterate, or the ``"best"`` seen: a misclassified one if
-            there is one, then the highest loss.
+        threat: threat model, with norm Linf or L2.
+        steps: number of gradient steps per start.
+        step_size: length of each step in the threat model's norm, in input units.
+        loss: loss to ascend: ``"ce"`` (cross-entropy), ``"kl"`` (divergence from the clean
+            prediction; labels are not used), ``"margin"``, or ``"dlr"`` (three classes or more).
+        start: start of the ascent: ``"uniform"`` in the ball, ``"gaussian"`` x + 0.001 N(0, 1), or
+            ``"clean"``.
+        restarts: number of independent starts; a point that is misclassified after one start is
+            not attacked again.
+        keep: which iterate of a start to return: the ``"last"`` one, or the ``"best"`` one, which
+            is a misclassified one if there is any, and the one of highest loss otherwise.
     """
 
     threat: ThreatModel
@@ -74,7 +71,7 @@ class PGD:
 
     @property
     def name(self) -> str:
-        """E.g. ``"PGD-20x5 margin"``."""
+        """Name of the attack's row in a report, such as ``"PGD-20x5 margin"``."""
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         return f"PGD-{self.steps}{restarts}" + (f" {self.loss}" if self.loss != "ce" else "")
 
@@ -110,7 +107,19 @@ class PGD:
         *,
         measured: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Run one start; return the kept iterates and, where measured, how good they are."""
+        """Run one start and return its iterates with their values.
+
+        Args:
+            model: network.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
+            clean: logits of the clean inputs for the loss "kl", else None.
+            measured: whether to compute values and to respect ``keep``; otherwise the last
+                iterates are returned, with values of -inf.
+
+        Returns:
+            tuple: iterates, shape [B, ...], and their values by ``_rank``, shape [B].
+        """
         x_adv, underflows = self._first(x), False
         lost = torch.zeros((), dtype=torch.bool, device=x.device)
         kept, best = x_adv, torch.full((len(x),), -torch.inf, device=x.device)
@@ -131,7 +140,7 @@ class PGD:
             if measured and self.keep == "best":
                 kept, best = _better(kept, best, x_adv, _rank(logits, y, losses))
             x_adv = self.threat.project(x_adv + self.step_size * self.threat.direction(grad), x)
-        if bool(lost):  # asked once, for a GPU waits to answer
+        if bool(lost):  # asked once per start, because the answer waits for the GPU
             warn_of_gradients()
         if not measured:
             return x_adv, best
@@ -144,6 +153,7 @@ class PGD:
         return _better(kept, best, x_adv, last)
 
     def _first(self, x: Tensor) -> Tensor:
+        """Return the points that a start begins at, within ball and box."""
         if self.start == "clean":
             return x.clone()
         if self.start == "gaussian":
@@ -158,6 +168,7 @@ class PGD:
         return self.threat.project(x + noise, x)
 
     def _losses(self, logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
+        """Return the loss of each point, shape [B]."""
         if clean is not None:
             return kl_divergence(clean, logits)
         if self.loss == "margin":
@@ -170,19 +181,21 @@ class PGD:
 
 
 def _rescued(losses: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy, and the soft margin where its gradient underflows.
+    """Return cross-entropy, or the soft margin of the points whose gradient underflows.
 
-    Both rise together, and the soft margin of so small a loss is negative: the order stays.
+    Both rise together, and the soft margin of such a point is negative, so that the order of all
+    values is the order of cross-entropy.
     """
     return torch.where(losses > _LOST, losses, soft_margin(logits, y))
 
 
 def _rank(logits: Tensor, y: Tensor, losses: Tensor) -> Tensor:
-    """The loss, and infinity where the point is misclassified."""
+    """Return the value of each iterate: its loss, or infinity if it is misclassified."""
     return losses.detach().masked_fill(logits.argmax(1) != y, torch.inf).float()
 
 
 def _better(kept: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the better one of two iterates of each point, and its value."""
     take = value > best
     return torch.where(per_point(take, x_adv), x_adv, kept), torch.where(take, value, best)
 
@@ -200,17 +213,18 @@ def pgd(
     """Return a projected gradient attack (see ``PGD``).
 
     Args:
-        threat: norm, eps and bounds.
-        steps: gradient steps a start.
-        step_size: in input units, a number or a fraction; default 2.5 eps / steps, which lets
-            every point cross the ball (Madry et al. 2018).
-        loss: what to ascend.
-        start: where to begin.
-        restarts: independent starts.
-        keep: the last iterate, or the best.
+        threat: threat model, with norm Linf or L2.
+        steps: number of gradient steps per start, at least 1.
+        step_size: length of each step, in input units: a number, or a fraction as a string.
+            Default: 2.5 eps / steps, with which every point can cross the ball (Madry et al. 2018).
+        loss: loss to ascend: ``"ce"``, ``"kl"``, ``"margin"`` or ``"dlr"``.
+        start: start of the ascent: ``"uniform"``, ``"gaussian"`` or ``"clean"``.
+        restarts: number of independent starts, at least 1.
+        keep: which iterate to return, the ``"last"`` or the ``"best"``.
 
     Raises:
-        ValueError: naming the value and what is legal.
+        TypeError: if ``threat`` is not a ThreatModel.
+        ValueError: for a value that is not legal; the message names it and what is legal.
 
     >>> pgd(ThreatModel("Linf", eps="8/255"), steps=10).step_size * 255
     2.0

@@ -1,7 +1,7 @@
-"""Square Attack: random squares of noise, kept where they lower the margin; no gradients.
+"""Square Attack: adds random squares of noise and keeps those that lower the margin.
 
-Andriushchenko et al. 2020, algorithms 1 to 3. One position of the square serves all points of a
-batch, as in the authors' code, and only the square is touched.
+Andriushchenko et al. 2020, algorithms 1 to 3. The attack uses no gradients. At each query, all
+points of a batch share the position of the square, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -13,37 +13,39 @@ import torch
 from torch import Tensor
 
 from robust_plugin.attacks.losses import margin_loss
-from robust_plugin.attacks.survivors import Run, Standing
+from robust_plugin.attacks.survivors import AttackRun, Survivors
 from robust_plugin.threat.model import per_point
 
-# The share of the image that a square covers is halved after these queries, of 10,000.
+# The share of the image that a square covers is halved after each of these numbers of queries: the
+# authors' schedule for 10,000 queries.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass
-class _Search(Run):
-    """Where a run is.
+class _Search(AttackRun):
+    """The state of a run, R points that are not fooled yet.
 
     Attributes:
-        best: the input of the lowest margin.
-        margin: z_y - max_{j != y} z_j there.
+        best: inputs of the lowest margin so far, shape [R, C, H, W].
+        margin: z_y - max_{j != y} z_j at ``best``, shape [R].
     """
 
     best: Tensor
     margin: Tensor
 
 
-def square(points: Standing, *, queries: int, share: float) -> None:
-    """Run once over the points that stand, in Linf or L2.
+def square(points: Survivors, *, queries: int, share: float) -> None:
+    """Attack the points that are not fooled yet once, in Linf or L2.
 
     Args:
-        points: of one batch of images in [0, 1], shape [B, C, H, W].
-        queries: forward passes a point.
-        share: p, the share of the image that the first square covers.
+        points: points of one batch of images in [0, 1], shape [B, C, H, W]; stores what the attack
+            finds.
+        queries: number of forward passes per point, after the one of the start.
+        share: p, the share of the image that the first square covers, in (0, 1].
 
     Raises:
-        AllFooled: once no point stands.
-        ValueError: if the inputs are no images.
+        AllFooled: as soon as all points are fooled.
+        ValueError: if the inputs are not images.
     """
     if points.x.dim() != 4:
         raise ValueError(
@@ -56,30 +58,30 @@ def square(points: Standing, *, queries: int, share: float) -> None:
         x = points.x[rows].clone()
         margin = x.new_full((len(rows),), torch.inf)
         search = _Search(rows, x, (_stripes if linf else _tiles)(points, x), margin)
-        _take(points, search, search.best)
+        _keep_better(points, search, search.best)
         for query in range(queries):
             # Side of the square at this query, in pixels.
             halvings = sum(query > at for at in _HALVINGS)
             side = math.sqrt(share / 2**halvings * x[0, 0].numel())
-            _take(points, search, (_linf if linf else _l2)(points, search, round(side)))
+            _keep_better(points, search, (_linf if linf else _l2)(points, search, round(side)))
 
 
-def _take(points: Standing, search: _Search, x_new: Tensor) -> None:
-    """Keep the proposals that lower the margin; what is fooled leaves."""
+def _keep_better(points: Survivors, search: _Search, x_new: Tensor) -> None:
+    """Keep the proposals ``x_new`` that lower the margin; points that are fooled leave the run."""
     logits = points.model(x_new)
     margin = -margin_loss(logits, points.y[search.rows])
     lower = (margin < search.margin).nonzero().flatten()
     if len(lower) == 0:
         return
     search.best[lower], search.margin[lower] = x_new[lower], margin[lower]
-    standing = (search.margin > 0).nonzero().flatten()
-    if len(standing) < len(search.rows):
+    left = (search.margin > 0).nonzero().flatten()
+    if len(left) < len(search.rows):
         points.keep(search.rows, x_new, logits)
-        search.only(standing)
+        search.keep_only(left)
 
 
-def _linf(points: Standing, search: _Search, side: int) -> Tensor:
-    """Add 2 eps or -2 eps in a square, channel by channel, and project."""
+def _linf(points: Survivors, search: _Search, side: int) -> Tensor:
+    """Return a proposal: 2 eps or -2 eps added to each channel of a square, then projected."""
     eps, channels = points.threat.eps, search.x.shape[1]
     here = _window(search.x, max(side, 1))
     signs = _signs((channels, 1, 1), search.x)
@@ -90,8 +92,11 @@ def _linf(points: Standing, search: _Search, side: int) -> Tensor:
     return x_new
 
 
-def _l2(points: Standing, search: _Search, side: int) -> Tensor:
-    """Move what one square has spent of the radius into another, and what is left over with it."""
+def _l2(points: Survivors, search: _Search, side: int) -> Tensor:
+    """Return a proposal: the perturbation of one square is moved into another square.
+
+    The other square also gets the part of the radius that no pixel has used so far.
+    """
     eps, channels = points.threat.eps, search.x.shape[1]
     # Odd, so that the pattern has a centre.
     side = min(max(side, 3) | 1, *search.x.shape[2:])
@@ -111,18 +116,18 @@ def _l2(points: Standing, search: _Search, side: int) -> Tensor:
 
 
 def _mass(delta: Tensor) -> Tensor:
-    """Squared L2 norm of each channel, shape [R, C, 1, 1]."""
+    """Return the squared L2 norm of each channel, shape [R, C, 1, 1]."""
     return delta.square().sum((2, 3), keepdim=True)
 
 
-def _stripes(points: Standing, x: Tensor) -> Tensor:
-    """Vertical stripes of eps and -eps, which start the Linf run."""
+def _stripes(points: Survivors, x: Tensor) -> Tensor:
+    """Return the start of the Linf run: vertical stripes of eps and -eps."""
     signs = _signs((len(x), x.shape[1], 1, x.shape[3]), x)
     return (x + points.threat.eps * signs).clamp_(0, 1)
 
 
-def _tiles(points: Standing, x: Tensor) -> Tensor:
-    """Five by five tiles of the pattern, scaled to eps, which start the L2 run."""
+def _tiles(points: Survivors, x: Tensor) -> Tensor:
+    """Return the start of the L2 run: about 5 x 5 tiles of the pattern, scaled to norm eps."""
     height, width = x.shape[2:]
     side = max(height // 5, 1)
     first = (height - 5 * side) // 2
@@ -138,7 +143,7 @@ def _tiles(points: Standing, x: Tensor) -> Tensor:
 
 
 def _window(x: Tensor, side: int) -> tuple[slice, slice, slice, slice]:
-    """A random square, anywhere in the image."""
+    """Return the slices of a random square, anywhere in the image."""
     height, width = x.shape[2:]
     side = min(side, height, width)
     top = int((height - side) * torch.rand(1))
@@ -147,11 +152,12 @@ def _window(x: Tensor, side: int) -> tuple[slice, slice, slice, slice]:
 
 
 def _signs(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return random signs, 1 and -1, with the dtype and the device of ``like``."""
     return (2 * torch.rand(shape) - 1).sign().to(like)
 
 
 def _pattern(side: int, like: Tensor) -> Tensor:
-    """The noise of one L2 square: a peak above a trough, or side by side; of L2 norm 1."""
+    """Return the noise of one L2 square, of L2 norm 1: a peak above or beside a trough."""
     upper = side // 2
     pattern = torch.cat([_peak(upper, side), -_peak(side - upper, side)])
     pattern /= pattern.norm()
@@ -159,7 +165,7 @@ def _pattern(side: int, like: Tensor) -> Tensor:
 
 
 def _peak(height: int, width: int) -> Tensor:
-    """Nested rectangles around the middle, the k-th adding 1 / k^2; of L2 norm 1, equation 2."""
+    """Return nested rectangles around the centre, the k-th adding 1 / k^2; L2 norm 1, eq. 2."""
     peak = torch.zeros(height, width)
     if height == 0:
         return peak

@@ -1,13 +1,15 @@
-"""How much of a network is kept in all, and how that is shared out among its layers.
+"""How much of a network is kept in all, and how the layers share it.
 
-Start with ``budget.py``: the total, in parameters, FLOPs or channels, met exactly. ``rates.py``
-has the fixed rates (uniform, ERK, LAMP, global), ``control.py`` the learned ones (HARP),
-``stepped.py`` the counts of n:m patterns and of channels in blocks, ``costs.py`` what one entry
-costs, ``plan.py`` chooses among all these for a pruner.
+Start with ``budget.py``: the total cost in parameters, FLOPs or channels, and counts that meet it.
+``quadratic.py`` has the cost as a function of the counts. ``rates.py`` has the fixed rates
+(uniform, ERK, LAMP, global), ``control.py`` the learned rates (HARP), and ``logits.py`` the logits
+that they are learned by. ``stepped.py`` has budgets for n:m patterns and for channels in blocks.
+``costs.py`` counts what one entry costs, and ``plan.py`` makes the budget and the first counts of a
+pruner from all of these.
 
 Not here: which entries are kept (``masks``, ``pruning/scores.py``).
 
-Uses: masks.
+Uses: masks, runtime.
 Used by: pruning, channels.
 """
 

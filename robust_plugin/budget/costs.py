@@ -1,4 +1,8 @@
-"""FLOPs: how many multiply-adds each weight of a model takes part in."""
+"""What kept entries cost: multiply-adds per weight, and the cost of networks with fewer channels.
+
+``multiply_adds`` counts FLOPs by a traced forward pass. ``count_terms`` derives the cost of a whole
+network as a function of how many channels its groups keep.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robust_plugin.budget.budget import Products
+from robust_plugin.budget.quadratic import Terms
 from robust_plugin.masks.attach import held_weights
 from robust_plugin.masks.groups import Group
+from robust_plugin.runtime.contexts import evaluating
 
 _FUNCTIONS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 
 
 class _FunctionalUse(TorchFunctionMode):
-    """See which weights are handed to a function, as torchvision's Swin does with its qkv.
+    """Mode that counts uses of weights by functions, outside of their layers' forward.
+
+    torchvision's Swin uses the weight of its qkv layer like this.
 
     Args:
-        weights: layer names by the id of the weight.
+        weights: layer name of each weight, by the id of the weight.
+
+    Attributes:
+        positions: for each layer name, the number of positions its weight was used at.
     """
 
     def __init__(self, weights: dict[int, str]) -> None:
@@ -52,22 +62,24 @@ class _FunctionalUse(TorchFunctionMode):
 def multiply_adds(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
 ) -> dict[tuple[str, str], int]:
-    """Count the multiply-adds a single weight of each layer takes part in, for one example.
+    """Count the multiply-adds that a single weight of each layer takes part in, for one example.
 
-    A traced forward pass of the model as it is: a convolution's weight is used once an output
-    position (transposed: an input position), a linear layer's once a token, layers called twice
-    count twice. A weight whose layer is never called counts where it is handed to a function.
-    Flags, statistics and gradients of the model are left alone.
+    The counts come from a traced forward pass of the model as it is. A convolution uses a weight
+    once per output position, a transposed convolution once per input position, and a linear layer
+    once per token. A layer called twice counts twice. If a layer is never called but a function
+    takes its weight, the uses by the function count. Training flags, running statistics and
+    gradients of the model do not change.
 
     Args:
-        model: any model.
-        example_inputs: what its forward takes, with a batch dimension first.
+        model: any model, with or without masks.
+        example_inputs: inputs of one forward pass, a tensor or a tuple of tensors, with the batch
+            as first dimension.
 
     Returns:
-        dict: (layer name, parameter name) -> multiply-adds a weight.
+        dict: multiply-adds per weight for each (layer name, parameter name).
 
     Raises:
-        TypeError: if the inputs are no tensors.
+        TypeError: if the inputs are not tensors.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     if not (inputs and all(isinstance(each, Tensor) for each in inputs)):
@@ -80,32 +92,30 @@ def multiply_adds(
         found[name, parameter] = found.get((name, parameter), 0) + positions // batch
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle | None:
-        def of_output(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        def count_layer(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             transposed = getattr(layer, "transposed", False)
             used = args[0] if transposed else out
             channels = getattr(layer, "in_channels" if transposed else "out_channels", None)
             count(name, "weight", used.numel() // (channels or out.shape[-1]))
 
-        def of_attention(
+        def count_attention(
             _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], __: object
         ) -> None:
             query = args[0] if args else kwargs["query"]
             count(name, "in_proj_weight", query.numel() // query.shape[-1])
-            # The fused attention reads out_proj's weight without calling the layer.
+            # The fused attention reads the weight of out_proj without calling that layer.
             count(f"{name}.out_proj", "weight", query.numel() // query.shape[-1])
 
         if isinstance(layer, nn.MultiheadAttention):
-            return layer.register_forward_hook(of_attention, with_kwargs=True)
+            return layer.register_forward_hook(count_attention, with_kwargs=True)
         if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
-            return layer.register_forward_hook(of_output)
+            return layer.register_forward_hook(count_layer)
         return None
 
-    flags = {module: module.training for module in model.modules()}
     handles = [watch(name, layer) for name, layer in model.named_modules()]
     try:
-        model.eval()
-        # Held, a masked weight is one tensor, known by its id, at every access.
-        with torch.no_grad(), held_weights(model):
+        # Inside held_weights a masked weight is the same tensor, with the same id, at every access.
+        with evaluating(model), torch.no_grad(), held_weights(model):
             layers = [
                 (name, layer)
                 for name, layer in model.named_modules()
@@ -117,8 +127,6 @@ def multiply_adds(
         for handle in handles:
             if handle is not None:
                 handle.remove()
-        for module, training in flags.items():
-            module.training = training
     for name, positions in functional.positions.items():
         if (name, "weight") not in found:
             count(name, "weight", positions)
@@ -126,7 +134,7 @@ def multiply_adds(
 
 
 def total_multiply_adds(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> int:
-    """Count the multiply-adds of one example in all convolution, linear and attention weights."""
+    """Return the multiply-adds of one example in all convolution, linear and attention weights."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return sum(
         parameters[f"{layer}.{key}" if layer else key].numel() * positions
@@ -134,24 +142,15 @@ def total_multiply_adds(model: nn.Module, example_inputs: Tensor | tuple[Tensor,
     )
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What counts n of units leave: fixed + sum_l costs_l n_l + sum c_ij n_i n_j.
-
-    Attributes:
-        costs: one a group.
-        products: (i, j, c_ij).
-        fixed: what does not depend on the counts.
-    """
-
-    costs: tuple[int, ...]
-    products: Products
-    fixed: int
-
-
 @dataclass
 class _Extent:
-    """The length of a dimension: fixed + sum of entries a unit times the group's count."""
+    """Length of a dimension of a parameter as a function of the counts of the groups.
+
+    Attributes:
+        fixed: number of entries that belong to no group.
+        entries: for each group, by its number, how many entries belong to one of its channels. The
+            length is fixed + sum_l entries_l n_l.
+    """
 
     fixed: int
     entries: dict[int, int] = field(default_factory=dict)
@@ -160,19 +159,22 @@ class _Extent:
 def count_terms(
     model: nn.Module, groups: Sequence[Group], macs: Mapping[tuple[str, str], int] | None
 ) -> Terms:
-    """Count what a network costs whose groups keep n_l units, by its actual dependencies.
+    """Return the cost of a network whose groups keep n_l channels, as a function of n.
 
-    A parameter's size is the product of its dimensions, each of which may be a sum over groups
-    (concatenations) and a rest: a convolution between two groups costs c n_i n_j, a depthwise one
-    or a norm c n_i, a layer outside all groups is fixed. Shortcuts are layers like others.
+    The size of a parameter is the product of the lengths of its dimensions. The length of a
+    dimension may be a sum over groups (behind a concatenation) and a fixed rest. A convolution
+    between two groups therefore costs c n_i n_j, a depthwise convolution or a normalisation layer
+    costs c n_i, and a layer outside of all groups has a fixed cost. The layers of shortcuts count
+    like all others.
 
     Args:
-        model: without masks.
-        groups: with what is coupled to them.
-        macs: multiply-adds one entry of (layer, parameter) takes part in; None counts entries.
+        model: network without masks.
+        groups: groups of channels with their coupled members.
+        macs: multiply-adds that one entry of (layer name, parameter name) takes part in; None
+            counts entries instead.
 
     Raises:
-        ValueError: if three dimensions of a parameter follow groups.
+        ValueError: if three dimensions of one parameter belong to groups.
     """
     extents: dict[tuple[str, str], dict[int, _Extent]] = {}
     shapes: dict[tuple[str, str], tuple[int, ...]] = {}

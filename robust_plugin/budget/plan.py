@@ -1,4 +1,8 @@
-"""From a density to whole counts: the budget of a model, and each group's first share of it."""
+"""From a density to whole counts: the budget of a model, and the first counts of its groups.
+
+``planner`` is what a pruner calls. It counts the costs of a model once, and returns a function from
+a density to a ``Plan``.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,22 @@ from functools import partial
 from torch import Tensor, nn
 
 from robust_plugin.budget.budget import Budget, Unit, check_density
-from robust_plugin.budget.costs import Terms, count_terms, multiply_adds
+from robust_plugin.budget.costs import count_terms, multiply_adds
+from robust_plugin.budget.quadratic import Terms
 from robust_plugin.budget.rates import Rates, erk, initial_rates
-from robust_plugin.budget.stepped import BlockBudget, PatternBudget, block_sizes
+from robust_plugin.budget.stepped import BlockBudget, PatternBudget, block_sizes, check_blocks
 from robust_plugin.masks.groups import Group
 from robust_plugin.masks.select import Pattern
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pruner sets out with.
+    """Budget, densities and counts that a pruner starts with.
 
     Attributes:
-        budget: what may be kept at the end of the prune phase.
-        densities: each group's share at the beginning.
-        counts: the whole counts that follow.
+        budget: budget to meet at the end of the prune phase.
+        densities: density of each group at the beginning of the prune phase.
+        counts: number of kept entries of each group at the beginning, rounded from ``densities``.
     """
 
     budget: Budget
@@ -42,23 +47,24 @@ def planner(
     round_to: int,
     example_inputs: Tensor | tuple[Tensor, ...] | None,
 ) -> Callable[[float | None], Plan]:
-    """Return density -> ``plan`` over groups of a model, whose costs are counted once.
+    """Return a function from a density to the plan of a model, whose costs are counted once.
 
     Args:
-        model: without masks.
-        groups: what is pruned of it.
-        rates: see ``plan``, as the options below.
-        unit: what the budget counts.
-        pattern: of an n:m mask.
-        least_start: the least share to begin at.
-        round_to: of channels.
-        example_inputs: what one forward pass takes, for FLOPs and channels.
+        model: network without masks.
+        groups: groups of the network to prune.
+        rates: rule that gives each group its density (see ``plan``).
+        unit: what the budget counts: "params", "flops" or "channels".
+        pattern: n:m pattern of the masks; None for unstructured masks and for channels.
+        least_start: densities start at this value if the target is below it, in [0, 1].
+        round_to: block size in channels (see ``plan``).
+        example_inputs: inputs of one forward pass, a tensor or a tuple of tensors; needed if the
+            unit is "flops" or "channels", else None.
 
     Raises:
-        ValueError: if the unit counts on a forward pass and there are no inputs for it.
+        ValueError: if the unit needs a forward pass and ``example_inputs`` is None.
     """
     macs = None
-    if unit in ("flops", "channels"):  # the plan says which units there are
+    if unit in ("flops", "channels"):  # ``plan`` refuses units that do not exist
         if example_inputs is None:
             raise ValueError(
                 f"budget={unit!r} counts on a forward pass; give example_inputs=x[:1]."
@@ -90,24 +96,28 @@ def plan(
     least_start: float = 0.0,
     round_to: int = 1,
 ) -> Plan:
-    """Lay out the budget of ``density`` over the groups.
+    """Return the plan that shares the budget of ``density`` among the groups.
 
     Args:
-        groups: what is pruned.
-        density: k, the share of the budget kept; None where a pattern or a dict of rates
-            implies it.
-        rates: the rule that gives each group its share.
-        unit: what the budget counts.
-        multiply_adds: for FLOPs, per (layer, parameter).
-        terms: where the groups are channels, what the network they leave costs.
-        pattern: of an n:m mask; with its n given it fixes every rate, else rates are rounded to
-            n of every m.
-        least_start: the densities begin at this share, if the target is below it.
-        round_to: of channels, keep whole blocks of so many where that divides them.
+        groups: groups to prune.
+        density: k, share of the budget that is kept, in (0, 1]; None if a pattern or a dict of
+            rates implies it.
+        rates: rule that gives each group its density: a name, a function, or a dict from group
+            names to densities.
+        unit: what the budget counts: "params", "flops" or "channels".
+        multiply_adds: multiply-adds per entry of each (layer name, parameter name); None if the
+            budget counts parameters.
+        terms: cost of the network that remains, if the groups are coupled channels; else None.
+        pattern: n:m pattern of the masks; None for unstructured masks and for channels. A pattern
+            with n fixes the density of every group. Without n, densities are rounded to n of m.
+        least_start: densities start at this value if ``density`` is below it, in [0, 1].
+        round_to: block size in channels: a group whose size it divides keeps a multiple of it. 1
+            allows any count.
 
     Raises:
-        TypeError: if round_to is no integer.
-        ValueError: naming the value and what is legal.
+        TypeError: if ``round_to`` is not an integer.
+        ValueError: if an option has a value that is not legal, two options contradict each other,
+            or a weight is not finite.
     """
     steps = block_sizes(groups, round_to)
     if rates in ("erk", erk) and any(group.channels for group in groups):
@@ -119,39 +129,41 @@ def plan(
     for name, weight in zip(names, weights, strict=True):
         if not bool(weight.isfinite().all()):
             raise ValueError(f"the weights of {name} are not finite, so nothing ranks them.")
-    _refuse_twice(density, rates, pattern)
+    _refuse_contradictions(density, rates, pattern)
     dense, costs = _dense_budget(groups, multiply_adds, terms, steps)
     rated = partial(initial_rates, rates, names, weights, costs)
-    if _implied(rates, pattern):
-        return _given(dense, rated, unit, pattern)
+    if _implies_density(rates, pattern):
+        return _plan_for_given(dense, rated, unit, pattern)
     target = check_density(density)
     budget = dense.at(target, unit)
     if isinstance(budget, BlockBudget):
-        budget.check()
+        check_blocks(budget)
     start = max(least_start, target)
     densities, first = rated(start), dense.at(start, unit)
     if dense.coupled and unit != "channels":
-        # A share of the cost is no share of the channels: half of them leave about a quarter.
+        # A share of the cost is not the same share of channels: half of the channels of every group
+        # leave about a quarter of the cost.
         scaled = first.scaled(densities)
         densities = [count / size for count, size in zip(scaled, first.sizes, strict=True)]
     if pattern is not None:
         budget = PatternBudget.of_every(pattern.m, budget)
         first = PatternBudget.of_every(pattern.m, first)
-    # At uniform rates the counts they ask for are what defines these budgets.
+    # The counts that uniform rates ask for define the total of these budgets, so they need no
+    # rounding.
     by_count = unit == "channels" or (unit == "params" and not dense.coupled)
     exact = rates == "uniform" and by_count and pattern is None and max(steps) == 1
     counts = first.asked(densities) if exact else first.round(densities)
     return Plan(budget, tuple(densities), tuple(counts))
 
 
-def _implied(rates: Rates, pattern: Pattern | None) -> bool:
-    """Whether the density follows from the rest."""
+def _implies_density(rates: Rates, pattern: Pattern | None) -> bool:
+    """Return whether the rates or the pattern determine the density."""
     return isinstance(rates, Mapping) or (pattern is not None and pattern.n is not None)
 
 
-def _refuse_twice(density: float | None, rates: Rates, pattern: Pattern | None) -> None:
-    """Raise a ValueError if two of them say what is kept."""
-    if density is not None and _implied(rates, pattern):
+def _refuse_contradictions(density: float | None, rates: Rates, pattern: Pattern | None) -> None:
+    """Raise a ValueError if two of the three options determine how much is kept."""
+    if density is not None and _implies_density(rates, pattern):
         raise ValueError(
             f"density is {density!r}, but a pattern or a dict of rates implies it; omit it."
         )
@@ -167,7 +179,7 @@ def _dense_budget(
     terms: Terms | None,
     steps: tuple[int, ...],
 ) -> tuple[Budget, list[int]]:
-    """Return the budget of everything, and what one entry of each group costs there."""
+    """Return the budget that keeps everything, and the cost of one entry of each group in it."""
     sizes = tuple(group.size for group in groups)
     if terms is None:
         costs = [group.cost(multiply_adds) for group in groups]
@@ -178,21 +190,21 @@ def _dense_budget(
     return (BlockBudget(**vars(dense), steps=steps) if max(steps) > 1 else dense), costs
 
 
-def _given(
+def _plan_for_given(
     dense: Budget, rated: Callable[[float], list[float]], unit: Unit, pattern: Pattern | None
 ) -> Plan:
-    """Return the plan where rates are given, whose cost is the budget.
+    """Return the plan for given rates; the cost of what they keep is the total of the budget.
 
     Args:
-        dense: the budget of everything.
-        rated: a share -> each group's density.
+        dense: budget that keeps everything.
+        rated: function from a share to the density of each group.
         unit: what the budget counts.
-        pattern: fixed, or beside a dict of rates n:m.
+        pattern: pattern with n, or pattern without n that the given rates are rounded to, or None.
     """
     if pattern is not None and pattern.n is not None:
         density = pattern.n / pattern.m
         densities = rated(density)
-        # n/m is not always the float that gives back n of every m.
+        # Whole numbers: the float n / m times the size may round to another count.
         counts = [size // pattern.m * pattern.n for size in dense.sizes]
     else:
         densities = rated(1.0)

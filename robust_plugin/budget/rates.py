@@ -1,7 +1,8 @@
-"""Rates: how dense each layer is, for one budget over all of them.
+"""Rules for fixed rates: the density of each layer, for one budget over all layers.
 
-Every function takes the groups' magnitudes, the cost of one entry of each, and the share of the
-budget, and returns one density a group with sum_l cost_l k_l n_l = density * sum_l cost_l n_l.
+Every rule is a function of the magnitudes of the groups, the cost of one entry of each group and
+the share of the budget. It returns one density k_l per group with
+sum_l cost_l k_l n_l = density * sum_l cost_l n_l.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ Rates = (
 
 
 def uniform(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> list[float]:
-    """The same density everywhere: k_l = k."""
+    """Return the same density for every group: k_l = k."""
     return [density] * len(weights)
 
 
 def erk(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> list[float]:
-    """Erdos-Renyi-Kernel: k_l proportional to sum(shape) / prod(shape), at most 1.
+    """Return the Erdos-Renyi-Kernel rates: k_l proportional to sum(shape) / prod(shape), at most 1.
 
-    Evci et al. 2020 (RigL), section 3; layers that would exceed 1 stay dense and the others
-    share what is left.
+    Evci et al. 2020 (RigL), section 3. Layers whose rate would exceed 1 stay dense, and the other
+    layers share what is left.
     """
     sizes = [w.numel() for w in weights]
     raw = [sum(w.shape) / n for w, n in zip(weights, sizes, strict=True)]
@@ -45,9 +46,10 @@ def erk(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> li
 
 
 def lamp(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> list[float]:
-    """One threshold over all layers on LAMP scores, w_i^2 / sum_{j: |w_j| >= |w_i|} w_j^2.
+    """Return the rates of one threshold over all layers on LAMP scores.
 
-    Lee et al. 2021, equation 4. The largest weight of a layer scores 1, so none is emptied.
+    The score is w_i^2 / sum_{j: ``|w_j| >= |w_i|``} w_j^2 (Lee et al. 2021, equation 4). The
+    largest weight of a layer scores 1, so no layer loses all its weights.
     """
 
     def score(weight: Tensor) -> Tensor:
@@ -61,12 +63,15 @@ def lamp(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> l
 def global_magnitude(
     weights: Sequence[Tensor], costs: Sequence[float], density: float
 ) -> list[float]:
-    """One threshold over all layers on |w|."""
+    """Return the rates of one threshold over all layers on ``|w|``."""
     return _threshold([w.detach().double().abs().flatten() for w in weights], costs, density)
 
 
 def _threshold(scores: Sequence[Tensor], costs: Sequence[float], density: float) -> list[float]:
-    """Keep the scores above one threshold whose cost meets the budget."""
+    """Return the densities that remain if the scores above one threshold are kept.
+
+    The threshold is as low as the budget allows. Every group keeps at least one entry.
+    """
     per_score = torch.cat([torch.full_like(s, c) for s, c in zip(scores, costs, strict=True)])
     owner = torch.cat([torch.full_like(s, i).long() for i, s in enumerate(scores)])
     order = torch.cat(list(scores)).argsort(descending=True, stable=True)
@@ -91,17 +96,19 @@ def initial_rates(
     costs: Sequence[float],
     density: float,
 ) -> list[float]:
-    """Return one density a group, each in (0, 1].
+    """Return one density per group, each in (0, 1].
 
     Args:
-        rates: a rule's name, a function like those above, or densities by group name.
-        names: the groups.
-        weights: their weights, or magnitudes.
-        costs: what one entry of each costs.
-        density: the share of the budget; a dict of rates does not need it.
+        rates: name of a rule, a function with the arguments of the rules in this file, or a dict
+            from group names to densities.
+        names: names of the groups.
+        weights: weights of each group, or magnitudes of its channels.
+        costs: cost of one entry of each group.
+        density: share of the budget, in (0, 1]; not used if ``rates`` is a dict.
 
     Raises:
-        ValueError: for an unknown rule, names that do not match, or a density outside (0, 1].
+        ValueError: if the rule is unknown, the names of a dict are not those of the groups, or a
+            density is outside of (0, 1].
     """
     if isinstance(rates, str) and rates in _FUNCTIONS:
         found = _FUNCTIONS[rates](weights, costs, density)
@@ -126,8 +133,17 @@ def initial_rates(
 def bisect(
     increasing: Callable[[float], float], target: float, *, low: float, high: float
 ) -> float:
-    """Solve increasing(x) = target on [low, high] to float precision, or return the nearer end."""
-    for _ in range(100):  # a root at zero would be approached for as long as floats get smaller
+    """Return x in [low, high] with increasing(x) = target, to float precision, by bisection.
+
+    If the target is not reached on the interval, the nearer end is returned.
+
+    Args:
+        increasing: increasing function of one number.
+        target: wanted value of the function.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
+    for _ in range(100):  # a root at zero could be approached further as long as floats get smaller
         middle = (low + high) / 2
         if not low < middle < high:
             break

@@ -1,8 +1,18 @@
-"""Counts in whole blocks: channels by as many as hardware computes at a time.
+"""Budgets whose counts are whole multiples of a step: channels in blocks, and n:m patterns.
 
-A register holds 8 float32 with AVX2 and 16 with AVX-512. A ResNet-18 with half its channels at LAMP
-rates, against the dense one on a CPU with AVX-512: 2.3 times as fast at any counts, 2.8 in blocks
-of 8, 3.2 of 16; with a quarter 7.0, 7.2 and 9.4 (tests/benchmarks/test_channels.py).
+Blocks of channels match how many numbers the hardware computes at once: a register holds 8 float32
+numbers with AVX2 and 16 with AVX-512. The speed of a ResNet-18 pruned at LAMP rates, relative to
+the dense network on a CPU with AVX-512 (tests/benchmarks/test_channels.py):
+
+================  ==========  ===========  ============
+channels kept     any counts  blocks of 8  blocks of 16
+================  ==========  ===========  ============
+half              2.3         2.8          3.2
+a quarter         7.0         7.2          9.4
+================  ==========  ===========  ============
+
+An n:m pattern keeps n of every m weights of a layer, so a layer of N weights keeps a multiple of
+N / m.
 """
 
 from __future__ import annotations
@@ -17,11 +27,16 @@ from robust_plugin.masks.select import Pattern
 
 
 def block_sizes(groups: Sequence[Group], round_to: int) -> tuple[int, ...]:
-    """Return each group's block: ``round_to`` where that divides its channels, else 1.
+    """Return the block size of each group: ``round_to`` if it divides the channels, else 1.
+
+    Args:
+        groups: groups to prune.
+        round_to: wanted block size in channels; 1 allows any count.
 
     Raises:
-        TypeError: if round_to is no integer.
-        ValueError: if it is below 1, or above and divides the channels of no group.
+        TypeError: if ``round_to`` is not an integer.
+        ValueError: if ``round_to`` is below 1, or if it is above 1 and divides the number of
+            channels of no group.
     """
     if isinstance(round_to, bool) or not isinstance(round_to, int):
         raise TypeError(f"round_to is {round_to!r}; legal: an integer of 1 or more, such as 8.")
@@ -45,32 +60,22 @@ def block_sizes(groups: Sequence[Group], round_to: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class BlockBudget(Budget):
-    """A budget that is spent in whole blocks of entries, at least one a group.
+    """Budget whose counts are whole blocks of entries, at least one block per group.
 
-    Odd counts leave part of every vector instruction idle, so that fewer multiply-adds are not
-    faster. A budget of entries is one of blocks at other prices: n_l = s_l b_l costs
+    Counts that are not multiples of the hardware's width leave part of every vector instruction
+    idle, so fewer multiply-adds may not be faster. A budget of entries is a budget of blocks with
+    other costs: b_l blocks of s_l entries cost
     fixed + sum_l (c_l s_l) b_l + sum_ij (c_ij s_i s_j) b_i b_j.
 
     Attributes:
-        steps: s_l, the entries of a block, a divisor of n_l.
+        steps: s_l, number of entries per block of each group, a divisor of n_l.
     """
 
     steps: tuple[int, ...] = ()
 
-    def check(self) -> None:
-        """Raise a ValueError unless the total buys one block of every group."""
-        least = self.cost(self.steps)
-        if self.total < least:
-            raise ValueError(
-                f"density is {self.density:g} and leaves {self.total / self.full:.3g} of the "
-                f"network's cost, but one block of every group (round_to={max(self.steps)}) and "
-                f"what is not pruned already cost {least / self.full:.3g}; take a greater density "
-                "or a smaller round_to."
-            )
-
     @property
     def blocks(self) -> Budget:
-        """The same budget, counted in blocks."""
+        """The same budget with blocks as entries."""
         s = self.steps
         return Budget(
             tuple(size // step for size, step in zip(self.sizes, s, strict=True)),
@@ -82,26 +87,43 @@ class BlockBudget(Budget):
         )
 
     def round(self, densities: Sequence[float]) -> list[int]:
-        """Round densities to whole blocks within the total, what is left buying more of them."""
+        """Return counts of whole blocks for densities, within the total (see ``Budget.round``)."""
         return self._entries(self.blocks.round(densities))
 
     def asked(self, densities: Sequence[float]) -> list[int]:
-        """Return the counts that densities ask for, on budget or not, rounded up to blocks."""
+        """Return the counts that densities ask for, rounded up to whole blocks.
+
+        The counts may miss the total.
+        """
         return self._entries(self.blocks.asked(densities))
 
     def _entries(self, blocks: Sequence[int]) -> list[int]:
+        """Return the number of entries in so many blocks of each group."""
         return [count * step for count, step in zip(blocks, self.steps, strict=True)]
 
 
-# With 64 the choice for 60 layers, made at every step of the prune phase, takes some milliseconds.
-_WIDTH = 64
+def check_blocks(budget: BlockBudget) -> None:
+    """Raise a ValueError unless the total buys one block of every group."""
+    least = budget.cost(budget.steps)
+    if budget.total < least:
+        raise ValueError(
+            f"density is {budget.density:g} and leaves {budget.total / budget.full:.3g} of the "
+            f"network's cost, but one block of every group (round_to={max(budget.steps)}) and "
+            f"what is not pruned already cost {least / budget.full:.3g}; take a greater density "
+            "or a smaller round_to."
+        )
 
 
 def check_learns_rates(pattern: Pattern, control: str) -> None:
-    """Raise unless rates can be learned under a pattern.
+    """Raise an error unless rates can be learned under an n:m pattern.
+
+    Args:
+        pattern: pattern of the masks.
+        control: how learned rates meet the budget, "held" or "hinge".
 
     Raises:
-        ValueError: if the pattern fixes the rates, or the control asks for counts off budget.
+        ValueError: if the pattern fixes n and thus the rates, or if the control does not round
+            counts to the pattern.
     """
     if pattern.n is not None:
         raise ValueError(
@@ -115,59 +137,72 @@ def check_learns_rates(pattern: Pattern, control: str) -> None:
 
 
 @dataclass(frozen=True)
-class PatternBudget(Budget):
-    """A budget that is spent in steps: one more of every ``m`` entries of a layer.
+class PatternBudget(BlockBudget):
+    """Budget for n:m patterns, where a layer keeps n of every ``m`` entries, 1 <= n <= m.
+
+    Each layer is m blocks of size / m entries, and n is the number of blocks that it keeps.
 
     Attributes:
-        m: of the pattern.
+        m: number of consecutive entries that the pattern counts over; it divides every n_l.
     """
 
     m: int = 1
 
     @classmethod
     def of_every(cls, m: int, budget: Budget) -> PatternBudget:
-        """Return a budget in steps.
+        """Return the same budget with counts that are n of every ``m`` entries.
+
+        Args:
+            m: a divisor of the size of every group.
+            budget: budget of weights, with a linear cost.
 
         Raises:
-            ValueError: if it does not buy one of every ``m`` entries in each layer.
+            ValueError: if the total does not buy one of every ``m`` entries in each layer.
         """
         if budget.total * m < budget.full:
             raise ValueError(
                 f"density is {budget.density}; a pattern n:{m} keeps at least 1 of every {m}, "
                 f"so legal is 1/{m} to 1."
             )
-        return cls(budget.sizes, budget.costs, budget.density, budget.total, m=m)
+        steps = tuple(size // m for size in budget.sizes)
+        return cls(budget.sizes, budget.costs, budget.density, budget.total, steps=steps, m=m)
 
     def round(self, densities: Sequence[float]) -> list[int]:
-        """Round densities to counts that are n of every m, 1 <= n <= m, within the total.
+        """Return counts for densities that are n of every m, 1 <= n <= m, within the total.
 
-        The densities are scaled to cost the total, and ``nearest`` to those is chosen. What is
-        left then buys further steps, the dearest first, until none fits.
+        The densities are scaled to cost the total, and ``nearest`` chooses the n of each layer that
+        come closest to them. What is left buys further blocks, the most expensive first, until none
+        is affordable.
         """
-        entries = [size // self.m for size in self.sizes]
-        costs = tuple(cost * step for cost, step in zip(self.costs, entries, strict=True))
-        steps = Budget((self.m,) * len(costs), costs, self.density, self.total)
-        counts = nearest(steps.scaled(densities), costs, self.total, m=self.m)
-        left = self.total - steps.cost(counts)
+        blocks = self.blocks
+        costs = blocks.costs
+        counts = nearest(blocks.scaled(densities), costs, self.total, m=self.m)
+        left = self.total - blocks.cost(counts)
         for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
             more = min(self.m - counts[i], int(left // costs[i]))
             counts[i] += more
             left -= more * costs[i]
-        return [n * step for n, step in zip(counts, entries, strict=True)]
+        return self._entries(counts)
+
+
+# The largest number of partial choices that ``nearest`` keeps. It runs at every step of the prune
+# phase: with 64 it takes some milliseconds for 60 layers.
+_WIDTH = 64
 
 
 def nearest(wishes: Sequence[float], costs: Sequence[int], total: int, *, m: int) -> list[int]:
-    """Return whole n_l, 1 <= n_l <= m, within the total and nearest to what is wished.
+    """Return whole numbers n_l, 1 <= n_l <= m, within the total and nearest to the wishes.
 
-    Minimises sum_l c_l (n_l - e_l)^2 subject to sum_l c_l n_l <= total, the dearest layers first.
-    Of the choices for the layers so far only those remain that no other undercuts in both cost and
-    distance: that is exact until they are thinned out to ``_WIDTH``.
+    It minimises sum_l c_l (n_l - e_l)^2 subject to sum_l c_l n_l <= total, by dynamic programming
+    over the layers, the most expensive first. It keeps the partial choices that no other choice
+    beats in both cost and distance. The result is exact as long as there are at most ``_WIDTH`` of
+    them; of more, only ``_WIDTH`` are kept.
 
     Args:
-        wishes: e_l, in (0, m].
-        costs: c_l, what one more costs.
-        total: at least sum_l c_l.
-        m: the most.
+        wishes: e_l, wanted numbers in (0, m], one per layer.
+        costs: c_l, cost of one more for each layer.
+        total: largest cost, at least sum_l c_l.
+        m: largest number per layer.
     """
     order = sorted(range(len(costs)), key=lambda i: -costs[i])
     reserve = sum(costs)
@@ -185,7 +220,7 @@ def nearest(wishes: Sequence[float], costs: Sequence[int], total: int, *, m: int
             if choice[1] < least:
                 front.append(choice)
                 least = choice[1]
-        # Evenly by rank, the cheapest and the nearest among them.
+        # Thinned out evenly by rank; the cheapest and the nearest choice always stay.
         apart = max(1.0, (len(front) - 1) / (_WIDTH - 1))
         front = [front[-1 - round(k * apart)] for k in range(min(_WIDTH, len(front)))][::-1]
     counts = dict(zip(order, front[-1][2], strict=True))

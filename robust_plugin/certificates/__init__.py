@@ -1,11 +1,16 @@
 """Proofs that no input of the threat model changes the prediction.
 
-Start with ``contract.py``: what bounds, provers and certifiers are. ``intervals.py``,
-``rules.py`` and ``propagation.py`` compute interval bounds layer by layer, ``batch_norm.py``
-gives them the statistics of the clean batch, ``ibp.py`` is the certifier made of them,
-``checks.py`` refuses unsound bounds, ``verification.py`` runs several provers and attacks
-(``batch.py`` holds the points, ``verifier.py`` is the same as a certifier), ``twin.py`` makes an
-unmasked copy for auto-LiRPA, ``smoothing.py`` certifies by votes under noise.
+Start with ``contract.py``: it defines bounds, provers, certifiers and verdicts.
+
+- Interval bounds: ``ibp.py`` is the certifier. ``propagation.py`` walks through the network,
+  ``rules.py`` has the rule of each layer and ``operations.py`` that of each function,
+  ``intervals.py`` the sets of values, ``batch_norm.py`` the BatchNorm statistics that training by
+  bounds uses.
+- Several methods in a row: ``verification.py`` is ``verify``, which runs provers and attacks one
+  after another. ``batch.py`` is one batch of its points. ``verifier.py`` wraps a ``verify`` call as
+  one certifier for ``evaluate``.
+- Randomized smoothing: ``smoothing.py`` certifies by votes under noise, ``radii.py`` is its result.
+- ``checks.py`` refuses unsound bounds; ``twin.py`` makes an unmasked copy for auto-LiRPA.
 
 Not here: linear relaxations (``adapters/auto_lirpa``), training by bounds (``objectives``).
 
@@ -22,8 +27,10 @@ from robust_plugin.certificates.ibp import (
     IBP,
     ibp_margins,
 )
-from robust_plugin.certificates.smoothing import (
+from robust_plugin.certificates.radii import (
     Certificates,
+)
+from robust_plugin.certificates.smoothing import (
     Smoothed,
 )
 from robust_plugin.certificates.verification import (

@@ -1,4 +1,7 @@
-"""A batch of points, and what certifiers and attacks decide about them one after another."""
+"""One batch of points and the verdicts that provers and attacks give them, one after another.
+
+``verify`` makes a ``Batch`` for each batch of points and runs its methods on it in order.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,22 @@ from robust_plugin.threat.model import ThreatModel
 
 
 class Batch:
-    """The points that go through the stages together.
+    """The points of one batch with their verdicts so far.
 
     Args:
-        model: judges the points, and is what is proved.
-        fast: makes a copy of it, which attacks see; called where there is an attack.
-        x: shape [B, ...].
-        y: shape [B].
-        threat: of all stages.
-        first: the number of the first point, for errors.
+        model: the network that the proofs are about and that judges the attacks' points.
+        fast: returns a faster copy of the model for the attacks; called only if there is an attack.
+        x: inputs, shape [B, ...].
+        y: labels, shape [B].
+        threat: threat model of all methods.
+        first: number of the batch's first point among all points, for errors.
 
     Attributes:
-        verdict: codes, shape [B].
-        stage: who gave it, -1 for nobody.
-        margin: the largest lower bound of min_j f_y - f_j so far.
-        spent: seconds.
-        x_adv: counterexamples where there are any.
+        verdict: code of each point's verdict (``VERIFIED``, ``FALSIFIED``, ...), shape [B].
+        method: number of the method that verified or falsified each point, shape [B]; -1 for none.
+        margin: largest lower bound of min_j f_y - f_j found so far, shape [B]; -inf without any.
+        spent: seconds spent on each point so far, shape [B].
+        x_adv: counterexample of each falsified point, else the point itself; shape [B, ...].
     """
 
     def __init__(
@@ -49,37 +52,49 @@ class Batch:
         with attacked(model), torch.no_grad(), exact(x):
             right = logits_of(model, x, y).argmax(1) == y
         self.verdict = torch.where(right, UNKNOWN, MISCLASSIFIED)
-        self.stage = torch.full_like(self.verdict, -1)
+        self.method = torch.full_like(self.verdict, -1)
         self.margin = torch.full_like(self.verdict, -torch.inf, dtype=torch.float32)
         self.spent = torch.zeros_like(self.margin)
         self.x_adv = x.clone()
 
-    def run(self, number: int, name: str, stage: Prover | Attack, seconds: float | None) -> None:
-        """Let one stage decide what it can."""
+    def run(self, number: int, name: str, method: Prover | Attack, seconds: float | None) -> None:
+        """Run one method on the points that it may decide.
+
+        A prover gets the undecided points. An attack gets the verified ones too.
+
+        Args:
+            number: the method's place among all methods, from 0.
+            name: the method's name, for errors.
+            method: the prover or attack.
+            seconds: points that have used up this time are left out; None for no limit.
+
+        Raises:
+            ValueError: if an attack finds a counterexample to a verified point.
+        """
         begun = time.monotonic()
         due = self.verdict == UNKNOWN
         if seconds is not None:
             due &= self.spent < seconds
-        if isinstance(stage, Prover):
+        if isinstance(method, Prover):
             rows = due.nonzero().flatten()
             if len(rows):
-                self._prove(number, stage, rows)
+                self._prove(number, method, rows)
         else:
             rows = (due | (self.verdict == VERIFIED)).nonzero().flatten()
             if len(rows):
-                self._attack(number, name, stage, rows)
+                self._attack(number, name, method, rows)
         self.spent[rows] += (time.monotonic() - begun) / max(1, len(rows))
 
-    def _prove(self, number: int, stage: Prover, rows: Tensor) -> None:
-        margins = stage.margins(self.model, self.x[rows], self.y[rows])
+    def _prove(self, number: int, method: Prover, rows: Tensor) -> None:
+        margins = method.margins(self.model, self.x[rows], self.y[rows])
         others = margins.scatter(1, self.y[rows][:, None], torch.inf).amin(1).float()
         # NaN is no bound.
         self.margin[rows] = torch.fmax(self.margin[rows], others.nan_to_num(nan=-torch.inf))
         sure = rows[proved(margins, self.y[rows])]
-        self.verdict[sure], self.stage[sure] = VERIFIED, number
+        self.verdict[sure], self.method[sure] = VERIFIED, number
 
-    def _attack(self, number: int, name: str, stage: Attack, rows: Tensor) -> None:
-        x_adv = guarded(stage, self.threat)(self.fast(), self.x[rows], self.y[rows])
+    def _attack(self, number: int, name: str, method: Attack, rows: Tensor) -> None:
+        x_adv = guarded(method, self.threat)(self.fast(), self.x[rows], self.y[rows])
         with attacked(self.model), torch.no_grad(), exact(x_adv):
             fooled = self.model(x_adv).argmax(1) != self.y[rows]
         wrong = rows[fooled & (self.verdict[rows] == VERIFIED)]
@@ -89,13 +104,13 @@ class Batch:
                 f"verified with margin {float(self.margin[wrong[0]]):.3g}: the proof is wrong."
             )
         self.x_adv[rows[fooled]] = x_adv[fooled]
-        self.verdict[rows[fooled]], self.stage[rows[fooled]] = FALSIFIED, number
+        self.verdict[rows[fooled]], self.method[rows[fooled]] = FALSIFIED, number
 
     def result(self) -> dict[str, Tensor]:
-        """Return what is known of each point."""
+        """Return verdict, method, margin and counterexample of each point, on the CPU."""
         return {
             "verdict": self.verdict.cpu(),
-            "stage": self.stage.cpu(),
+            "stage": self.method.cpu(),  # the key that journals use
             "margin": self.margin.cpu(),
             "x_adv": self.x_adv.cpu(),
         }

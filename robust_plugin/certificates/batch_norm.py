@@ -1,10 +1,10 @@
-"""The clean forward pass of a training step, whose BatchNorm statistics bounds take over.
+"""Record the BatchNorm statistics of the clean batch, so that bounds in training can use them.
 
-In training mode a BatchNorm normalises by its batch's own mean and variance. Bounds by the running
-ones are of another network, which lags behind, and its gradient misses that a larger weight is
-divided by a larger deviation: deep networks do not train by them. So bounds take the clean batch's
-statistics, with their gradient, as auto-LiRPA's training and CTBench do. Proofs are of the network
-in evaluation mode, and take the running ones.
+In training mode a BatchNorm normalises by the mean and variance of its batch. Bounds with the
+running statistics would be bounds of another network, which lags behind, and their gradient would
+miss that a larger weight is divided by a larger deviation; deep networks do not train this way. So
+bounds use the statistics of the clean batch, with their gradient, as auto-LiRPA's training and
+CTBench do. Proofs are about the network in evaluation mode and use the running statistics.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from torch import Tensor, nn
 from robust_plugin.certificates.rules import NORMS, kind_of
 from robust_plugin.runtime.distributed import innermost
 
-# Mean and biased variance of the inputs of one call; shape [channels].
+# Mean and biased variance of a BatchNorm's inputs in one call; each of shape [channels].
 Statistics = tuple[Tensor, Tensor]
 
+# For each BatchNorm in training mode, its statistics in the order of its calls; None outside
+# clean_pass.
 _SEEN: ContextVar[dict[nn.Module, list[Statistics]] | None] = ContextVar("seen", default=None)
 
 
 @contextmanager
 def clean_pass(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
-    """Run the model, in its own mode; inside, bounds of it use this batch's statistics.
+    """Run the model in its present mode; within the context, bounds use this batch's statistics.
 
-    Only for BatchNorms in training mode: others use their running statistics anyway.
+    This concerns BatchNorms in training mode. All others use their running statistics anyway.
 
     Args:
-        model: wrapped or not; called once, so that DDP and running statistics see one pass.
-        x: shape [B, ...].
+        model: network, wrapped or not. It is called once, so that DDP and the running statistics
+            see one pass.
+        x: clean inputs, shape [B, ...].
 
     Yields:
-        Tensor: the logits.
+        Tensor: the logits, shape [B, classes].
     """
     network = innermost(model)
     seen: dict[nn.Module, list[Statistics]] = {
@@ -57,15 +60,17 @@ def clean_pass(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
 
 
 def statistics_of(name: str, norm: nn.Module, call: int | None = None) -> Statistics | None:
-    """Return what a BatchNorm saw in the clean pass, None for its running statistics.
+    """Return the statistics of the clean batch at a BatchNorm, or None for its running statistics.
 
     Args:
-        name: for errors.
-        norm: of the network that ``clean_pass`` ran.
-        call: how often the network has called it before; None where it may be called only once.
+        name: the layer's name, for errors.
+        norm: the BatchNorm, a layer of the network that ``clean_pass`` ran.
+        call: number of earlier calls of the layer in this pass of the bounds; None if the bounding
+            method takes one set of statistics per layer.
 
     Raises:
-        ValueError: if the clean pass did not call it as often, or more than once.
+        ValueError: if the clean pass called the layer less often than the bounds do, or, with
+            ``call=None``, more than once.
     """
     seen = _SEEN.get()
     if seen is None or norm not in seen or not norm.training:
@@ -87,7 +92,7 @@ def statistics_of(name: str, norm: nn.Module, call: int | None = None) -> Statis
 
 @contextmanager
 def _recorded(seen: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
-    """Record the statistics of all inputs of these layers, with their graph."""
+    """Append the statistics of each call of these layers to ``seen``, with their graph."""
 
     def record(layer: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -109,7 +114,10 @@ def _recorded(seen: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
 
 @contextmanager
 def _unmoved(norms: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
-    """Keep running statistics: a pass inside moves copies, whose graph may go on using them."""
+    """Within the context, passes update copies of the running statistics.
+
+    Afterwards the original tensors are back, unchanged. The graph of the pass may need the copies.
+    """
     kept = [(norm, dict(norm._buffers)) for norm in norms]
     for norm, buffers in kept:
         norm._buffers.update({k: None if b is None else b.clone() for k, b in buffers.items()})
@@ -121,6 +129,6 @@ def _unmoved(norms: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
 
 
 def _is_replaced(model: nn.Module, network: nn.Module) -> bool:
-    """Whether calling the model may not call the network's layers, and so not their hooks."""
+    """Return whether a call of the model may bypass the network's layers, and so their hooks."""
     inside = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return inside is not network or getattr(network, "_compiled_call_impl", None) is not None

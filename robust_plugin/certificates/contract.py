@@ -1,7 +1,7 @@
-"""Interval bound propagation (IBP): margins that hold for every input of the threat model.
+"""The types that certifiers share: bounds, certifiers, provers and verdicts.
 
-Sound or absent: a layer or an operation without a rule raises. Differentiable: through masks that
-are live, the gradient reaches weights, scores and rates.
+A bounding method computes lower bounds of margins, a prover is a certifier that also returns those
+bounds, and a verdict is what is known about one point.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from torch import Tensor, nn
 
 from robust_plugin.threat.model import ThreatModel
 
-# bounds(model, x, y, threat): lower bounds of f_y - f_j, shape [B, classes], zero at j = y.
+# bounds(model, x, y, threat) returns lower bounds of the margins f_y - f_j over the threat model;
+# shape [B, classes], zero at j = y.
 Bounds = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 
 
-# A certifier returns which points it has proved: a bool tensor of shape [B].
+# certifier(model, x, y) returns which points it has proved: a bool tensor of shape [B].
 Certifier = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
-
+# verified: a proof holds; falsified: an attack found a counterexample; misclassified: the
+# prediction for the clean input is wrong; unknown: neither proof nor counterexample.
 Verdict = Literal["verified", "falsified", "misclassified", "unknown"]
-
-
 VERDICTS: tuple[Verdict, ...] = ("verified", "falsified", "misclassified", "unknown")
-
-
+# The code of each verdict in tensors: its place in VERDICTS.
 VERIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN = range(4)
 
 
 def counted(words: Sequence[str]) -> dict[str, int]:
-    """Return how many points each verdict has, in the order of ``VERDICTS``.
+    """Return the number of points per verdict, in the order of ``VERDICTS``.
+
+    Args:
+        words: one verdict per point, with or without the name of the method that decided, such as
+            ``"verified by IBP"`` or ``"unknown"``.
 
     >>> counted(["unknown", "verified by IBP", "unknown"])
     {'verified by IBP': 1, 'unknown': 2}
@@ -45,11 +48,11 @@ def counted(words: Sequence[str]) -> dict[str, int]:
 
 @runtime_checkable
 class Prover(Protocol):
-    """A certifier that tells its margins: ``IBP``, or ``LiRPA`` of the adapter."""
+    """A certifier that also returns its margins, such as ``IBP`` or the adapter's ``LiRPA``."""
 
     @property
     def threat(self) -> ThreatModel:
-        """Norm, eps and bounds of the proofs."""
+        """The threat model that the proofs cover: norm, eps and input bounds."""
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return lower bounds of f_y - f_j; shape [B, classes]."""
+        """Return lower bounds of the margins f_y - f_j; shape [B, classes]."""

@@ -1,7 +1,7 @@
 """Interval bound propagation (IBP): margins that hold for every input of the threat model.
 
-Sound or absent: a layer or an operation without a rule raises. Differentiable: through masks that
-are live, the gradient reaches weights, scores and rates.
+A layer or operation without a rule raises an error, so there is no unsound bound. The margins are
+differentiable: with a pruner attached, their gradient reaches weights, scores and rates.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class IBP:
     """Proofs by interval bounds: ``certifier(model, x, y) -> bool tensor``.
 
     Attributes:
-        threat: Linf, or L2 by the norms of the first linear layer's rows; eps and bounds.
+        threat: threat model with norm Linf or L2. In L2, the first linear layer uses the norms of
+            its rows, and all later layers use intervals.
 
     Raises:
-        TypeError: for a threat that is no threat model.
+        TypeError: if ``threat`` is not a ThreatModel.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> _ = nn.init.eye_(model[0].weight)
@@ -46,7 +47,7 @@ class IBP:
         return "IBP"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return which points are proved, bool of shape [B]."""
+        """Return whether each point is proved; bool, shape [B]."""
         return proved(self.margins(model, x, y), y)
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -55,28 +56,28 @@ class IBP:
 
 
 def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-    """Return lower bounds of f_y - f_j over the threat model, with their graph.
+    """Return differentiable lower bounds of f_y - f_j over the threat model.
 
-    A last linear layer is merged with the differences of its rows, radius |w_y - w_j| r, which is
-    tighter than the difference of two bounds (Gowal et al. 2018, section 3). BatchNorm uses its
-    running statistics, whatever the mode; in the objectives by bounds, and so inside
-    ``clean_pass``, those of the clean batch where it is in training mode.
+    If the last layer is linear, the margin f_y - f_j is computed as one linear map w_y - w_j of
+    radius ``|w_y - w_j| r``, which is tighter than the difference of two bounds (Gowal et al. 2018,
+    section 3). BatchNorm uses its running statistics in either mode, except inside ``clean_pass``
+    (training by bounds), where a BatchNorm in training mode uses those of the clean batch.
 
     Args:
-        model: a network of layers and operations that ``rules`` knows.
-        x: shape [B, ...], within [low, high].
-        y: shape [B].
-        threat: Linf or L2; eps and bounds.
+        model: a network whose layers and operations all have a rule in ``rules.py``.
+        x: inputs, shape [B, ...], within [low, high].
+        y: labels, shape [B].
+        threat: threat model with norm Linf or L2.
 
     Returns:
         Tensor: shape [B, classes], zero at j = y.
 
     Raises:
-        ValueError: for inputs outside the bounds, labels out of range, or a norm, a layer or an
+        ValueError: for inputs outside [low, high], labels out of range, or a norm, layer or
             operation without a rule.
     """
     check_pairs(x, y)
-    with torch.autocast(x.device.type, enabled=False):  # differences of sums, which bfloat16 drowns
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse here
         last, z = Propagation(innermost(model), x, threat).last_linear()
         if last is None:
             out = z.box()
@@ -84,7 +85,7 @@ def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> 
             margins = out.lower.gather(1, y[:, None]) - out.upper
         else:
             _check_labels(nn.functional.linear(z.box().centre, last.weight, last.bias), y)
-            # [B, classes, features]: one matrix a point, of its label's row less each row.
+            # Shape [B, classes, features]: one matrix per point, its row j is w_y - w_j.
             rows = last.weight[y][:, None] - last.weight
             shift = 0.0 if last.bias is None else last.bias[y][:, None] - last.bias
             margins = z.linear(_by_point, rows, None).lower + shift
@@ -92,9 +93,10 @@ def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> 
 
 
 def _check_labels(logits: Tensor, y: Tensor) -> None:
-    # Bounds of a deep network may overflow; they prove nothing then, and are no error.
+    # Bounds of a deep network may overflow. They prove nothing then, but are not an error.
     check_logits(logits.detach().nan_to_num(), y)
 
 
 def _by_point(v: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
+    """Return rows[b] @ v[b] for each point b; shape [B, classes]."""
     return torch.einsum("bi,bji->bj", v.expand(len(rows), -1), rows)

@@ -1,4 +1,9 @@
-"""The sets of values that a whole network computes, from its inputs on, node by node."""
+"""Propagate a set of inputs through a traced network, node by node.
+
+``Propagation`` applies the rules of ``rules.py`` and ``operations.py`` to every node of the trace.
+``refuse_unseen`` and ``traced`` raise for networks whose trace would not show all that they
+compute.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +20,17 @@ from torch.nn.utils import prune
 from robust_plugin.attacks.logits import refuse_inputs
 from robust_plugin.certificates.batch_norm import statistics_of
 from robust_plugin.certificates.intervals import Ball, Bounded, Interval
-from robust_plugin.certificates.rules import (
-    ALIASES,
-    NORMS,
-    RELUS,
-    kind_of,
-    through_call,
-    through_layer,
-    works_in_place,
-)
+from robust_plugin.certificates.operations import ALIASES, RELUS, through_call, works_in_place
+from robust_plugin.certificates.rules import NORMS, kind_of, through_layer
 from robust_plugin.copies.tracing import OwnBackward, refusing_own_backward
 from robust_plugin.threat.model import ThreatModel
 
 
 def input_set(x: Tensor, threat: ThreatModel) -> Bounded:
-    """Return the threat model's inputs of each point, clipped to [low, high].
+    """Return the set of inputs that the threat model allows for each point, within [low, high].
 
     Raises:
-        ValueError: for inputs outside the bounds, or a norm other than Linf and L2.
+        ValueError: for inputs outside [low, high], or a norm other than Linf and L2.
     """
     threat.check_inputs(x)
     if threat.norm == "L1":
@@ -45,23 +43,24 @@ def input_set(x: Tensor, threat: ThreatModel) -> Bounded:
 
 
 class Propagation:
-    """The sets of values at all nodes of a network, over the inputs of a threat model.
+    """The set of values at every node of a network, over all inputs of a threat model.
 
     Args:
-        model: bare, a single layer too; traced by torch.fx at each call, so that it may change
-            between calls. Inside ``clean_pass``, BatchNorms in training mode use the statistics of
-            the clean batch; all others use their running ones.
-        x: shape [B, ...], within [low, high].
-        threat: Linf or L2; eps and bounds.
+        model: network without wrappers such as DDP, or a single layer. It is traced by torch.fx for
+            each Propagation, so its weights and code may change in between. Inside ``clean_pass``,
+            BatchNorms in training mode use the statistics of the clean batch; all other BatchNorms
+            use their running statistics.
+        x: inputs, shape [B, ...], within [low, high].
+        threat: threat model with norm Linf or L2.
 
     Raises:
-        ValueError: for inputs outside the bounds, a norm, a layer or an operation without a rule,
-            a network that cannot be traced, or that works in place on what it uses again.
+        ValueError: for inputs outside [low, high], a norm, layer or operation without a rule, a
+            network that cannot be traced, or one that writes in place over a tensor it uses again.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, threat: ThreatModel) -> None:
         if fx.Tracer().is_leaf_module(model, ""):
-            model = nn.Sequential(model)  # or the trace would go on inside the layer
+            model = nn.Sequential(model)  # else the trace would go inside the layer
         self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.values: dict[fx.Node, Any] = {}
@@ -89,14 +88,20 @@ class Propagation:
         return found
 
     def last_linear(self) -> tuple[nn.Linear | None, Bounded]:
-        """Return the last layer and the set of its inputs; None and the outputs if not linear."""
+        """Return the last layer and the set of its inputs if that layer is linear.
+
+        Otherwise return None and the set of the network's outputs.
+        """
         found, layer = self.output(), self.layer(self.out)
         if layer is None or kind_of(layer) is not nn.Linear:
             return None, found
         return layer, self.values[self.out.args[0]]
 
     def relu_inputs(self) -> Iterator[tuple[Interval, Tensor | None]]:
-        """Yield the interval of each ReLU's inputs, and the weight of a BatchNorm right before."""
+        """Yield, for each ReLU, the interval of its inputs and the weight of a BatchNorm before it.
+
+        The weight is None where the ReLU does not directly follow a BatchNorm.
+        """
         for node in self.nodes:
             layer = self.layer(node)
             if node.target in RELUS or (layer is not None and kind_of(layer) is nn.ReLU):
@@ -111,6 +116,7 @@ class Propagation:
         return self.modules[str(node.target)] if called else None
 
     def _value(self, node: fx.Node) -> Any:
+        """Return a node's value: a set, or a constant that does not depend on the inputs."""
         if node.op == "get_attr":
             return reduce(getattr, str(node.target).split("."), self.model)
         args = fx.map_arg(node.args, self.values.__getitem__)
@@ -130,14 +136,14 @@ class Propagation:
             return through_layer(str(node.target), layer, args[0], statistics)
         sets = [isinstance(self.values[each], Interval | Ball) for each in node.all_input_nodes]
         if not any(sets):
-            of_constants: Any = node.target
-            if isinstance(of_constants, str):
-                return getattr(args[0], of_constants)(*args[1:], **kwargs)
-            return of_constants(*args, **kwargs)
+            operation: Any = node.target
+            if isinstance(operation, str):
+                return getattr(args[0], operation)(*args[1:], **kwargs)
+            return operation(*args, **kwargs)
         return through_call(node.name, node.target, args, kwargs)
 
     def _read_again(self, node: Any) -> bool:
-        """Whether the network reads a tensor, or one that shares its memory, more than once."""
+        """Return whether a tensor, or one that shares its memory, is read more than once."""
         layer = self.layer(node)
         if len(node.users) > 1:
             return True
@@ -146,13 +152,13 @@ class Propagation:
 
 
 def refuse_unseen(model: nn.Module) -> None:
-    """Raise if a network computes what neither a trace nor a copy of its layers has.
+    """Raise if a network computes something that a trace or a copy of its layers would miss.
 
-    That is hooks, and a forward that hangs on a module itself and not on its class. The hooks of
-    ``torch.nn.utils.prune`` are no harm: all they do is make the weight that the layer then has.
+    These are forward hooks, and a ``forward`` that is an attribute of the module itself instead of
+    its class. Hooks of ``torch.nn.utils.prune`` are allowed: they only compute the layer's weight.
 
     Raises:
-        ValueError: naming the module and the hook.
+        ValueError: for a hook or such a ``forward``; the message names the module and the hook.
     """
     for name, module in model.named_modules():
         shown = f"layer {name!r}" if name else "the model"
@@ -172,12 +178,12 @@ def refuse_unseen(model: nn.Module) -> None:
 
 
 def traced(model: nn.Module) -> list[fx.Node]:
-    """Return the operations of a network in their order, traced by torch.fx.
+    """Return the operations of a network in the order they run, traced by torch.fx.
 
     Raises:
-        ValueError: for one that cannot be traced, and, where gradients are enabled, for a
-            ``torch.autograd.Function`` or a backward hook of a layer: values are right without
-            them, gradients are not.
+        ValueError: for a network that cannot be traced. Where gradients are enabled, also for a
+            ``torch.autograd.Function`` or a backward hook: the trace computes the same values
+            without them, but other gradients.
     """
     if torch.is_grad_enabled():
         for name, layer in model.named_modules():

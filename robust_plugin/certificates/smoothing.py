@@ -1,7 +1,7 @@
 """Randomized smoothing (Cohen et al. 2019): certified L2 radii of any classifier.
 
-The smoothed classifier answers what f answers most often under Gaussian noise, g(x) = argmax_c
-P(f(x + sigma N) = c). Statistics are scipy's, imported when first needed.
+The smoothed classifier answers with the class that f gives most often under Gaussian noise, g(x) =
+argmax_c P(f(x + sigma N) = c). The statistical tests are scipy's, imported when first needed.
 """
 
 from __future__ import annotations
@@ -16,81 +16,39 @@ from torch import Tensor, nn
 
 from robust_plugin.attacks.contract import attacked
 from robust_plugin.attacks.logits import check_logits, check_pairs, logits_of
+from robust_plugin.certificates.radii import ABSTAIN, Certificates
 from robust_plugin.runtime.distributed import unwrapped
-from robust_plugin.runtime.journal import Fingerprint, Journal
-from robust_plugin.stats import wilson_interval
+from robust_plugin.runtime.journal import Fingerprint, Journal, by_points
 from robust_plugin.threat.units import check_box, check_sigma, check_units
 
-# What predict and certify answer where the votes decide nothing.
-ABSTAIN = -1
-# Noise is drawn in blocks of so many samples, whatever the batch size.
+# Number of noise samples drawn at once, independent of the batch size.
 _BLOCK = 100
-# Points in one file of the journal.
+# Number of points in one file of the journal.
 _UNIT = 50
 
 
 @dataclass(frozen=True)
-class Certificates:
-    """What was certified: the smoothed classifier's answers and their radii.
-
-    Attributes:
-        predictions: shape [n], ``ABSTAIN`` where the votes decide nothing.
-        radii: shape [n], L2, in input units; no perturbation of smaller norm changes the answer. 0
-            where it abstains.
-        labels: shape [n].
-    """
-
-    predictions: Tensor
-    radii: Tensor
-    labels: Tensor
-
-    @property
-    def acr(self) -> float:
-        """The average certified radius: the mean of the radii, 0 where wrong (Zhai et al. 2020)."""
-        return float((self.radii * self._right()).mean())
-
-    def certified(self, radius: float) -> Tensor:
-        """Return which points are right with at least this radius, bool of shape [n]."""
-        return self._right() & (self.radii >= radius)
-
-    def accuracy(self, radius: float) -> float:
-        """Return the certified accuracy at a radius, in [0, 1]."""
-        return float(self.certified(radius).float().mean())
-
-    def table(self, radii: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)) -> str:
-        """Return certified accuracy against radius, in per cent with Wilson 95 % intervals."""
-        n, lines = len(self.labels), ["radius  certified"]
-        for radius in radii:
-            count = int(self.certified(radius).sum())
-            low, high = (100 * end for end in wilson_interval(count, n))
-            lines.append(f"{radius:6.3f}  {100 * count / n:5.1f} [{low:.1f}, {high:.1f}]  n={n}")
-        return "\n".join([*lines, f"average certified radius {self.acr:.4f}"])
-
-    def _right(self) -> Tensor:
-        return self.predictions == self.labels
-
-
-@dataclass(frozen=True)
 class Smoothed:
-    """Monte Carlo estimates of the smoothed classifier, seeded by point.
+    """The smoothed classifier, estimated by Monte Carlo with noise seeded per point.
 
-    A point's noise is a function of the seed, the point's values, and the device that draws: not of
-    its place, of the points beside it, of the batch size, nor of how often a run was interrupted.
-    Equal points share their noise, and so their answers. Each certificate holds with probability
-    1 - alpha over the seed by itself, as the theorem says of one point; no two need be independent.
+    The noise of a point depends on the seed, the point's values and the device that draws it. It
+    does not depend on the point's place, on other points, on the batch size or on interruptions.
+    Equal points get the same noise and so the same answer. Each certificate by itself holds with
+    probability 1 - alpha over the seed, as the theorem states for one point; certificates of
+    different points need not be independent.
 
     Attributes:
         sigma: standard deviation of the noise, in input units.
-        n0: votes that choose the class which is certified.
-        n: further votes that certify it.
-        alpha: probability that a certificate is wrong.
-        batch_size: noisy inputs in one forward pass, over several points.
-        seed: of the noise.
+        n0: number of votes that choose the class to certify.
+        n: number of further votes that certify it, and number of votes of ``predict``.
+        alpha: probability that a certificate is wrong, between 0 and 1.
+        batch_size: number of noisy inputs in one forward pass, over several points.
+        seed: seed of the noise.
         low: smallest legal input value.
-        high: largest legal input value; sigma and radii are in this unit.
+        high: largest legal input value.
 
     Raises:
-        ValueError: naming the value and what is legal.
+        ValueError: for a value that is not legal; the message says what is.
 
     >>> model = nn.Linear(1, 2)  # class 1 where x > 0.5
     >>> _ = model.load_state_dict(
@@ -134,22 +92,23 @@ class Smoothed:
     ) -> Certificates:
         """Return answers with L2 radii that hold with probability 1 - alpha each.
 
-        Of n0 noisy votes the winner is chosen; of n fresh ones, k for it, p is the one-sided
-        Clopper-Pearson lower bound, and the radius sigma Phi^-1(p) if p > 1/2 (Cohen et al. 2019,
-        CERTIFY).
+        The class with most of n0 noisy votes is chosen. Of n new votes, k are for it; p is the
+        one-sided Clopper-Pearson lower bound of its probability, and the radius is sigma Phi^-1(p)
+        if p > 1/2 (Cohen et al. 2019, CERTIFY).
 
         Args:
-            model: the base classifier f, run in evaluation mode and left as it was.
-            x: shape [n, ...], within [low, high].
-            y: shape [n].
-            journal: a folder from which an interrupted run goes on.
-            progress: called with the points done, and all of them.
+            model: the base classifier f. It runs in evaluation mode, and its modes are restored.
+            x: inputs, shape [B, ...], within [low, high].
+            y: labels, shape [B].
+            journal: folder in which finished points are kept, so that an interrupted run continues
+                from there; None to keep nothing.
+            progress: function called with the number of points done and of all points.
 
         Raises:
-            ValueError: for inputs outside [low, high], which are in another unit than sigma, or
+            ValueError: for inputs outside [low, high] (they would be in another unit than sigma) or
                 that the model cannot take, labels out of range, logits that are not finite, or the
-                journal of something else.
-            ImportError: without scipy.
+                journal of another run.
+            ImportError: if scipy is not installed.
         """
         from scipy.stats import beta, norm
 
@@ -162,7 +121,7 @@ class Smoothed:
 
         found = self._by_units("certify", model, x, y, vote, journal, progress)
         chosen, count = found["chosen"], found["count"]
-        # The formula has no value at k = 0, where the bound is 0.
+        # The formula is undefined at k = 0, where the bound is 0.
         bounds = [beta.ppf(self.alpha, k, self.n - k + 1) if k else 0.0 for k in count.tolist()]
         lower = torch.tensor(bounds, dtype=torch.float64)
         radii = self.sigma * torch.tensor(norm.ppf(bounds), dtype=torch.float64)
@@ -179,21 +138,22 @@ class Smoothed:
         journal: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Return the smoothed classifier's answers, shape [n]; wrong with probability alpha.
+        """Return the smoothed classifier's answers, shape [B]; each wrong with probability alpha.
 
-        ``ABSTAIN`` where a two-sided binomial test does not tell the two most frequent of n answers
-        apart (Cohen et al. 2019, PREDICT).
+        The answer is ``ABSTAIN`` if a two-sided binomial test cannot tell the two most frequent of
+        n votes apart (Cohen et al. 2019, PREDICT).
 
         Args:
-            model: as in ``certify``.
-            x: shape [n, ...], within [low, high].
-            journal: a folder from which an interrupted run goes on.
-            progress: called with the points done, and all of them.
+            model: the base classifier f. It runs in evaluation mode, and its modes are restored.
+            x: inputs, shape [B, ...], within [low, high].
+            journal: folder in which finished points are kept, so that an interrupted run continues
+                from there; None to keep nothing.
+            progress: function called with the number of points done and of all points.
 
         Raises:
             ValueError: for inputs outside [low, high] or that the model cannot take, logits that
-                are not finite, or the journal of something else.
-            ImportError: without scipy.
+                are not finite, or the journal of another run.
+            ImportError: if scipy is not installed.
         """
         from scipy.stats import binomtest
 
@@ -220,7 +180,17 @@ class Smoothed:
         journal: str | Path | None,
         progress: Callable[[int, int], None] | None,
     ) -> dict[str, Tensor]:
-        """What ``vote(x, y)`` finds of all points, some at a time, by a journal."""
+        """Return the tensors of ``vote(x, y)`` for all points, computed in units for the journal.
+
+        Args:
+            purpose: name of the computation, part of the journal's fingerprint.
+            model: the base classifier f, without wrappers.
+            x: inputs, shape [B, ...].
+            y: labels, shape [B].
+            vote: function of the inputs and labels of one unit; its tensors have one row per point.
+            journal: folder of the journal, or None.
+            progress: function called with the number of points done and of all points, or None.
+        """
         check_units(x, self.low, self.high, "Smoothed")
         check_pairs(x, y)
         opened = None
@@ -228,25 +198,26 @@ class Smoothed:
             opened = Journal(journal, {"purpose": purpose, **self._fingerprint(model, x, y)})
             with attacked(model), torch.no_grad():
                 opened.check_answers(logits_of(model, x[:_UNIT], y[:_UNIT]))
-        found = []
-        for first in range(0, len(x), _UNIT):
-            unit, rows = f"points-{first:06d}", slice(first, first + _UNIT)
-            done = opened.get(unit) if opened is not None else None
-            if done is None:
-                done = vote(x[rows], y[rows])
-                if opened is not None:
-                    opened.put(unit, done)
-            found.append(done)
-            if progress is not None:
-                progress(min(first + _UNIT, len(x)), len(x))
-        return {key: torch.cat([each[key] for each in found]) for key in found[0]}
+
+        def compute(rows: slice) -> dict[str, Tensor]:
+            return vote(x[rows], y[rows])
+
+        return by_points(len(x), _UNIT, compute, journal=opened, progress=progress)
 
     def _votes(self, model: nn.Module, x: Tensor, y: Tensor, purpose: str, samples: int) -> Tensor:
-        """Count the answers to noisy inputs: shape [n, classes]."""
+        """Return the number of votes per point and class; shape [B, classes].
+
+        Args:
+            model: the base classifier f, without wrappers.
+            x: inputs, shape [B, ...].
+            y: labels, shape [B]; only their range is checked.
+            purpose: part of the noise's seed, so that each count has noise of its own.
+            samples: number of votes per point.
+        """
         points = [str(Fingerprint(point)) for point in x]
         blocks = [
             (row, start) for row in range(len(x)) for start in range(0, samples, _BLOCK)
-        ]  # several points share a forward pass where a block is smaller than a batch
+        ]  # several points share a forward pass if a block is smaller than a batch
         together = max(1, self.batch_size // _BLOCK)
         with attacked(model), torch.no_grad():
             classes = logits_of(model, x[:1], y[:1]).shape[1]
@@ -264,7 +235,15 @@ class Smoothed:
     def _counted(
         self, model: nn.Module, points: Tensor, rows: Tensor, y: Tensor, shape: torch.Size
     ) -> Tensor:
-        """Count the answers to points that stand for ``rows``."""
+        """Return the number of votes per point and class for a list of noisy inputs.
+
+        Args:
+            model: the base classifier f, without wrappers.
+            points: noisy inputs, shape [N, ...].
+            rows: for each noisy input, the number of the point it was made of; shape [N].
+            y: labels of the points, shape [B].
+            shape: the result's shape, [B, classes].
+        """
         votes = torch.zeros(shape, dtype=torch.long).flatten()
         for i in range(0, len(points), self.batch_size):
             at = rows[i : i + self.batch_size]
@@ -274,7 +253,15 @@ class Smoothed:
         return votes.view(shape)
 
     def _noise(self, like: Tensor, point: str, purpose: str, start: int, size: int) -> Tensor:
-        """One block of a point's noise, by a generator of its own."""
+        """Return one block of a point's noise, drawn by a generator made for this block.
+
+        Args:
+            like: the point; the noise has its shape, dtype and device.
+            point: fingerprint of the point, part of the seed.
+            purpose: name of the computation, part of the seed.
+            start: number of the block's first sample, part of the seed.
+            size: number of samples.
+        """
         key = f"{self.seed}/{purpose}/{point}/{start}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "little")
         generator = torch.Generator(like.device).manual_seed(seed)

@@ -1,4 +1,8 @@
-"""A plain twin of a network, for libraries that must not see masks, and gradients back from it."""
+"""A copy of a network without masks, whose gradients flow back to the original.
+
+auto-LiRPA gives wrong bounds where it meets a mask. It works on the copy instead, and the gradient
+with respect to the copy's weights is passed on to the original's weights, scores and rates.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,21 @@ from robust_plugin.masks.detach import finalize
 
 
 class Twin:
-    """A copy with leaf weights and no parametrizations, which follows a live network.
+    """A copy of a network with plain weights, updated from the original at each use.
 
     Args:
-        model: bare, with or without a pruner attached; it is left as it is.
+        model: network without wrappers such as DDP, with or without a pruner attached. It is not
+            changed.
 
     Attributes:
-        network: the copy, in evaluation mode, without Dropout, each BatchNorm with a weight and a
-            bias.
+        network: the copy, in evaluation mode. Its weights are leaves without parametrizations, its
+            Dropout layers are replaced by Identity, and each BatchNorm has a weight and a bias.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.network = copy.deepcopy(model).eval()
-        # A forward of its own that somebody hung on the instance, such as accelerate's autocast:
-        # the network is what its class computes, to torch.fx and so to interval bounds too.
+        # A forward set on the instance, such as accelerate's autocast, is dropped: the network is
+        # what its class computes, as it is for torch.fx and so for interval bounds.
         vars(self.network).pop("forward", None)
         if next(masked_weights(self.network), None) is not None:
             finalize(self.network)
@@ -43,36 +48,40 @@ class Twin:
             elif (
                 kind_of(layer) in NORMS and layer.weight is None and layer.running_mean is not None
             ):
-                # For what a batch's statistics scale and shift by.
+                # They hold the scale and shift that the statistics of a clean batch give.
                 ones = torch.ones_like(layer.running_mean)
                 layer.weight, layer.bias = nn.Parameter(ones), nn.Parameter(torch.zeros_like(ones))
         self.network.requires_grad_(True)
 
     def following(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what ``compute`` makes of the twin, with a graph to the live network's weights.
+        """Return ``compute()`` on the copy, with a graph to the original network's weights.
 
-        Weights and buffers are read anew at each call: statistics of a BatchNorm go on moving.
-        One that uses a clean batch's statistics (``clean_pass``) has their scale and shift as its
-        weight and bias, with their graph, and running statistics of no effect.
-        The gradient of a masked weight is that of the effective weight, w m; scores and rates
-        follow by their straight-through formulas. ``requires_grad`` and ``.grad`` of the live
-        network are not touched.
+        The copy's weights and buffers are first updated from the original, whose weights and
+        running statistics may have changed. A BatchNorm that uses the statistics of a clean batch
+        (``clean_pass``) gets their scale and shift as its weight and bias, with their graph, and
+        running statistics that have no effect. The gradient of a masked weight is that of the
+        effective weight, w m; scores and rates get theirs by their straight-through formulas.
+        ``requires_grad`` and ``.grad`` of the original are not changed.
 
         Args:
-            model: the network the twin was made of, its weights moved meanwhile.
-            compute: a function of the twin's weights, run once.
+            model: the network that the copy was made of.
+            compute: a function that computes a tensor from the copy's weights; it is called once.
 
         Raises:
-            ValueError: for a BatchNorm that uses a clean batch's statistics and is called again.
+            ValueError: for a BatchNorm that uses the statistics of a clean batch and that the clean
+                pass called more than once.
         """
         leaves = dict(self.network.named_parameters())
-        given = dict(self._of_norms(model))
-        values = {n: given[n] if n in given else _live(model, n) for n, _ in self._tensors()}
+        given = dict(self._norm_tensors(model))
+        values = {
+            n: given[n] if n in given else _effective_tensor(model, n) for n, _ in self._tensors()
+        }
         effective = {name: values[name] for name in leaves}
         with torch.no_grad():
             for name, own in self._tensors():
                 value = values[name]
-                # Any write, even of the same, forbids the graphs before it their backward pass.
+                # Any write, even of equal values, makes autograd refuse the backward pass of
+                # earlier graphs.
                 if not torch.equal(own, value):
                     own.copy_(value)
         if not torch.is_grad_enabled() or not any(w.requires_grad for w in effective.values()):
@@ -81,8 +90,8 @@ class Twin:
         pulled: Tensor = _PullBack.apply(compute, tuple(leaves.values()), *effective.values())
         return pulled
 
-    def _of_norms(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Tensors of BatchNorms that are not those of the live network, by their names."""
+    def _norm_tensors(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and value of the BatchNorm tensors that are not copied from the original."""
         for name, own in self.network.named_modules():
             if kind_of(own) not in NORMS:
                 continue
@@ -104,34 +113,34 @@ class Twin:
 
 
 def _make_plain(layer: nn.Module) -> None:
-    """Give a layer its parametrized weights as leaves, which the library differentiates by.
+    """Replace a layer's parametrized weights by leaves, which the library can differentiate by.
 
-    The parametrization itself stays in the live network, whose autograd knows its backward pass.
+    The original network keeps its parametrization, and autograd its backward pass.
     """
     names = list(cast(nn.ModuleDict, layer.parametrizations))
     weights = {name: getattr(layer, name).detach().clone() for name in names}
-    # Not remove_parametrizations, which takes the property from the live layer's class too.
+    # Not by remove_parametrizations, which would delete the property from the original's class too.
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
     for name, weight in weights.items():
         layer._parameters[name] = nn.Parameter(weight)
 
 
-def _live(model: nn.Module, name: str) -> Tensor:
-    """Return a tensor of the network by its dense name: a masked weight as w m, with its graph."""
+def _effective_tensor(model: nn.Module, name: str) -> Tensor:
+    """Return a tensor of the network by its name; a masked weight as w m, with its graph."""
     prefix, _, key = name.rpartition(".")
     found: Tensor = getattr(model.get_submodule(prefix), key)
     return found
 
 
 class _PullBack(torch.autograd.Function):
-    """The value of a graph over the twin's leaves, its gradient handed to the effective weights."""
+    """A function of the copy's leaves whose gradients are returned for the effective weights."""
 
     @staticmethod
     def forward(
         ctx: Any, compute: Callable[[], Tensor], leaves: tuple[Tensor, ...], *effective: Tensor
     ) -> Tensor:
-        """Return compute(), and keep its graph."""
+        """Return compute() and keep its graph for the backward pass."""
         with torch.enable_grad():
             ctx.out = compute()
         ctx.leaves = leaves
@@ -140,6 +149,6 @@ class _PullBack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient with respect to each leaf, for the weight that it stands for."""
+        """Return the gradient by each leaf as the gradient by its effective weight."""
         grads = torch.autograd.grad(ctx.out, ctx.leaves, grad, retain_graph=True, allow_unused=True)
         return (None, None, *grads)

@@ -1,8 +1,8 @@
-"""Verification: proofs and attacks one after another, each on the points that are undecided.
+"""``verify``: run provers and attacks one after another, each on the points still undecided.
 
-Cheap before expensive: IBP, then PGD, which spares the expensive proofs the points that have none,
-then CROWN and alpha-CROWN. Bounds are not nested (CROWN proves fewer points than IBP on networks
-trained by IBP), so that the verdict is the union and names who gave it.
+Cheap methods come first: IBP, then PGD, which finds the points that no proof can cover, then CROWN
+and alpha-CROWN. No prover is always the strongest (CROWN proves fewer points than IBP on networks
+trained by IBP), so a point is verified if any method verifies it, and the result names that method.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from robust_plugin.certificates.contract import VERDICTS, Prover, Verdict, count
 from robust_plugin.copies.fast import fast_copy
 from robust_plugin.runtime.description import description
 from robust_plugin.runtime.distributed import unwrapped
-from robust_plugin.runtime.journal import Fingerprint, Journal
+from robust_plugin.runtime.journal import Fingerprint, Journal, by_points
 from robust_plugin.runtime.random import forked
 from robust_plugin.stats import wilson_interval
 from robust_plugin.threat.model import ThreatModel
@@ -31,32 +31,34 @@ from robust_plugin.threat.model import ThreatModel
 
 @dataclass(frozen=True)
 class Verification:
-    """What is known of each point.
+    """The verdict of each of n points, and the method that gave it.
 
     Attributes:
-        verdicts: ``"verified"``, ``"falsified"``, ``"misclassified"`` (clean) or ``"unknown"``.
-        stages: who verified or falsified it; None for the other verdicts.
-        margins: shape [n]; the largest lower bound of min_j f_y - f_j found, -inf without any.
-        x_adv: shape [n, ...]; the counterexample of a falsified point, else the point itself.
-        threat: norm, eps and bounds.
+        verdicts: one verdict per point: ``"verified"``, ``"falsified"``, ``"misclassified"`` (the
+            clean prediction is wrong) or ``"unknown"``.
+        methods: for each point, the name of the method that verified or falsified it; None for the
+            other two verdicts.
+        margins: largest lower bound of min_j f_y - f_j found, shape [n]; -inf without any.
+        x_adv: counterexample of each falsified point, else the point itself; shape [n, ...].
+        threat: threat model of all verdicts.
     """
 
     verdicts: tuple[Verdict, ...]
-    stages: tuple[str | None, ...]
+    methods: tuple[str | None, ...]
     margins: Tensor
     x_adv: Tensor
     threat: ThreatModel
 
     @property
     def verified(self) -> tuple[bool, ...]:
-        """Whether each point is proved; their share is the verified robust accuracy (vra)."""
+        """Whether each point is verified; the share of True is the verified robust accuracy."""
         return tuple(verdict == "verified" for verdict in self.verdicts)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Each point's verdict and who gave it, such as ``"verified by IBP"``."""
-        pairs = zip(self.verdicts, self.stages, strict=True)
-        return tuple(v if stage is None else f"{v} by {stage}" for v, stage in pairs)
+        """Each point's verdict and the method that gave it, such as ``"verified by IBP"``."""
+        pairs = zip(self.verdicts, self.methods, strict=True)
+        return tuple(v if method is None else f"{v} by {method}" for v, method in pairs)
 
     def share(self, verdict: Verdict) -> float:
         """Return the share of points with a verdict, in [0, 1]."""
@@ -67,7 +69,10 @@ class Verification:
         return wilson_interval(self.verdicts.count(verdict), len(self.verdicts))
 
     def __str__(self) -> str:
-        """Return a table: points by verdict and stage, the share of verified with its interval."""
+        """Return a table of points by verdict and method.
+
+        Its last line is the verified robust accuracy (vra) in per cent with its 95 % interval.
+        """
         lines = [f"threat model: {self.threat}"]
         lines += [f"{words:<28}{count:6d}" for words, count in counted(self.words).items()]
         low, high = (100 * end for end in self.interval("verified"))
@@ -80,7 +85,7 @@ def verify(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    stages: Mapping[str, Prover | Attack],
+    methods: Mapping[str, Prover | Attack],
     *,
     batch_size: int = 50,
     seconds: float | None = None,
@@ -88,32 +93,35 @@ def verify(
     journal: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Return what certifiers and attacks, in their order, decide about each point.
+    """Return each point's verdict from provers and attacks that run in the given order.
 
-    A certifier gets the undecided points. An attack gets those that are verified too: a
-    counterexample to a proof must not stay unnoticed.
+    A prover gets the undecided points. An attack also gets the verified points, because a
+    counterexample to a proof must not go unnoticed.
 
     Args:
-        model: with or without a pruner attached; in evaluation mode meanwhile, then as it was.
-        x: shape [n, ...], within [low, high].
-        y: shape [n].
-        stages: certifiers and attacks by name, of one threat model; a wrapped attack that brings
-            no ``threat`` is held to that of the others.
-        batch_size: points that go through the stages together.
-        seconds: budget a point; what has used it up stays unknown. A stage that has begun is
-            finished, its time shared evenly by its points.
-        seed: of the attacks' noise, anew for each batch.
-        journal: a folder from which an interrupted verification goes on. Its stages are told
-            from others by ``description``.
-        progress: called with the points done, and all of them.
+        model: network with or without a pruner attached. It runs in evaluation mode, and its modes
+            are restored.
+        x: inputs, shape [n, ...], within [low, high].
+        y: labels, shape [n].
+        methods: provers and attacks by name, in the order they run, all of one threat model. An
+            attack without a ``threat`` attribute is checked against the threat model of the others.
+        batch_size: number of points that run through the methods together.
+        seconds: time limit per point, in seconds; a point that has reached it stays unknown. A
+            method that has begun is finished, and its time is shared evenly by its points. None
+            for no limit.
+        seed: seed of the attacks' random numbers, set anew for each batch.
+        journal: folder in which finished batches are kept; a verification that was interrupted
+            continues from there. None to keep nothing. ``description`` of each method decides
+            whether the folder belongs to the same verification.
+        progress: function called after each batch with the number of points done and of all points.
 
     Raises:
-        TypeError: for stages that are no mapping, and, with a journal, for a stage whose state
+        TypeError: if ``methods`` is not a mapping, or, with a journal, if the state of a method
             cannot be read.
-        ValueError: for stages of several threat models or none, and if an attack finds a
-            counterexample to a point that was verified.
+        ValueError: for methods of several threat models or none, and if an attack finds a
+            counterexample to a verified point.
     """
-    threat = threat_of(stages)
+    threat = threat_of(methods)
     threat.check_inputs(x)
     check_pairs(x, y)
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -122,42 +130,32 @@ def verify(
         raise ValueError(f"seconds is {seconds}; legal: above 0, or None for no limit.")
     model, opened = unwrapped(model), None
     if journal is not None:
-        opened = Journal(journal, _fingerprint(model, x, y, stages, batch_size, seconds, seed))
+        opened = Journal(journal, _fingerprint(model, x, y, methods, batch_size, seconds, seed))
         with attacked(model), torch.no_grad():
             opened.check_answers(logits_of(model, x[:batch_size], y[:batch_size]))
 
-    # For attacks; the network itself judges their points. Not needed where the journal has all.
+    # The attacks run on this copy, the network itself judges their points. It is made when first
+    # needed, since the journal may have all batches.
     @cache
     def fast() -> nn.Module:
         with attacked(model):
             return fast_copy(model, x[:batch_size])
 
-    def decided(first: int) -> dict[str, Tensor]:
-        rows = slice(first, first + batch_size)
-        batch = Batch(model, fast, x[rows], y[rows], threat, first)
+    def decided(rows: slice) -> dict[str, Tensor]:
+        batch = Batch(model, fast, x[rows], y[rows], threat, rows.start)
         with forked(seed, x.device):
-            for number, (name, stage) in enumerate(stages.items()):
-                batch.run(number, name, stage, seconds)
+            for number, (name, method) in enumerate(methods.items()):
+                batch.run(number, name, method, seconds)
         return batch.result()
 
-    found = []
-    for first in range(0, len(x), batch_size):
-        unit = f"points-{first:06d}"
-        done = opened.get(unit) if opened is not None else None
-        if done is None:
-            done = decided(first)
-            if opened is not None:
-                opened.put(unit, done)
-        found.append(done)
-        if progress is not None:
-            progress(min(first + batch_size, len(x)), len(x))
-    return _together(found, list(stages), threat)
+    found = by_points(len(x), batch_size, decided, journal=opened, progress=progress)
+    return _verification(found, list(methods), threat)
 
 
-def _together(
-    found: Sequence[Mapping[str, Tensor]], names: Sequence[str], threat: ThreatModel
+def _verification(
+    whole: Mapping[str, Tensor], names: Sequence[str], threat: ThreatModel
 ) -> Verification:
-    whole = {key: torch.cat([each[key] for each in found]) for key in found[0]}
+    """Return the results of all points, by the names of ``Batch.result``, as one Verification."""
     return Verification(
         tuple(VERDICTS[code] for code in whole["verdict"].tolist()),
         tuple(names[number] if number >= 0 else None for number in whole["stage"].tolist()),
@@ -167,20 +165,20 @@ def _together(
     )
 
 
-def threat_of(stages: Mapping[str, Prover | Attack]) -> ThreatModel:
-    """Return the threat model that all stages speak of.
+def threat_of(methods: Mapping[str, Prover | Attack]) -> ThreatModel:
+    """Return the one threat model of all methods.
 
     Raises:
-        TypeError: if the stages are no mapping.
-        ValueError: if there is none, or several.
+        TypeError: if ``methods`` is not a mapping.
+        ValueError: if no method has a threat model, or if they have several.
     """
-    if not isinstance(stages, Mapping):
-        raise TypeError(f"stages is {stages!r}; give a dict of certifiers and attacks by name.")
-    threats = {name: stage.threat for name, stage in stages.items() if hasattr(stage, "threat")}
+    if not isinstance(methods, Mapping):
+        raise TypeError(f"methods is {methods!r}; give a dict of provers and attacks by name.")
+    threats = {name: each.threat for name, each in methods.items() if hasattr(each, "threat")}
     if len(set(threats.values())) != 1:
         raise ValueError(
-            f"the stages speak of {threats or 'no threat model'}; give certifiers and attacks of "
-            "one threat model."
+            f"the methods have {threats or 'no threat model'}; give provers and attacks of one "
+            "threat model."
         )
     return cast(ThreatModel, next(iter(threats.values())))
 
@@ -189,7 +187,7 @@ def _fingerprint(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    stages: Mapping[str, Prover | Attack],
+    methods: Mapping[str, Prover | Attack],
     batch_size: int,
     seconds: float | None,
     seed: int,
@@ -197,7 +195,7 @@ def _fingerprint(
     return {
         "model": str(Fingerprint(model)),
         "points": str(Fingerprint(x, y)),
-        "stages": str({name: description(stage) for name, stage in stages.items()}),
+        "stages": str({name: description(method) for name, method in methods.items()}),
         "batch size": str(batch_size),
         "seconds": str(seconds),
         "seed": str(seed),

@@ -1,4 +1,8 @@
-"""A certifier out of several: what one proves the next need not, and the report names them all."""
+"""``Verifier``: several provers and attacks as one certifier, by way of ``verify``.
+
+``evaluate`` takes one certifier. A Verifier stores the methods and settings of a ``verify`` call,
+runs it when ``evaluate`` asks, and gives the report each point's verdict.
+"""
 
 from __future__ import annotations
 
@@ -17,60 +21,65 @@ from robust_plugin.threat.model import ThreatModel
 
 @dataclass(frozen=True)
 class Verifier:
-    """``verify`` as a certifier of ``evaluate``: proved where any prover proves.
+    """``verify`` as a certifier for ``evaluate``: a point is proved if any prover proves it.
 
     Attributes:
-        stages: certifiers and attacks by name, cheap before expensive (see ``verify``).
-        batch_size: points that go through the stages together.
-        seconds: budget a point; None for no limit.
-        journal: a folder from which an interrupted verification goes on.
-        progress: called with the points done, and all of them.
+        methods: provers and attacks by name, in the order they run, cheap ones first.
+        batch_size: number of points that run through the methods together.
+        seconds: time limit per point, in seconds; None for no limit.
+        journal: folder in which finished batches are kept, so that an interrupted verification
+            continues from there; None to keep nothing.
+        progress: function called after each batch with the number of points done and of all points.
 
     Raises:
-        ValueError: for stages of several threat models or none, or without a prover.
+        TypeError: if ``methods`` is not a mapping.
+        ValueError: for methods of several threat models or none, or without a prover.
     """
 
-    stages: Mapping[str, Prover | Attack]
+    methods: Mapping[str, Prover | Attack]
     batch_size: int = 50
     seconds: float | None = None
     journal: str | Path | None = None
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        threat_of(self.stages)
+        threat_of(self.methods)
         if not self._provers():
-            raise ValueError(f"stages are {list(self.stages)}; none of them proves: give a prover.")
+            raise ValueError(
+                f"methods are {list(self.methods)}; none of them is a prover: give one, such as "
+                "IBP(threat)."
+            )
 
     @property
     def threat(self) -> ThreatModel:
-        """The stages' threat model."""
-        return threat_of(self.stages)
+        """The threat model of the methods."""
+        return threat_of(self.methods)
 
     @property
     def name(self) -> str:
-        """Who may prove, in their order, such as ``"IBP + CROWN"``."""
+        """The names of the provers in their order, such as ``"IBP + CROWN"``."""
         return " + ".join(self._provers())
 
     @property
     def whole(self) -> bool:
-        """That ``evaluate`` hands over all points in one call."""
+        """True: ``evaluate`` gives this certifier all points in one call."""
         return True
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return which points are proved, bool of shape [B].
+        """Return whether each point is proved; bool, shape [B].
 
         Raises:
-            ValueError: if an attack among the stages fools a point that was proved.
+            ValueError: if an attack among the methods finds a counterexample to a proved point.
         """
         return torch.tensor(self.decide(model, x, y).verified, device=x.device)
 
     def decide(self, model: nn.Module, x: Tensor, y: Tensor) -> Verification:
-        """Return what is known of each point; ``evaluate`` puts it into the report."""
+        """Return each point's verdict and method; ``evaluate`` puts them into the report."""
         return verify(
             model,
             x,
             y,
-            self.stages,
+            self.methods,
             batch_size=self.batch_size,
             seconds=self.seconds,
             journal=self.journal,
@@ -78,4 +87,4 @@ class Verifier:
         )
 
     def _provers(self) -> list[str]:
-        return [name for name, stage in self.stages.items() if isinstance(stage, Prover)]
+        return [name for name, method in self.methods.items() if isinstance(method, Prover)]

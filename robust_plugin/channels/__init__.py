@@ -1,10 +1,10 @@
 """Channels as groups, and their removal from the network.
 
-Start with ``groups.py``, which turns a network's dependencies into groups of channels, then
-``cut.py``, which replaces parameters by smaller ones. ``entries.py`` lists the parameter entries
-that stay, ``remove.py`` removes what a pruner has masked, saves and loads it, ``optimizer.py``
-carries an optimizer's state over, ``ranking.py`` hands learned scores to torch-pruning,
-``reach.py`` warns of layers that no group covers.
+Start with ``groups.py``, which builds groups of channels from the dependencies between layers, then
+``cut.py``, which cuts channels from a copy of a network and checks the result. ``entries.py`` lists
+the parameter entries that stay, ``remove.py`` removes the channels that a pruner has masked and
+saves and loads the smaller network, ``optimizer.py`` makes an optimizer for it, ``ranking.py``
+gives learned scores to torch-pruning, ``reach.py`` warns of layers that no group covers.
 
 Not here: tracing the dependencies, which torch-pruning does (``adapters/torch_pruning.py``).
 

@@ -1,7 +1,7 @@
-"""Cutting channels from copies, checked on shapes, values and outputs.
+"""Cutting channels from copies of a network, with checks of shapes, values and outputs.
 
-How a network is cut is the host library's business (``adapters.torch_pruning``), given here as a
-function that replays a history. Whether what it left is what masks ask for is decided here.
+The cutting itself is done by a host library (``adapters.torch_pruning``), through a function that
+replays a history. This file checks that the smaller network is the one that the masks ask for.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from robust_plugin.channels.entries import kept_entries, select
 from robust_plugin.copies.agreement import Trial, doubled, outputs, relative_difference, trials
 from robust_plugin.masks.groups import Group
+from robust_plugin.runtime.tolerances import MAGNIFIED_CHANNELS_POWER
 
-# (layer, True for its output channels, the channels that go), in the order they went.
+# One entry per removal, in order: (layer name, True for output channels, removed channels).
 History = Sequence[tuple[str, bool, Sequence[int]]]
 Replay = Callable[[nn.Module, tuple[Tensor, ...], History], None]
 
-# What masks keep of each group when its removal is tried: what is wrong may show in some only.
+# Shares of the units that masks keep when the removal of groups is tried: an error may show at
+# some shares only.
 _SHARES = (0.5, 0.25, 0.9)
 
 
@@ -35,10 +37,17 @@ def cut(
     masks: Sequence[Tensor],
     replay: Replay,
 ) -> tuple[nn.Module, History]:
-    """Return a copy of a plain network without the units that are masked, and its history.
+    """Return a copy of a plain network without the masked units, and the history of the removal.
+
+    Args:
+        model: a network without masks; it is not changed.
+        inputs: inputs of one forward pass.
+        groups: groups of channels.
+        masks: one mask per group, one entry per unit; True for a unit that stays.
+        replay: function that removes the channels of a history from a network in place.
 
     Raises:
-        ValueError: if anything else is gone than what follows from the groups.
+        ValueError: if the entries that are left are not those that follow from the masks.
     """
     small = copy.deepcopy(model)
     history = []
@@ -69,21 +78,22 @@ def removable(
     refused: Mapping[str, str],
     replay: Replay,
 ) -> tuple[Group, ...]:
-    """Return the groups whose removal, on a randomised copy, is what their mask does.
+    """Return the groups whose removal has the same effect as their mask, on a randomised copy.
 
-    Tried with several masks, on the given inputs and on random ones, in evaluation and in training
-    mode. Others are left out with a warning.
+    This is tried with several masks, on the given inputs and on random ones, in evaluation and in
+    training mode. The other groups are left out, with a warning.
 
     Args:
-        model: without masks.
-        inputs: of one forward pass.
-        groups: those to try.
-        refused: why channels are not among the groups, by the name of their producer.
-        replay: cuts a plain network in place.
+        model: a network without masks; it is not changed.
+        inputs: inputs of one forward pass.
+        groups: the groups to try.
+        refused: reasons why other channels are in no group, by the name of the layer that makes
+            them; the warning lists them too.
+        replay: function that removes the channels of a history from a network in place.
 
     Raises:
-        ValueError: if none is left, with the reasons, or groups can be removed each, but not
-            together.
+        ValueError: if no group is left, with the reasons, or if each group can be removed, but not
+            all together.
     """
     trial, inputs = doubled(_randomised(model), inputs)
     passes = trials(trial, inputs)
@@ -111,7 +121,7 @@ def removable(
     if dense:
         warnings.warn(
             f"{len(found)} groups of channels; {len(dense)} others stay dense, such as those of "
-            f"{listed}. Name these layers in ignored to say that you know.",
+            f"{listed}. Name these layers in ignored to turn this warning off.",
             stacklevel=3,
         )
     return found
@@ -120,12 +130,14 @@ def removable(
 def _culprits(
     groups: Sequence[Group], reason: str, wrong: Callable[[Sequence[Group]], str | None]
 ) -> dict[str, str]:
-    """Return what is wrong with single groups, by halves: most networks have few, or none.
+    """Return the groups that cannot be removed, with the reasons, by name.
+
+    The groups are tried by halves, which takes few trials when few groups are wrong.
 
     Args:
-        groups: those that cannot be removed together.
-        reason: why not.
-        wrong: tells that of fewer groups, None where nothing is wrong.
+        groups: groups that cannot be removed together.
+        reason: why they cannot be removed together.
+        wrong: function that returns why some groups cannot be removed together, or None.
     """
     if len(groups) == 1:
         return {groups[0].name: reason}
@@ -146,7 +158,16 @@ def _wrong(
     share: float,
     replay: Replay,
 ) -> str | None:
-    """Keep a share of the units; say what is wrong with the network that is left, if anything."""
+    """Return why the network without some units is wrong, or None if it is right.
+
+    Args:
+        model: a network without masks.
+        inputs: inputs of one forward pass, for the tracing of the host library.
+        trial: the forward pass on which the masked and the smaller network are compared.
+        groups: the groups to remove units from.
+        share: share of the units of each group that stays; they are chosen at random.
+        replay: function that removes the channels of a history from a network in place.
+    """
     generator = torch.Generator().manual_seed(round(100 * share))
     masks = [
         torch.randperm(group.size, generator=generator) < max(1, int(share * group.size))
@@ -154,7 +175,7 @@ def _wrong(
     ]
     try:
         small, _ = cut(model, inputs, groups, masks, replay)
-    except Exception as error:  # a network cut in the wrong place fails in any way it likes
+    except Exception as error:  # a network that was cut in the wrong place can raise any exception
         return f"they cannot be cut ({error})"
     mode = " in training mode" if trial.training else ""
     with _failing(small) as entered:
@@ -164,7 +185,7 @@ def _wrong(
             return f"without them {entered[-1]} does not run{mode} ({error})"
     expected = outputs(_masked(model, groups, masks), trial)
     difference = relative_difference(expected, found)
-    if difference > torch.finfo(expected[0].dtype).eps ** 0.4:  # 5e-7 in float64
+    if difference > torch.finfo(expected[0].dtype).eps ** MAGNIFIED_CHANNELS_POWER:
         return (
             f"something between mixes the channels{mode}: their removal is not what their mask does"
         )
@@ -173,7 +194,7 @@ def _wrong(
 
 @contextmanager
 def _failing(model: nn.Module) -> Iterator[list[str]]:
-    """Give a list whose last entry is the layer that runs, or where a pass has failed."""
+    """Yield a list whose last entry is the layer that runs, or that ran when a pass failed."""
     entered = ["the network"]
 
     def enter(name: str, *_: object) -> None:
@@ -195,6 +216,7 @@ def _failing(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _masked(model: nn.Module, groups: Sequence[Group], masks: Sequence[Tensor]) -> nn.Module:
+    """Return a copy with zeros in all weights that read masked units."""
     masked = copy.deepcopy(model)
     for group, mask in zip(groups, masks, strict=True):
         for member in group.members:
@@ -205,9 +227,10 @@ def _masked(model: nn.Module, groups: Sequence[Group], masks: Sequence[Tensor]) 
 
 
 def _randomised(model: nn.Module) -> nn.Module:
-    """Return a copy with values that hide nothing.
+    """Return a copy with random parameters and buffers, in which mixed channels show.
 
-    Norms and scales start at 0, 1 or 1e-6, where many a mixing of channels does not show.
+    Norms and scales are often initialised to 0, 1 or 1e-6, and then a layer that mixes channels may
+    have the outputs of one that does not.
     """
     trial = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)

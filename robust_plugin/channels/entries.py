@@ -1,4 +1,4 @@
-"""What a network costs that channels are removed from, and what is left of its parameters."""
+"""The entries of each parameter that stay in a network when channels are removed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ Kept = Mapping[tuple[str, str], Mapping[int, Tensor]]
 
 
 def kept_entries(groups: Sequence[Group], masks: Sequence[Tensor]) -> Kept:
-    """Return which entries of which dimensions of which parameters are left by masks.
+    """Return the entries of each parameter that stay when masked units are removed.
 
     Args:
-        groups: with what is coupled to them.
-        masks: bool, one entry a unit, for each group.
+        groups: groups of channels, with the parameters that are coupled to them.
+        masks: one mask per group, bool, one entry per unit; True for a unit that stays.
 
     Returns:
-        Mapping: (layer name, parameter) -> dimension -> the entries that stay, in order.
+        Mapping: (layer name, parameter) -> dimension -> indices of the entries that stay, in order.
     """
     stays: dict[tuple[str, str], dict[int, Tensor]] = {}
     for group, mask in zip(groups, masks, strict=True):
-        whole = torch.cat([mask.flatten().cpu(), torch.tensor([True])])  # -1 reads the last
+        # Index -1, for an entry that follows no unit, reads the True at the end.
+        whole = torch.cat([mask.flatten().cpu(), torch.tensor([True])])
         for member in (*group.members, *group.coupled):
             index = torch.arange(group.size) if member.index is None else member.index
             dims = stays.setdefault((member.layer_name, member.parameter), {})
@@ -37,7 +38,12 @@ def kept_entries(groups: Sequence[Group], masks: Sequence[Tensor]) -> Kept:
 
 
 def select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """Return the entries that stay of a tensor of a parameter's shape."""
+    """Return the entries of a tensor that stay.
+
+    Args:
+        tensor: a parameter, or a tensor of its shape.
+        kept: indices of the entries that stay, by dimension; other dimensions stay whole.
+    """
     for dim, entries in kept.items():
         tensor = tensor.index_select(dim, entries.to(tensor.device))
     return tensor

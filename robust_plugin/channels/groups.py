@@ -1,7 +1,8 @@
-"""Channels as groups: which dimensions of which layers come and go together.
+"""Groups of channels: which dimensions of which parameters can only be removed together.
 
-Whoever knows a network's graph (``adapters.torch_pruning``) says which layers a channel runs
-through; here they become a Group with one score a unit.
+A caller that knows the graph of a network (``adapters.torch_pruning``) says which layers a channel
+runs through. This file makes a Group of them, with one score per unit. A unit is one channel, or
+several that can only be removed together.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from robust_plugin.masks.groups import Group, Member
 
-# What mixes channels: a mask in front of the next layer is then not the same as removal.
+# Layers that mix channels: a mask at the input of the next layer has another effect than removing
+# the channels.
 _MIXES: dict[type[nn.Module], str] = {
     nn.LayerNorm: "normalises over the channels, so that removing one changes the others",
     nn.GroupNorm: "normalises over channels, so that removing one changes the others",
@@ -29,13 +31,16 @@ class Axis:
 
     Attributes:
         layer: the module that holds the parameter.
-        layer_name: its name in the model.
-        parameter: the parameter's name in the module.
-        dim: the dimension.
-        channel: which channel each of the layer's own channels follows, -1 for none.
-        blocks: G of a grouped convolution: every G-th part of its channels has to keep the same
-            positions, and an input dimension holds the positions of one part only.
-        masked: whether the layer reads the channels, so that a mask on this dimension is exact.
+        layer_name: name of the module in the model.
+        parameter: name of the parameter in the module.
+        dim: the dimension whose entries follow channels.
+        channel: for each of the layer's own channels, the channel of the group that it follows, -1
+            for none; shape [channels of the layer].
+        blocks: number of groups of a grouped convolution, 1 for other layers. All blocks of its
+            channels must keep the same positions, and the input dimension of its weight holds the
+            positions of one block only.
+        masked: whether the layer reads the channels, so that a mask on this dimension has the same
+            effect as removing the channels.
     """
 
     layer: nn.Module
@@ -50,18 +55,19 @@ class Axis:
 def layer_axes(
     layer: nn.Module, name: str, channels: Sequence[int], roots: Sequence[int], *, makes: bool
 ) -> Iterator[Axis]:
-    """Yield the dimensions of a layer's parameters that follow some channels running through it.
+    """Yield the dimensions of a layer's parameters that follow the channels of a group.
 
     Args:
         layer: the module.
-        name: its name in the model.
-        channels: those of the layer's own channels that follow.
-        roots: which of the group's channels each of them follows.
-        makes: True for output channels, False for input channels; the same where they are one.
+        name: name of the module in the model.
+        channels: indices of the layer's own channels that follow channels of the group.
+        roots: for each entry of ``channels``, the channel of the group that it follows.
+        makes: True if ``channels`` are output channels of the layer, False for input channels; it
+            does not matter for layers whose input and output channels are the same.
 
     Raises:
-        ValueError: with the reason why a mask on the next layer's input is not the same as
-            removal, or why the layer cannot be cut.
+        ValueError: with the reason why a mask at the input of the next layer has another effect
+            than removing the channels, or why the layer cannot be cut.
     """
     for kinds, reason in _MIXES.items():
         if isinstance(layer, kinds):
@@ -105,10 +111,15 @@ def layer_axes(
 
 
 def placed(length: int, channels: Sequence[int], roots: Sequence[int]) -> Tensor:
-    """Return which channel each of ``length`` entries follows, -1 for those not in ``channels``.
+    """Return the channel of the group that each channel of a layer follows, -1 for none.
+
+    Args:
+        length: number of channels of the layer.
+        channels: indices of the layer's channels that follow channels of the group.
+        roots: for each entry of ``channels``, the channel of the group that it follows.
 
     Raises:
-        ValueError: if there are fewer entries than that.
+        ValueError: if ``channels`` has an index of ``length`` or more.
     """
     if max(channels) >= length:
         raise ValueError(f"a reshape takes them to channel {max(channels)} of {length}")
@@ -118,15 +129,15 @@ def placed(length: int, channels: Sequence[int], roots: Sequence[int]) -> Tensor
 
 
 def channel_group(name: str, channels: int, axes: Sequence[Axis]) -> Group:
-    """Return the Group of some channels, whose units are what cannot be removed apart.
+    """Return the Group of some channels; its units are the sets that can only go together.
 
     Args:
-        name: the group's.
-        channels: how many channels the axes speak of.
-        axes: every dimension that follows them.
+        name: name of the group.
+        channels: number of channels that the axes refer to.
+        axes: every dimension of a parameter that follows these channels.
 
     Raises:
-        ValueError: if a dimension cannot shrink in proportion to the units.
+        ValueError: if a dimension does not have the same number of entries for each unit.
     """
     unit = _units(channels, axes)
     units = int(unit.max()) + 1
@@ -150,8 +161,8 @@ def channel_group(name: str, channels: int, axes: Sequence[Axis]) -> Group:
 
 
 def _units(channels: int, axes: Sequence[Axis]) -> Tensor:
-    """Number the sets of channels that grouped convolutions tie together, in channel order."""
-    first = list(range(channels))  # the first channel of the set that each belongs to
+    """Return the unit of each channel: sets that grouped convolutions tie, in channel order."""
+    first = list(range(channels))  # a lower or equal channel of the same set, up to its first one
 
     def root(channel: int) -> int:
         while first[channel] != channel:

@@ -1,4 +1,4 @@
-"""An optimizer for the network that is left when channels are removed, its momentum kept."""
+"""An optimizer for a network whose channels were removed, with the momentum of the old one."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from robust_plugin.pruning.pruner import Pruner
 def carry_optimizer(
     optimizer: torch.optim.Optimizer, pruner: Pruner, small: nn.Module
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of the small network that goes on where ``optimizer`` stood.
+    """Return an optimizer of the smaller network that continues from the state of ``optimizer``.
 
-    Settings, step counts and the order of parameters are the same; momentum and other state of a
-    parameter's shape is cut as the parameter was. Scores and rates are left out. A learning-rate
+    Settings, step counts and the order of parameters are the same. Momentum and other state of the
+    shape of a parameter is cut as the parameter was. Scores and rates are left out. A learning-rate
     scheduler belongs to its optimizer: make a new one, with ``last_epoch``.
 
     Args:
-        optimizer: of the network that ``pruner`` masked; it is left as it is.
-        pruner: whose masks were removed.
-        small: the network without the channels, as ``remove_channels`` returns it.
+        optimizer: the optimizer of the network that ``pruner`` has masked; it is not changed.
+        pruner: the pruner whose masked channels were removed.
+        small: the network without these channels, as ``remove_channels`` returns it.
 
     Raises:
-        ValueError: for a parameter that is not the network's, a network that is not what these
-            masks leave, or state of another shape than its parameter's.
+        ValueError: if the optimizer holds a parameter that the network does not have, if ``small``
+            is not the network that these masks leave, or if a state has another shape than its
+            parameter.
     """
     model = pruner.model
     under = dict(model.named_parameters())
@@ -72,6 +73,14 @@ def carry_optimizer(
 
 
 def _cut(value: Any, old: Tensor, dims: Mapping[int, Tensor], name: str) -> Any:
+    """Return a copy of one entry of an optimizer's state, cut as its parameter was.
+
+    Args:
+        value: the entry: a tensor, a number, or anything else.
+        old: the parameter before the removal.
+        dims: indices of the entries of the parameter that stay, by dimension.
+        name: name of the entry and its parameter in error messages.
+    """
     if not isinstance(value, Tensor):
         return copy.copy(value)
     if value.shape == old.shape:

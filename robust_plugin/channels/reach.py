@@ -1,4 +1,4 @@
-"""Find layers that a traced forward pass does not contain, and warn of them."""
+"""A warning for layers that a traced forward pass does not contain."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ def warn_of_unseen(
     seen: Collection[str],
     ignored: Collection[nn.Module],
 ) -> None:
-    """Warn of prunable layers that are not in a trace of the network: they stay dense.
+    """Warn of prunable layers that are not in a trace of the network, because they stay dense.
 
     Args:
-        model: without masks; it is left as it is.
-        inputs: of one forward pass.
+        model: a network without masks; it is not changed.
+        inputs: inputs of one forward pass.
         seen: names of the layers in the trace.
-        ignored: layers that the caller knows of.
+        ignored: layers that need no warning, because the user has named them.
     """
     known = set(ignored)
     for layer in model.modules():
-        if isinstance(layer, nn.MultiheadAttention):  # reads out_proj's weight, calls no layer
+        # It reads the weight of its layer out_proj without calling the layer.
+        if isinstance(layer, nn.MultiheadAttention):
             known.update(layer.modules())
     unseen = {
         member.layer_name
@@ -44,8 +45,8 @@ def warn_of_unseen(
     if outside:
         warnings.warn(
             f"{_listed(outside)} run outside the graph that is traced, in training mode only or "
-            "without gradients, and stay dense, as the channels that they read do. Name them in "
-            "ignored to say that you know.",
+            "without gradients, and stay dense, as do the channels that they read. Name them in "
+            "ignored to turn this warning off.",
             stacklevel=3,
         )
     if never:
@@ -53,13 +54,13 @@ def warn_of_unseen(
             f"{_listed(never)} never ran on example_inputs, in evaluation or in training mode, and "
             "stay dense. If they read channels that are removed, they fail when they run: give "
             "example_inputs that reach them, or name in ignored the layers that make what they "
-            "read; name them there too to say that you know.",
+            "read. Name them there too to turn this warning off.",
             stacklevel=3,
         )
 
 
 def _running(model: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
-    """Return the names of layers that run in evaluation or in training mode."""
+    """Return the names of the layers that run in evaluation or in training mode."""
     trial = copy.deepcopy(model)
     found = {name for name, _ in multiply_adds(trial, inputs)}
     for name, layer in trial.named_modules():

@@ -1,4 +1,4 @@
-"""The network without the channels that a pruner masked, and its file."""
+"""Removal of the channels that a pruner has masked; saving and loading of the smaller network."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from robust_plugin.channels.cut import History, Replay, cut
 from robust_plugin.copies.agreement import Trial, doubled, outputs, relative_difference, run, trials
 from robust_plugin.copies.copied import copied
 from robust_plugin.masks.detach import finalize
-from robust_plugin.masks.groups import check_channels, check_groups
+from robust_plugin.masks.group_checks import check_channels, check_groups
 from robust_plugin.masks.prunable import refuse_masked
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.runtime.contexts import exact
 from robust_plugin.runtime.files import read_tensors, write_tensors
+from robust_plugin.runtime.tolerances import MAGNIFIED_CHANNELS_POWER, REMOVED_CHANNELS_POWER
 
 
 @dataclass(frozen=True)
 class Removed:
-    """A network without the channels that a pruner masked.
+    """A network without the channels that a pruner has masked.
 
     Attributes:
-        model: the small network, with flags and modes as the large one has them.
-        history: what was removed; JSON can hold it.
-        counts: how many units each group keeps, by name.
-        multiply_adds: of one example, before and after.
-        parameters: before and after.
-        difference: the largest difference of the outputs to the masked network's, relative to
-            the largest output, in evaluation mode on the given inputs and on random ones.
+        model: the smaller network, with the flags and modes of the large one.
+        history: the channels that were removed; JSON can hold it.
+        counts: number of units that each group keeps, by group name.
+        multiply_adds: multiply-adds of one example, before and after the removal.
+        parameters: number of parameters, before and after the removal.
+        difference: largest difference between the outputs of the smaller and the masked network,
+            relative to the largest output, in evaluation mode, on given and random inputs.
     """
 
     model: nn.Module
@@ -48,13 +49,13 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
     """Return a copy of the pruner's network without the masked channels.
 
     Args:
-        pruner: with final counts, on groups that know what is coupled to them.
-        inputs: of one forward pass; on these and on random ones the outputs are compared.
-        replay: cuts a plain network in place.
+        pruner: a pruner whose counts are final, with groups of channels that can be removed.
+        inputs: inputs of one forward pass; on these and on random ones the outputs are compared.
+        replay: function that removes the channels of a history from a network in place.
 
     Raises:
-        ValueError: if the counts are not final, the groups are not channels, or the network that
-            is left is not what the masks ask for.
+        ValueError: if the counts are not final, the groups are not groups of channels, or the
+            smaller network does not compute what the masked one computes.
     """
     check_channels(pruner.groups)
     if pruner.learn and pruner.phase not in ("finetune", "finalized"):
@@ -85,12 +86,13 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
 
 
 def _compared(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """Return the largest relative difference in evaluation mode.
+    """Return the largest relative difference of the outputs in evaluation mode.
 
-    Training mode is compared in float64: statistics of small batches magnify rounding.
+    Training mode is compared in float64, because the statistics of small batches magnify rounding
+    errors.
 
     Raises:
-        ValueError: if it is more than rounding, in either mode.
+        ValueError: if the difference is larger than rounding errors, in either mode.
     """
     worst = 0.0
     for trial in trials(masked, inputs):
@@ -101,7 +103,8 @@ def _compared(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -
             outputs(copy.deepcopy(each), Trial(used, trial.training)) for each in (one, other)
         )
         difference = relative_difference(expected, found)
-        allowed = torch.finfo(expected[0].dtype).eps ** (0.4 if trial.training else 0.5)
+        power = MAGNIFIED_CHANNELS_POWER if trial.training else REMOVED_CHANNELS_POWER
+        allowed = torch.finfo(expected[0].dtype).eps ** power
         if difference > allowed:
             mode = "training" if trial.training else "evaluation"
             raise ValueError(
@@ -119,10 +122,10 @@ def _parameters(model: nn.Module) -> int:
 
 
 def save(path: str | Path, removed: Removed) -> None:
-    """Write the small network: its history and its state, one safetensors file.
+    """Write the smaller network to one safetensors file: its history and its state.
 
     Raises:
-        ValueError: if there is no such folder.
+        ValueError: if the folder of the file does not exist.
     """
     write_tensors(path, removed.model.state_dict(), {"history": removed.history})
 
@@ -130,10 +133,17 @@ def save(path: str | Path, removed: Removed) -> None:
 def load_into(
     path: str | Path, model: nn.Module, inputs: tuple[Tensor, ...], replay: Replay
 ) -> nn.Module:
-    """Return the network that was saved, cut from a copy of the large one.
+    """Return the smaller network of a file, cut from a copy of the large one.
+
+    Args:
+        path: a file that ``save`` wrote.
+        model: the large network, without masks; it is not changed.
+        inputs: inputs of one forward pass.
+        replay: function that removes the channels of a history from a network in place.
 
     Raises:
-        ValueError: for a file that is not of ``save``, or another architecture or dtype.
+        ValueError: for a file that ``save`` did not write, or a network of another architecture or
+            dtype.
     """
     path = Path(path)
     tensors, content = read_tensors(path)

@@ -1,8 +1,9 @@
-"""Copies of a network that compute the same, and the check that they do.
+"""Copies of a network that compute the same outputs, and checks that they do.
 
 Start with ``fast.py``: ``fast_copy`` makes the copy that attacks run on. ``convolutions.py`` has
-convolutions that are faster on a CPU, ``copied.py`` the deep copy, ``agreement.py`` compares the
-outputs and gradients of two networks, ``tracing.py`` refuses to trace custom backward passes.
+convolutions that are faster on a CPU, ``copied.py`` makes deep copies, ``agreement.py`` compares
+the outputs and gradients of two networks, ``tracing.py`` refuses to trace a network that has a
+backward pass of its own.
 
 Not here: the copy that bounds are computed on (``certificates/twin.py``).
 

@@ -1,7 +1,8 @@
-"""Compare two networks: outputs on given and random inputs in both modes, and input gradients.
+"""Comparison of two networks: outputs on given and random inputs, and gradients by the inputs.
 
-The caller's example may be zeros, where a network without biases is zero whatever it mixes, and a
-branch may run in training only. So networks are compared on random inputs too, and in training.
+The given inputs may be zeros, and a network without biases is zero there whatever it computes. And
+a branch of a network may run in training mode only. So networks are compared on random inputs too,
+and in both modes.
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robust_plugin.runtime.random import forked
+from robust_plugin.runtime.tolerances import INPUT_GRADIENTS
 
-# Examples in a random batch: a BatchNorm of two values is nearly a sign, which rounding decides.
+# Number of examples in a random batch in training mode. The BatchNorm of two values is nearly a
+# sign function, and rounding decides the sign.
 _EXAMPLES = 4
-# Gradients of the inputs differ more: rounding decides on which side of a kink an activation is.
-# A backward pass that was lost differs by more than this share of the gradient's length.
-_GRADIENT = 1e-2
 _DROPOUT = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
     "feature_alpha_dropout",
 }  # fmt: skip
-_DRAWS = {
+_NOISE = {
     "rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "exponential_",
 }  # fmt: skip
-# Of an RReLU in evaluation mode.
+# The slope of an RReLU in evaluation mode.
 _SLOPE = (1 / 8 + 1 / 3) / 2
 
 
@@ -40,8 +40,8 @@ class Trial:
     """One forward pass that two networks are compared on.
 
     Attributes:
-        inputs: what the forward takes.
-        training: whether the networks are in training mode, with statistics of this batch.
+        inputs: the inputs of the forward pass.
+        training: whether the networks run in training mode, with the statistics of this batch.
     """
 
     inputs: tuple[Tensor, ...]
@@ -49,15 +49,15 @@ class Trial:
 
 
 def trials(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Trial]:
-    """Return the passes to compare a network's copies on; those in training mode come last.
+    """Return the forward passes to compare copies of a network on, those in training mode last.
 
-    The given inputs, random ones in evaluation mode, and random ones in training mode where that
-    is not the same. Left out is what the network itself does not run on: a forward may check its
-    inputs, or ask for targets in training.
+    These are the given inputs, random inputs in evaluation mode, and random inputs in training
+    mode if that gives other outputs. A pass is left out if the network itself does not run on it:
+    a forward method may check its inputs, or ask for targets in training mode.
 
     Args:
-        model: the network; it is left as it is.
-        inputs: what one forward pass takes, batch dimension first.
+        model: the network; it is not changed.
+        inputs: inputs of one forward pass, batch dimension first.
     """
     found = [Trial(inputs)]
     evaluated = Trial(random_like(inputs, 1))
@@ -66,26 +66,27 @@ def trials(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Trial]:
     try:
         expected = outputs(copy.deepcopy(model), evaluated)
         found.append(evaluated)
-    except Exception:  # the network itself, whole, does not run there: nothing to compare
+    except Exception:  # the network itself does not run there, so there is nothing to compare
         expected = []
     try:
         alike = relative_difference(expected, outputs(copy.deepcopy(model), trained)) == 0
-    except Exception:  # a BatchNorm of one value, or another number of outputs
+    except Exception:  # a BatchNorm of a single value, or another number of outputs
         alike = False
     if not alike:
         try:
             outputs(copy.deepcopy(model), several)
             found.append(several)
-        except Exception:  # again nothing to compare
+        except Exception:  # the network itself does not run there either
             return found
     return found
 
 
 def random_like(inputs: tuple[Tensor, ...], examples: int) -> tuple[Tensor, ...]:
-    """Return inputs of at least so many examples: random numbers in the range of the given ones.
+    """Return random inputs in the range of the given ones, with at least ``examples`` examples.
 
-    Inputs that are no floating-point numbers, or not finite, as masks of an attention, are repeated
-    as they are. Where all numbers are equal, the range is [0, 1].
+    An input that holds no floating-point numbers, or numbers that are not finite (the mask of an
+    attention, say), is repeated as it is. If all numbers of an input are equal, the range is
+    [0, 1].
     """
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -102,21 +103,21 @@ def random_like(inputs: tuple[Tensor, ...], examples: int) -> tuple[Tensor, ...]
 
 
 def doubled(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return a copy in float64 with its inputs, or in its own dtype if it does not run so."""
+    """Return a copy and its inputs in float64, or in their own dtype if float64 does not run."""
     wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     try:
         double = copy.deepcopy(model).double()
         outputs(copy.deepcopy(double), Trial(wide))
-    except Exception:  # a forward that fixes its dtype, a device without float64
+    except Exception:  # a forward pass with a fixed dtype, or a device without float64
         return copy.deepcopy(model), inputs
     return double, wide
 
 
 def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the outputs in evaluation mode, or say that the forward does not take the inputs.
+    """Return the output tensors of a network in evaluation mode.
 
     Raises:
-        ValueError: with the forward's own error, or if it returns nothing to compare.
+        ValueError: if the forward pass fails, with its error, or returns no floating-point tensor.
     """
     try:
         out = outputs(model, Trial(inputs))
@@ -135,17 +136,21 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, trial: Trial) -> list[Tensor]:
-    """Return all output tensors; for copies, whose mode and running statistics it sets.
+    """Return all output tensors of a network. Call it on a copy: mode and statistics change.
 
-    Random numbers are the same at each call, whatever the number of channels: seeded alike, the
-    same for all channels of an example, and without Dropout.
+    The random numbers are the same at each call, for any number of channels: they have the same
+    seed, all channels of an example get the same number, and Dropout does nothing.
     """
-    with forked(0, trial.inputs[0].device), torch.no_grad(), _DrawsAlike():
+    with forked(0, trial.inputs[0].device), torch.no_grad(), _SharedNoise():
         return list(tensors_in(model.train(trial.training)(*trial.inputs)))
 
 
-class _DrawsAlike(TorchFunctionMode):
-    """Draw noise once an example, since channels that are gone would draw none; drop nothing."""
+class _SharedNoise(TorchFunctionMode):
+    """Give all channels of an example the same random number, and turn Dropout off.
+
+    Otherwise a network without some of the channels would take fewer random numbers, and all later
+    ones would differ.
+    """
 
     def __torch_function__(
         self,
@@ -157,9 +162,9 @@ class _DrawsAlike(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name.rstrip("_") in _DROPOUT:
             return args[0] if args else kwargs["input"]
-        if name.rstrip("_") == "rrelu":  # a slope drawn for each channel
+        if name.rstrip("_") == "rrelu":  # a random slope per channel
             return F.leaky_relu(args[0] if args else kwargs["input"], _SLOPE)
-        if name in _DRAWS and args and isinstance(args[0], Tensor) and args[0].dim() > 1:
+        if name in _NOISE and args and isinstance(args[0], Tensor) and args[0].dim() > 1:
             shape = args[0].shape
             each = args[0].reshape(len(args[0]), -1)[:, :1].clone()
             drawn = func(each, *args[1:], **kwargs).view(-1, *[1] * (len(shape) - 1)).expand(shape)
@@ -168,7 +173,7 @@ class _DrawsAlike(TorchFunctionMode):
 
 
 def tensors_in(out: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of whatever a forward returns."""
+    """Yield the floating-point tensors in the output of a forward pass, however it is nested."""
     if isinstance(out, Tensor):
         if out.is_floating_point():
             yield out
@@ -181,7 +186,10 @@ def tensors_in(out: Any) -> Iterator[Tensor]:
 
 
 def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Return max |expected - found| / max |expected|, the worst of several outputs."""
+    """Return max ``|expected - found|`` / max ``|expected|``, the largest over all outputs.
+
+    It is infinite if two outputs differ in shape or a difference is NaN.
+    """
     worst = 0.0
     for one, other in zip(expected, found, strict=True):
         if one.shape != other.shape:
@@ -193,9 +201,11 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
 
 
 def same_gradients(network: nn.Module, changed: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether attacks on a changed network follow the gradient of the network, where it has one.
+    """Return whether a changed network has the input gradients of the original network.
 
-    Gradients of a random sum of the outputs by the inputs, for networks in their own modes.
+    An attack on the changed network then follows the gradient of the original. Compared are the
+    gradients of a randomly weighted sum of the outputs, with each network in the mode it is in. An
+    original without input gradients has none to lose, and the answer is True.
     """
     try:
         expected = _input_gradients(network, inputs)
@@ -212,11 +222,11 @@ def same_gradients(network: nn.Module, changed: nn.Module, inputs: tuple[Tensor,
     length = math.sqrt(sum(float(each.double().square().sum()) for each in expected))
     each = zip(expected, found, strict=True)
     apart = sum(float((one.double() - other.double()).square().sum()) for one, other in each)
-    return math.sqrt(apart) <= _GRADIENT * length
+    return math.sqrt(apart) <= INPUT_GRADIENTS * length
 
 
 def _input_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the gradients by all inputs that have one."""
+    """Return the gradient of a random sum of the outputs by each input that it depends on."""
     leaves = tuple(
         x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs
     )

@@ -1,4 +1,8 @@
-"""Convolutions that compute the same sooner on a CPU, where attacks differentiate by the input."""
+"""Layers that compute what a convolution computes, faster on a CPU.
+
+They are faster where attacks differentiate by the input: a matrix product for convolutions on small
+maps, and a backward pass of products and folds for convolutions with few input channels.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Up to so many input channels oneDNN's backward pass by the input takes four to ten times its
-# forward pass (kernels 3 and 4, strides 1 and 2); a product and a fold take half to a quarter.
+# Up to this number of input channels, oneDNN's backward pass by the input takes four to ten times
+# as long as its forward pass (kernels 3 and 4, strides 1 and 2); a product and a fold take half to
+# a quarter of that.
 _NARROW = 4
-# A convolution on a map of a few pixels is most of a full matrix, and a matrix product has less to
-# prepare: taken up to so many times the multiply-adds, and so many entries.
+# On a map of a few pixels, most entries of a convolution's full matrix are not zero, and a matrix
+# product has less overhead. The matrix is used if it has at most this many times the convolution's
+# multiply-adds, and at most this many entries.
 _MORE = 4
 _ENTRIES = 2**18
 
 
 def cheaper(layer: nn.Conv2d, x: Tensor) -> nn.Module:
-    """Return a layer that gives what ``layer`` gives on inputs of x's shape, or ``layer`` itself.
+    """Return a faster layer with the outputs of ``layer`` on inputs of x's shape, or ``layer``.
 
-    Its own parameters get no gradients.
+    The parameters of a faster layer get no gradients.
 
     Args:
-        layer: on any device.
-        x: an input, shape [1, C, H, W].
+        layer: a convolution on any device.
+        x: one input of the convolution, shape [1, C, H, W].
     """
     if x.dim() != 4 or x.device.type != "cpu":
         return layer
@@ -39,7 +45,7 @@ def cheaper(layer: nn.Conv2d, x: Tensor) -> nn.Module:
 
 
 def maps_seen(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Return the input of each convolution that a forward pass calls once, by its name."""
+    """Return the input of each Conv2d that a forward pass calls exactly once, by layer name."""
     seen: dict[str, list[Tensor]] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -60,11 +66,11 @@ def maps_seen(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def unrolled(layer: nn.Conv2d, x: Tensor) -> Unrolled | None:
-    """Return a convolution on maps of x's size as one matrix, or None if that is too large.
+    """Return a convolution on maps of x's size as one matrix, or None if the matrix is too large.
 
     Args:
-        layer: on any device.
-        x: an input, shape [1, C, H, W].
+        layer: a convolution on any device.
+        x: one input of the convolution, shape [1, C, H, W].
     """
     with torch.no_grad():
         out = layer(x)
@@ -73,14 +79,15 @@ def unrolled(layer: nn.Conv2d, x: Tensor) -> Unrolled | None:
 
 
 def with_matrices(network: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return a copy that shares the weights, convolutions on small maps as matrices; their inputs.
+    """Return a copy in which convolutions on small maps are matrices, and their inputs by name.
 
-    For bounds: they are propagated from every neuron by itself, and a convolution has one small map
-    for each of them.
+    This is for bounds, which are propagated from every neuron separately; a convolution then runs
+    on one small map per neuron.
 
     Args:
-        network: its layers may go on learning; ``Unrolled.follow`` takes their weights over.
-        x: an input, shape [1, ...].
+        network: the network, whose weights the copy shares. Its layers may go on learning;
+            ``Unrolled.follow`` copies their weights into the matrices again.
+        x: one input of the network, shape [1, ...].
     """
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     short, found = copy.deepcopy(network, shared), {}
@@ -94,24 +101,24 @@ def with_matrices(network: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, T
 
 
 class Unrolled(nn.Module):
-    """A convolution on maps of one size as one matrix: z = W x + b on flattened maps."""
+    """A convolution on maps of one size, computed as one matrix: z = W x + b on flattened maps."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, of: nn.Conv2d, x: Tensor, out: Tensor) -> None:
+    def __init__(self, layer: nn.Conv2d, x: Tensor, out: Tensor) -> None:
         super().__init__()
         self.out = out.shape[1:]
         self.register_buffer("weight", x.new_empty(out.numel(), x.numel()))
         self.register_buffer("bias", x.new_empty(out.numel()))
-        self.follow(of, x)
+        self.follow(layer, x)
 
     @torch.no_grad()
-    def follow(self, of: nn.Conv2d, x: Tensor) -> None:
-        """Take over the weights of the convolution; x is an input, shape [1, C, H, W]."""
+    def follow(self, layer: nn.Conv2d, x: Tensor) -> None:
+        """Set matrix and bias to what ``layer`` computes on maps of x's shape, [1, C, H, W]."""
         units = torch.eye(x.numel(), dtype=x.dtype, device=x.device).view(-1, *x.shape[1:])
-        bias = of(torch.zeros_like(x))
-        self.weight.copy_((of(units) - bias).flatten(1).t())
+        bias = layer(torch.zeros_like(x))
+        self.weight.copy_((layer(units) - bias).flatten(1).t())
         self.bias.copy_(bias.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,12 +127,12 @@ class Unrolled(nn.Module):
 
 
 class _Narrow(nn.Module):
-    """A convolution whose gradient by the input is F.fold(W^T dL/dz)."""
+    """A convolution whose gradient by the input is computed as F.fold(W^T dL/dz)."""
 
-    def __init__(self, of: nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
-        self.weight, self.bias = of.weight, of.bias
-        self.settings = of.stride, of.padding, of.dilation
+        self.weight, self.bias = layer.weight, layer.bias
+        self.settings = layer.stride, layer.padding, layer.dilation
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the convolution returns."""

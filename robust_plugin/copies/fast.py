@@ -1,4 +1,4 @@
-"""A plain copy of a network that computes the same faster: masks applied, BatchNorm folded."""
+"""A copy of a network that computes the same outputs faster: masks applied, BatchNorm folded."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from robust_plugin.copies.tracing import refusing_own_backward
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.detach import finalize
 from robust_plugin.runtime.contexts import exact
+from robust_plugin.runtime.tolerances import FOLDED_OUTPUTS
 
-# Two ways to compute the same logits differ by rounding; more than this is another network.
-_RELATIVE = 1e-4
-# Points whose gradients are compared, and the share of the inputs' range by which they are moved:
-# equal values in one pooling window are a tie, which rounding breaks in any way.
+# How many points gradients are compared at, and by which share of the range of the inputs these
+# points are moved first. Equal values in one pooling window are a tie, and rounding decides which
+# of them gets the gradient; moving the points breaks the ties.
 _POINTS, _MOVED = 32, 0.01
-# Input channels of a convolution from which on channels_last was faster (CPU, batches of 16 to 78).
+# From this number of input channels on, channels_last made a convolution faster (CPU, batches of
+# 16 to 78).
 _WIDE = 64
 
 
 def fast_copy(model: nn.Module, x: Tensor) -> nn.Module:
-    """Return a copy in evaluation mode for forward and input-gradient passes.
+    """Return a copy in evaluation mode, for forward passes and gradients by the inputs.
 
-    Masks become zeros in plain weights, a BatchNorm behind a convolution is folded into it, small
-    convolutions take shorter ways, and wide ones run channels_last. Where the network cannot be
-    traced, or calls a ``torch.autograd.Function``, or where its copy does not give the same logits
-    on ``x`` to 1e-4 of their range and the same input gradients, the copy has only the masks
-    applied. A network that cannot be copied is returned itself.
+    In the copy, masks become zeros in plain weights, a BatchNorm after a convolution is folded
+    into the convolution, convolutions on small maps or few channels are replaced by faster layers,
+    and wide networks run in channels_last. The copy has only the masks applied if the network
+    cannot be traced, calls a ``torch.autograd.Function``, or if the faster copy does not give the
+    same logits on ``x`` (to 1e-4 of their range) and the same input gradients. A network that
+    cannot be copied is returned itself.
 
     Args:
-        model: any network; it is left as it is.
-        x: inputs to compare on, shape [B, ...].
+        model: any network; it is not changed.
+        x: inputs on which copy and network are compared, shape [B, ...].
 
     Raises:
-        ValueError: for a network with masks that cannot be copied.
+        ValueError: if the network has masks and cannot be copied.
     """
     masked = next(masked_weights(model), None) is not None
     try:
         plain = copy.deepcopy(model).eval().requires_grad_(False)
-    except Exception as error:  # a forward may keep whatever cannot be copied
+    except Exception as error:  # a forward pass may store things that cannot be copied
         if masked:
             raise ValueError(
                 f"{type(model).__name__} cannot be copied ({error}); finalize its pruner first."
@@ -56,12 +58,12 @@ def fast_copy(model: nn.Module, x: Tensor) -> nn.Module:
         plain.requires_grad_(False)
     try:
         folded = _folded(plain)
-        _shorten(folded, x[:1])
+        _replace_convolutions(folded, x[:1])
         if _is_wide(folded):
             folded = folded.to(memory_format=torch.channels_last)
         with exact(x):
             same = _same_logits(plain, folded, x) and same_gradients(plain, folded, (_moved(x),))
-    except Exception:  # tracing fails in as many ways as there are networks
+    except Exception:  # tracing a network can raise any exception
         return plain
     return folded if same else plain
 
@@ -69,11 +71,11 @@ def fast_copy(model: nn.Module, x: Tensor) -> nn.Module:
 def _same_logits(plain: nn.Module, folded: nn.Module, x: Tensor) -> bool:
     with torch.no_grad():
         expected, found = plain(x), folded(x)
-    return bool((expected - found).abs().max() <= _RELATIVE * expected.abs().max())
+    return bool((expected - found).abs().max() <= FOLDED_OUTPUTS * expected.abs().max())
 
 
 def _moved(x: Tensor) -> Tensor:
-    """Return points beside the first ones, within the range of all values."""
+    """Return the first points, moved by noise within the range of all values of ``x``."""
     generator = torch.Generator().manual_seed(0)
     low, high = x.aminmax()
     noise = 2 * torch.rand(x[:_POINTS].shape, generator=generator).to(x) - 1
@@ -81,7 +83,10 @@ def _moved(x: Tensor) -> Tensor:
 
 
 def _is_wide(model: nn.Module) -> bool:
-    """Whether channels_last pays: not with few channels, where the transposing costs more."""
+    """Return whether most convolution weights are in layers for which channels_last is faster.
+
+    With few channels, changing the memory layout costs more than it saves.
+    """
     sizes = Counter[bool]()
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
@@ -90,6 +95,11 @@ def _is_wide(model: nn.Module) -> bool:
 
 
 def _folded(model: nn.Module) -> fx.GraphModule:
+    """Return a trace of the model in which each BatchNorm is folded into its convolution.
+
+    A convolution or BatchNorm that is called more than once, or whose output has a second reader,
+    stays as it is.
+    """
     with refusing_own_backward():
         traced = fx.symbolic_trace(model)
     modules = dict(traced.named_modules())
@@ -113,8 +123,8 @@ def _folded(model: nn.Module) -> fx.GraphModule:
     return traced
 
 
-def _shorten(traced: fx.GraphModule, x: Tensor) -> None:
-    """Replace the convolutions that have a shorter way on the maps that they see."""
+def _replace_convolutions(traced: fx.GraphModule, x: Tensor) -> None:
+    """Replace each convolution by a layer that is faster on its input, if there is one."""
     for name, maps in maps_seen(traced, x).items():
         traced.add_submodule(name, cheaper(cast(nn.Conv2d, traced.get_submodule(name)), maps))
     traced.recompile()

@@ -1,4 +1,4 @@
-"""Traces of a network by torch.fx that do not lose a backward pass of the network's own."""
+"""A guard for torch.fx traces: an error instead of a trace that loses a backward pass."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import fx
 
 
 class OwnBackward(ValueError):
-    """A network calls a ``torch.autograd.Function``, whose backward pass a trace would lose."""
+    """Raised when a network calls a ``torch.autograd.Function``, whose backward pass would be lost.
+
+    A torch.fx trace holds only the operations of the forward pass.
+    """
 
 
 @contextmanager
 def refusing_own_backward() -> Iterator[None]:
-    """Raise OwnBackward where a torch.fx trace reaches a ``torch.autograd.Function``.
+    """Raise OwnBackward if a torch.fx trace inside reaches a ``torch.autograd.Function``.
 
-    Called on proxies, ``Function.apply`` runs its forward method, so that the trace holds the
-    operations in it and autograd differentiates those. A straight-through estimator has another
-    backward pass on purpose.
+    Called on proxies, ``Function.apply`` runs the forward method, so the trace holds the
+    operations of that method, and autograd differentiates these. A straight-through estimator
+    has a different backward pass on purpose, which the trace would lose.
     """
-    apply = inspect.getattr_static(torch.autograd.Function, "apply")
+    function: Any = torch.autograd.Function
+    apply = inspect.getattr_static(function, "apply")
 
     def checked(cls: type, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(each, fx.Proxy) for each in (*args, *kwargs.values())):
@@ -34,5 +37,8 @@ def refusing_own_backward() -> Iterator[None]:
             )
         return apply.__get__(None, cls)(*args, **kwargs)
 
-    with mock.patch.object(torch.autograd.Function, "apply", classmethod(checked)):
+    function.apply = classmethod(checked)
+    try:
         yield
+    finally:
+        function.apply = apply

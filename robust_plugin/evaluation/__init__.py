@@ -1,8 +1,12 @@
 """From a model and test points to a report.
 
-Start with ``evaluation.py``: ``evaluate`` runs attacks and certifiers. ``rows.py`` is one line of
-its report, ``report.py`` the report, ``curve.py`` the security curve, ``sanity.py`` the checks of
-the network that every evaluation makes, ``obfuscated_gradients.py`` the longer ones on demand.
+Start with ``evaluation.py``: ``evaluate`` runs attacks and certifiers. ``arguments.py`` checks
+what it is given, ``one_pass.py`` runs everything on the points of the loader, and ``rows.py``
+collects the results of each attack and of the certifier.
+``results.py`` has the results and the figures computed from them, ``report.py`` prints, saves and
+reads them, ``curve.py`` is the security curve. ``sanity.py`` has the checks of the network that
+every evaluation makes. ``obfuscated_gradients.py`` has the longer ones that a user may ask for,
+``obfuscation_verdict.py`` their results.
 
 Not here: pages and plots (``recipes/pages``, ``recipes/evaluate``).
 
@@ -17,11 +21,16 @@ from robust_plugin.evaluation.evaluation import (
     evaluate,
 )
 from robust_plugin.evaluation.obfuscated_gradients import (
-    Obfuscation,
     obfuscation,
+)
+from robust_plugin.evaluation.obfuscation_verdict import (
+    Obfuscation,
 )
 from robust_plugin.evaluation.report import (
     Report,
 )
+from robust_plugin.evaluation.results import (
+    Results,
+)
 
-__all__ = ["SecurityCurve", "evaluate", "Obfuscation", "obfuscation", "Report"]
+__all__ = ["SecurityCurve", "evaluate", "Obfuscation", "obfuscation", "Report", "Results"]

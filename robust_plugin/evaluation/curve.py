@@ -1,4 +1,4 @@
-"""Security curves: robust accuracy against the radius, from how far each point had to move."""
+"""Security curves: robust accuracy by radius, computed from the distance to each point's attack."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from robust_plugin.threat.units import parse_eps
 
 @dataclass(frozen=True)
 class SecurityCurve:
-    """How far an attack had to go, point by point.
+    """How far each point had to be moved to fool the model.
 
     Attributes:
-        norm: in which distances are measured.
-        distances: in input units; 0 where the point is misclassified as it is, infinite where
-            nothing was found. Attacks find upper bounds, so that the curve is one too.
+        norm: norm in which distances are measured.
+        distances: one distance per point, in input units; 0 if the clean point is misclassified,
+            infinite if no adversarial input was found. Attacks find upper bounds of the smallest
+            distance, so the curve is an upper bound of robust accuracy.
 
     >>> SecurityCurve("Linf", (0.0, 0.01, 0.05, math.inf)).accuracy("8/255")
     0.5
@@ -29,34 +30,41 @@ class SecurityCurve:
     distances: tuple[float, ...]
 
     def accuracy(self, eps: float | str) -> float:
-        """Return the share of points that stand at a radius, in [0, 1].
+        """Return the share of points that no attack within a radius fools, in [0, 1].
 
         Args:
-            eps: radius in input units, a number or a fraction.
+            eps: radius in input units, a number or a fraction such as ``"8/255"``.
         """
-        return self._standing(eps) / len(self.distances)
+        return self._robust_points(eps) / len(self.distances)
 
     def interval(self, eps: float | str) -> tuple[float, float]:
         """Return the Wilson 95 % interval of ``accuracy``."""
-        return wilson_interval(self._standing(eps), len(self.distances))
+        return wilson_interval(self._robust_points(eps), len(self.distances))
 
-    def _standing(self, eps: float | str) -> int:
+    def _robust_points(self, eps: float | str) -> int:
         radius = parse_eps(eps)
         return sum(d > radius if d else False for d in self.distances)
 
     @property
     def median(self) -> float:
-        """The median distance, the points that are misclassified as they are included."""
+        """The median distance of all points; a misclassified point counts as 0."""
         return statistics.median(self.distances)
 
     def steps(self) -> tuple[tuple[float, float], ...]:
-        """Return (radius, accuracy just beyond it) wherever the accuracy falls, for a plot."""
+        """Return (radius, accuracy just beyond it) for each radius where the accuracy falls."""
         finite = sorted(d for d in self.distances if math.isfinite(d))
         n = len(self.distances)
         return tuple((d, 1 - (i + 1) / n) for i, d in enumerate(finite))
 
     def table(self, radii: Sequence[float | str]) -> str:
-        """Return a line a radius: as given, as a number, accuracy in per cent, 95 % interval."""
+        """Return a table with one line per radius.
+
+        A line has the radius as given and as a number, the accuracy in per cent and its 95 %
+        interval.
+
+        Args:
+            radii: radii in input units, numbers or fractions.
+        """
         lines = [f"robust accuracy against eps, {self.norm}, n={len(self.distances)}"]
         for eps in radii:
             low, high = self.interval(eps)
@@ -68,7 +76,7 @@ class SecurityCurve:
 
 
 def around(threat: ThreatModel) -> tuple[str, ...]:
-    """Return radii from a quarter to four times eps, as fractions where eps is one.
+    """Return six radii from a quarter to four times eps, as fractions if eps is a fraction.
 
     >>> around(ThreatModel("Linf", "8/255"))
     ('2/255', '4/255', '8/255', '12/255', '16/255', '32/255')

@@ -1,4 +1,4 @@
-"""Evaluation: one pass over a loader, clean, under every attack and certified, to a Report."""
+"""``evaluate``: one pass over a loader that measures a model clean, under attacks and by proofs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attacks.contract import Attack, NotFiniteGradient, SuspectNetwork, attacked
-from robust_plugin.attacks.logits import check_logits, naming_inputs
 from robust_plugin.certificates.contract import Certifier
+from robust_plugin.evaluation.arguments import rows_of
+from robust_plugin.evaluation.one_pass import Seen, run_rows
 from robust_plugin.evaluation.report import Report
-from robust_plugin.evaluation.rows import AttackRow, ProofRow, Row, rows_of
-from robust_plugin.evaluation.sanity import findings, is_random, refuse_random
+from robust_plugin.evaluation.rows import AttackRow, ProofRow, Row
 from robust_plugin.runtime.files import write_bytes
 from robust_plugin.runtime.journal import Fingerprint
 from robust_plugin.threat.model import ThreatModel
 from robust_plugin.version import __version__
-
-
-@dataclass
-class _Seen:
-    """The points that were evaluated.
-
-    Attributes:
-        labels: of each point.
-        clean: whether it is right clean.
-        findings: what looks wrong with the model.
-        inputs: the fingerprint of all inputs.
-        held: batches (x, y), where they are kept.
-    """
-
-    labels: list[int] = field(default_factory=list)
-    clean: list[bool] = field(default_factory=list)
-    findings: list[str] = field(default_factory=list)
-    inputs: Fingerprint = field(default_factory=Fingerprint)
-    held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def together(self) -> tuple[Tensor, Tensor]:
-        """Return all points that are held, as one batch."""
-        x, y = (torch.cat(each) for each in zip(*self.held, strict=True))
-        return x, y
 
 
 def evaluate(
@@ -61,26 +36,28 @@ def evaluate(
 ) -> Report:
     """Evaluate a model clean, under attacks and by proofs, on the same points.
 
-    In evaluation mode; attacks and the certifier see the points that are right clean. Flags,
-    gradients and the global generator of the model and the process are left as they were; the same
-    call gives the same report.
+    The model runs in evaluation mode. Attacks and the certifier get the points that are right
+    clean. The model's modes, gradients and the global random generators are restored; the same call
+    gives the same report.
 
     Args:
-        model: pruned or not, with or without a pruner attached.
-        loader: batches (x [B, ...], y [B]); moved to the model's device.
-        attacks: any callables ``attack(model, x, y)``, or a dict of them by the row's name.
-        certifier: ``certifier(model, x, y)``, a bool a point: whether it is proved; or one that has
-            ``decide``, as ``Verifier``, and tells who proved it.
-        threat: checked around attacks that bring no ``threat`` of their own.
-        limits: by attack name, or ``"certified"``, how many of the first points it gets; default
-            all.
-        adversarial: a file to write the adversarial images to: tensors ``inputs``, ``labels`` and
-            one a row, for ``torch.load(..., weights_only=True)``.
+        model: network, pruned or not, with or without a pruner attached.
+        loader: batches (x, y) of shapes [B, ...] and [B]; they are moved to the model's device.
+        attacks: callables ``attack(model, x, y)``, or a dict of them by the row's name.
+        certifier: callable ``certifier(model, x, y)`` that returns one bool per point, whether it
+            is proved. A certifier with a method ``decide``, such as ``Verifier``, also tells which
+            method proved each point. None for no proofs.
+        threat: threat model of attacks and certifiers without a ``threat`` attribute; None if all
+            have one.
+        limits: by row (an attack's name, or ``"certified"``), the number of points it gets, taken
+            from the start; all points without an entry.
+        adversarial: file for the adversarial images, or None: a dict with the tensors ``inputs``
+            and ``labels`` and one tensor per attack, for ``torch.load(..., weights_only=True)``.
 
     Raises:
-        TypeError, ValueError: for inputs, labels, logits or attack results that are not as they
-            should be, a forward pass that is random in evaluation mode (unless all attacks are made
-            for that), an empty loader, or a point that is certified and fooled in the same ball.
+        TypeError, ValueError: for inputs, labels, logits or attack results that are not valid, a
+            model that is random in evaluation mode (unless all attacks are made for that), an
+            empty loader, and a point that is certified and fooled in the same ball.
 
     >>> from robust_plugin import IBP, pgd
     >>> model = nn.Sequential(nn.Linear(1, 2))  # class 1 where x > 0.5
@@ -102,7 +79,7 @@ def evaluate(
     if adversarial is not None and Path(adversarial).is_dir():
         raise ValueError(f"adversarial is {adversarial}, a folder; give the name of a file.")
     rows = rows_of(attacks, certifier, threat, limits or {}, keep=adversarial is not None)
-    hold = adversarial is not None or any(row.at_once for row in rows.values())
+    keep = adversarial is not None or any(row.at_once for row in rows.values())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     before = str(Fingerprint(*model.parameters()))
     with (
@@ -110,7 +87,7 @@ def evaluate(
         attacked(model),
         _findings_of_attacks() as lost,
     ):
-        seen = _pass(model, loader, rows, device, hold=hold)
+        seen = run_rows(model, loader, rows, device, keep=keep)
     if lost and not any("NaN" in finding for finding in seen.findings):
         seen.findings.append(lost[0])
     if str(Fingerprint(*model.parameters())) != before:
@@ -123,7 +100,10 @@ def evaluate(
 
 @contextmanager
 def _findings_of_attacks() -> Iterator[list[str]]:
-    """Collect what attacks warn of gradients; hide what the report finds by itself."""
+    """Collect the attacks' warnings about gradients that are not finite.
+
+    Warnings of class SuspectNetwork are hidden, because the report has findings of its own.
+    """
     found: list[str] = []
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -140,64 +120,8 @@ def _findings_of_attacks() -> Iterator[list[str]]:
         yield found
 
 
-def _pass(
-    model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    rows: Mapping[str, Row],
-    device: torch.device,
-    *,
-    hold: bool,
-) -> _Seen:
-    """Let every row take the points of a loader, batch by batch, or all at once at the end."""
-    seen = _Seen()
-    for batch in loader:
-        x, y = _points(batch)
-        for point in x:  # in one way whatever the batches
-            seen.inputs.add(point)
-        x, y = x.to(device), y.to(device)
-        with torch.no_grad(), naming_inputs(model, x):
-            logits = check_logits(model(x), y)
-            if not seen.labels:
-                _check_first(model, x, y, logits, rows, seen)
-        right = logits.argmax(1) == y
-        for row in rows.values():
-            if not row.at_once:
-                row.take(model, x, y, right)
-        seen.clean += right.tolist()
-        seen.labels += y.tolist()
-        seen.held += [(x, y)] if hold else []
-    if not seen.labels:
-        raise ValueError("the loader is empty; nothing to evaluate.")
-    whole = [row for row in rows.values() if row.at_once]
-    if whole:
-        x, y = seen.together()
-        for row in whole:
-            row.take(model, x, y, torch.tensor(seen.clean, device=device))
-    return seen
-
-
-def _check_first(
-    model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, rows: Mapping[str, Row], seen: _Seen
-) -> None:
-    """What the first batch shows, before anything takes hours."""
-    attacks = [row for row in rows.values() if isinstance(row, AttackRow)]
-    for row in attacks:
-        if row.check_classes is not None:
-            row.check_classes(logits.shape[1])
-        if row.check_points is not None:
-            row.check_points(x)
-    for_random = [row.for_random for row in attacks]
-    if for_random and all(for_random) and len(attacks) == len(rows):
-        if is_random(model, x, logits):
-            # No finding more: noise is no gradient's.
-            seen.findings.append("the network is random; each figure is of one draw")
-            return
-    else:
-        refuse_random(model, x, logits)
-    seen.findings += findings(model, x, y)
-
-
-def _report(seen: _Seen, rows: Mapping[str, Row]) -> Report:
+def _report(seen: Seen, rows: Mapping[str, Row]) -> Report:
+    """Return the report of all rows, or raise if proofs and attacks contradict each other."""
     attacks = {name: row for name, row in rows.items() if isinstance(row, AttackRow)}
     by_search = sorted(attacks.items(), key=lambda pair: not pair[1].searches)
     measured = by_search if any(row.searches for row in attacks.values()) else []
@@ -222,11 +146,13 @@ def _report(seen: _Seen, rows: Mapping[str, Row]) -> Report:
 
 
 def _versions(rows: Mapping[str, Row]) -> dict[str, str]:
+    """Return the versions of the rows' libraries, this package and torch, by name."""
     ours = {"robust_plugin": __version__, "torch": torch.__version__}
     return {name: each for row in rows.values() for name, each in row.versions.items()} | ours
 
 
-def _write(path: Path, seen: _Seen, rows: Mapping[str, Row]) -> None:
+def _write(path: Path, seen: Seen, rows: Mapping[str, Row]) -> None:
+    """Write inputs, labels and the adversarial images of each attack to a file."""
     x, y = seen.together()
     images = {
         name: torch.cat(row.images) for name, row in rows.items() if isinstance(row, AttackRow)
@@ -235,19 +161,3 @@ def _write(path: Path, seen: _Seen, rows: Mapping[str, Row]) -> None:
     torch.save({"inputs": x.cpu(), "labels": y.cpu(), **images}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, buffer.getvalue())
-
-
-def _points(batch: Any) -> tuple[Tensor, Tensor]:
-    if not (isinstance(batch, list | tuple) and len(batch) == 2):
-        raise TypeError(f"the loader gives a {type(batch).__name__}; legal: batches (x, y).")
-    x, y = batch
-    if not (isinstance(x, Tensor) and x.is_floating_point() and len(x)):
-        shown = (
-            f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        )
-        raise ValueError(f"inputs are {shown}; legal: floats, at least one point.")
-    if not bool(x.isfinite().all()):
-        raise ValueError("the inputs hold NaN or infinity.")
-    if not isinstance(y, Tensor):
-        raise TypeError(f"labels are a {type(y).__name__}; legal: a tensor, one integer a point.")
-    return x, y if y.is_floating_point() else y.long()

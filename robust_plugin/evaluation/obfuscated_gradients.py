@@ -1,14 +1,13 @@
-"""Obfuscated gradients: whether robust accuracy is robustness, or attacks that cannot see.
+"""Checks for obfuscated gradients: is a network robust, or do gradient attacks just fail on it?
 
-The checks of Athalye et al. 2018, section 3.1, and Carlini et al. 2019, section 5, each a sentence
-with the figures that it rests on.
+The checks are those of Athalye et al. 2018, section 3.1, and Carlini et al. 2019, section 5. Each
+result is a sentence with the figures it is based on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,78 +17,22 @@ from robust_plugin.attacks.contract import Attack, attacked, guarded
 from robust_plugin.attacks.logits import check_logits, naming_inputs
 from robust_plugin.attacks.projected_gradient import PGD, pgd
 from robust_plugin.attacks.square import square
-from robust_plugin.attacks.survivors import AllFooled, Standing
+from robust_plugin.attacks.survivors import AllFooled, Survivors
+from robust_plugin.evaluation.obfuscation_verdict import Check, Obfuscation
 from robust_plugin.evaluation.sanity import refuse_random
 from robust_plugin.runtime.random import forked
 from robust_plugin.threat.layers import UnitBox
 from robust_plugin.threat.model import ThreatModel, check_threat
 
-# What attacks of equal strength may differ by: a share of the points, or so many of them.
+# Attacks of equal strength may differ by this share of the points, or by this number of points.
 _NOISE, _FEW = 0.03, 2
-# A network that no more than this share of the points withstands at an unbounded radius sees all.
+# The largest share of points that may stay robust at an unbounded radius.
 _NOTHING = 0.02
-# The fewest points of which that share is one whole point. With fewer, one point on which PGD fails
-# would condemn an honest network, and no sign would say little: none of 50 leaves up to 6 % of all
-# points open (95 %, the rule of three).
-_ENOUGH = 50
+# Number of queries of the Square attack.
 _QUERIES = 500
-# In a box without bounds, or very wide, how many radii beyond the inputs' values the unbounded
-# radius goes.
+# If [low, high] is infinite or very wide, the "unbounded" radius reaches this many times eps beyond
+# the inputs' values.
 _FAR = 100
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question, and what was found.
-
-    Attributes:
-        name: the question.
-        passed: None where it could not be asked.
-        detail: the figures, in words.
-    """
-
-    name: str
-    passed: bool | None
-    detail: str
-
-
-@dataclass(frozen=True)
-class Obfuscation:
-    """What the checks found.
-
-    Attributes:
-        checks: in the order they ran.
-        n: points that they looked at, all right clean.
-    """
-
-    checks: tuple[Check, ...]
-    n: int
-
-    @property
-    def failed(self) -> tuple[Check, ...]:
-        """The checks that speak against the figures."""
-        return tuple(check for check in self.checks if check.passed is False)
-
-    @property
-    def verdict(self) -> str:
-        """One sentence; of fewer than 50 points, that they are too few."""
-        names = "; ".join(check.name for check in self.failed)
-        if self.n < _ENOUGH:
-            missed = f" (on these do not hold: {names})" if names else ""
-            return (
-                f"too few points for a verdict on obfuscated gradients: {self.n} are right clean, "
-                f"and it takes {_ENOUGH}{missed}"
-            )
-        if not self.failed:
-            ran = sum(check.passed is not None for check in self.checks)
-            return f"no sign of obfuscated gradients in {ran} checks on {self.n} points"
-        return f"robust accuracy is not to be trusted, for these do not hold: {names}"
-
-    def __str__(self) -> str:
-        """Return a line a check, then the verdict."""
-        marks = {True: "holds", False: "FAILS", None: "not run"}
-        lines = [f"{marks[c.passed]:<8}{c.name}: {c.detail}" for c in self.checks]
-        return "\n".join([*lines, self.verdict])
 
 
 def obfuscation(
@@ -101,25 +44,27 @@ def obfuscation(
     parent: nn.Module | None = None,
     seed: int = 0,
 ) -> Obfuscation:
-    """Check whether attacks by gradients see what the network computes.
+    """Check a network for obfuscated gradients, which make robust accuracy look too high.
 
-    Accuracy falls to nothing at an unbounded radius; it never rises with the radius, nor with the
-    steps; the loss rises along the attack; neither an attack without gradients nor inputs made
-    against another network (the dense parent) do better than gradients. Shares of points may differ
-    by 3 %, or two points, where attacks are equally strong.
+    These statements hold for a network without them: accuracy falls to 0 at an unbounded radius; it
+    never rises with the radius or with the number of steps; the loss rises along the attack; an
+    attack without gradients, and inputs made against another network (the dense parent), fool no
+    more points than gradients do. Shares of points that should be equal may differ by 3 %, or by
+    two points.
 
     Args:
-        model: any network; evaluated in evaluation mode and left as it is.
-        x: inputs, shape [B, ...]; a hundred are enough, of fewer than 50 that are right clean there
-            is no verdict.
+        model: network; it runs in evaluation mode, and its modes are restored.
+        x: inputs, shape [B, ...]; a hundred are enough. There is no verdict if fewer than 50 are
+            right clean.
         y: labels, shape [B].
-        threat: norm (Linf or L2), eps and bounds.
-        parent: another network of the same classes, such as the dense one it was pruned from.
-        seed: of the attacks; the global generator is left as it was.
+        threat: threat model with norm Linf or L2.
+        parent: another network of the same classes, such as the dense network before pruning; None
+            to leave that check out.
+        seed: seed of the attacks; the global generator is restored.
 
     Raises:
-        TypeError: for a threat that is no threat model.
-        ValueError: for a norm that PGD does not know, eps = 0, or if no point is right clean.
+        TypeError: if ``threat`` is not a ThreatModel.
+        ValueError: for a norm that PGD does not support, eps = 0, or if no point is right clean.
     """
     if check_threat(threat).eps == 0:
         raise ValueError("eps is 0; there is nothing to check without a radius.")
@@ -131,7 +76,7 @@ def obfuscation(
         if len(right) == 0:
             raise ValueError("the network gets none of these points right; give others.")
         x, y = x[right], y[right]
-        white = _stands(model, pgd(threat, steps=50, restarts=2, keep="best"), x, y)
+        white = _right_under(model, pgd(threat, steps=50, restarts=2, keep="best"), x, y)
         checks = [
             _unbounded(model, x, y, threat),
             _by_radius(model, x, y, threat),
@@ -143,29 +88,32 @@ def obfuscation(
     return Obfuscation(tuple(checks), len(x))
 
 
-def _stands(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+def _right_under(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+    """Return whether each point is right under an attack; bool, shape [B]."""
     x_adv = attack(model, x, y)
     with torch.no_grad():
         found: Tensor = model(x_adv).argmax(1) == y
     return found
 
 
-def _share(stands: Tensor) -> float:
-    return float(stands.float().mean())
+def _share(flags: Tensor) -> float:
+    return float(flags.float().mean())
 
 
 def _scaled(threat: ThreatModel, factor: float) -> ThreatModel:
+    """Return the threat model with eps times a factor, in Linf at most high - low."""
     eps = threat.eps * factor
     eps = min(eps, threat.high - threat.low) if threat.norm == "Linf" else eps
     return threat.with_radius(eps)
 
 
 def _unbounded(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Check:
+    """Check that accuracy falls to 0 if the ball contains the whole box."""
     threat = threat.narrowed(x, reach=_FAR * threat.eps)
     width = threat.high - threat.low
-    whole = width if threat.norm == "Linf" else width * x[0].numel() ** 0.5
-    attack = pgd(_scaled(threat, whole / threat.eps), steps=50, restarts=2, keep="best")
-    left = _share(_stands(model, attack, x, y))
+    radius = width if threat.norm == "Linf" else width * x[0].numel() ** 0.5
+    attack = pgd(_scaled(threat, radius / threat.eps), steps=50, restarts=2, keep="best")
+    left = _share(_right_under(model, attack, x, y))
     return Check(
         "accuracy falls to nothing where the radius is the whole box",
         left <= _NOTHING,
@@ -174,24 +122,26 @@ def _unbounded(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> C
 
 
 def _noise(n: int) -> float:
-    """The share of points that attacks of equal strength may differ by."""
+    """Return the share of n points by which attacks of equal strength may differ."""
     return max(_NOISE, _FEW / n)
 
 
 def _falls(shares: Sequence[float], n: int) -> bool:
+    """Return whether shares of n points never rise, up to noise."""
     return all(b <= a + _noise(n) for a, b in zip(shares[:-1], shares[1:], strict=True))
 
 
 def _by_radius(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Check:
+    """Check that accuracy never rises with the radius."""
     factors = (0.25, 0.5, 1.0, 2.0, 4.0)
     balls = [_scaled(threat, factor) for factor in factors]
-    shares = [_share(_stands(model, pgd(b, steps=20, keep="best"), x, y)) for b in balls]
+    shares = [_share(_right_under(model, pgd(b, steps=20, keep="best"), x, y)) for b in balls]
     shown = ", ".join(f"{b.fraction}: {share:.1%}" for b, share in zip(balls, shares, strict=True))
     return Check("accuracy never rises with the radius", _falls(shares, len(x)), shown)
 
 
 def _by_steps(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Check]:
-    """Accuracy and loss after more and more steps of one size."""
+    """Check that accuracy never rises, and the loss never falls, with the number of steps."""
     counts = (1, 5, 20, 50)
     shares, losses = [], []
     with torch.no_grad():
@@ -217,18 +167,27 @@ def _by_steps(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> li
 def _without_gradients(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, white: Tensor
 ) -> Check:
+    """Check that Square, which uses no gradients, fools no points beyond those that PGD fools.
+
+    Args:
+        model: the network, in evaluation mode.
+        x: inputs, shape [B, ...].
+        y: labels, shape [B].
+        threat: threat model of both attacks.
+        white: whether each point is right under PGD; bool, shape [B].
+    """
     name = "gradients do no worse than an attack without them"
     if x.dim() != 4:
         return Check(name, None, f"Square needs images, these are of shape {tuple(x.shape)}")
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         box = UnitBox(model, threat, x)
-        points = Standing(box, box.shrunk(x), y, box.threat)
+        points = Survivors(box, box.shrunk(x), y, box.threat)
         with suppress(AllFooled):
             square(points, queries=_QUERIES, share=0.8)
         return threat.project(box.grown(points.x_adv), x)
 
-    black = _stands(model, guarded(attack, threat), x, y)
+    black = _right_under(model, guarded(attack, threat), x, y)
     only = _share(white & ~black)
     return Check(
         name,
@@ -241,13 +200,23 @@ def _without_gradients(
 def _transfer(
     model: nn.Module, parent: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, white: Tensor
 ) -> Check:
+    """Check that attacks on the parent fool no points beyond those that PGD fools.
+
+    Args:
+        model: the network, in evaluation mode.
+        parent: the other network.
+        x: inputs, shape [B, ...].
+        y: labels, shape [B].
+        threat: threat model of both attacks.
+        white: whether each point is right under PGD; bool, shape [B].
+    """
     x_adv = pgd(threat, steps=50, keep="best")(parent, x, y)
     with torch.no_grad():
-        stands = model(x_adv).argmax(1) == y
-    only = _share(white & ~stands)
+        right = model(x_adv).argmax(1) == y
+    only = _share(white & ~right)
     return Check(
         "gradients do no worse than inputs made against the parent",
         only <= _noise(len(x)),
-        f"PGD leaves {_share(white):.1%}, transfer {_share(stands):.1%}; {only:.1%} fall to "
+        f"PGD leaves {_share(white):.1%}, transfer {_share(right):.1%}; {only:.1%} fall to "
         "transfer alone",
     )

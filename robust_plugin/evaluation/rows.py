@@ -1,12 +1,13 @@
-"""The rows of a report while they are found: an attack's, and a certifier's."""
+"""The rows of a report while an evaluation runs: one per attack, and one for the certifier.
+
+Each row has an attack or certifier and the results for the points it has seen so far.
+"""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +17,33 @@ from robust_plugin.attacks.logits import check_logits
 from robust_plugin.certificates.contract import Certifier
 from robust_plugin.threat.model import ThreatModel
 
-# Names that mean something else in a report, or in the file of adversarial images.
-_RESERVED = ("clean", "worst case", "certified", "inputs", "labels")
-
-
-# Points in one forward pass where an attack returned all of them at once.
+# Number of points in one forward pass, for attacks that return all points at once.
 _FORWARD = 250
 
 
 @dataclass
 class AttackRow:
-    """One attack, and what it has found so far.
+    """One attack and its results so far.
 
     Attributes:
-        attack: returns adversarial inputs and how far each point moved, where it measures that
-            itself; infinite elsewhere.
-        threat: norm, eps and bounds.
-        at_once: whether it gets all points in one call.
-        keep: whether its inputs are kept.
-        searches: whether it looks for distances, beyond the ball.
-        for_random: whether it is made for networks that are random on purpose.
-        check_classes: raises for a number of classes that the attack does not take.
-        check_points: raises for inputs [B, ...] of a shape that the attack does not take.
+        attack: function that returns adversarial inputs, shape [B, ...], and how far each point was
+            moved, shape [B]; infinite where the attack does not measure that.
+        threat: threat model of the attack.
+        at_once: whether the attack gets all points in one call.
+        keep: whether the adversarial inputs are stored.
+        searches: whether the attack searches for the smallest distance, also beyond the ball.
+        for_random: whether the attack is made for networks that are random on purpose.
+        check_classes: function that raises for a number of classes the attack cannot handle; None
+            if there is no such check.
+        check_points: function that raises for inputs [B, ...] of a shape the attack cannot handle;
+            None if there is no such check.
         made_of: the attack with its settings, in words.
-        versions: of the libraries behind it, by name.
-        room: how many points it still gets.
-        flags: whether each point withstood.
-        distances: how far each point was moved to fool it, infinite where it stands.
-        images: adversarial inputs, clean ones where the point stands.
+        versions: versions of the libraries behind the attack, by name.
+        room: number of points that the attack may still get.
+        flags: whether each point is right clean and was not fooled.
+        distances: how far each point was moved to fool the model, in input units; 0 if it is wrong
+            clean, infinite if it was not fooled.
+        images: batches of adversarial inputs; the clean input for a point that was not fooled.
     """
 
     attack: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -62,8 +62,16 @@ class AttackRow:
     images: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, attack: Attack, threat: ThreatModel, *, keep: bool) -> AttackRow:
-        """Return the row of an attack; one that has ``search`` measures distances itself."""
+    def for_attack(cls, attack: Attack, threat: ThreatModel, *, keep: bool) -> AttackRow:
+        """Return the row of an attack.
+
+        If the attack has a method ``search``, that is called instead and measures distances itself.
+
+        Args:
+            attack: callable ``attack(model, x, y)``; its attributes are read if it has them.
+            threat: threat model of the attack.
+            keep: whether the adversarial inputs are stored.
+        """
         search = getattr(attack, "search", None)
         under_guard = guarded(attack, threat)
 
@@ -79,12 +87,19 @@ class AttackRow:
             for_random=bool(getattr(attack, "for_random", False)),
             check_classes=getattr(attack, "check_classes", None),
             check_points=getattr(attack, "check_points", None),
-            made_of=_described(attack),
+            made_of=described(attack),
             versions=getattr(attack, "versions", {}),
         )
 
-    def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
-        """Attack those of the next points that are right clean; all have to be legal inputs."""
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
+        """Attack the next points, of which those that are wrong clean are left out.
+
+        Args:
+            model: the network, in evaluation mode.
+            x: inputs, shape [B, ...], within [low, high].
+            y: labels, shape [B].
+            right: whether each point is right clean; bool, shape [B].
+        """
         self.threat.check_inputs(x)
         n = int(min(self.room, len(y)))
         self.room -= n
@@ -98,7 +113,7 @@ class AttackRow:
                 for rows in torch.split(todo, _FORWARD):
                     kept[rows] = check_logits(model(x_adv[rows]), y[rows]).argmax(1) == y[rows]
             fooled = todo[~kept[todo]]
-            # In the ball, which x + delta - x leaves by rounding.
+            # Clamped, because by rounding x + delta - x may be longer than eps.
             moved = self.threat.norms(x_adv[fooled].double() - x[fooled].double())
             distances[fooled] = distances[fooled].minimum(moved.clamp(max=self.threat.eps))
         self.flags += kept.tolist()
@@ -109,18 +124,19 @@ class AttackRow:
 
 @dataclass
 class ProofRow:
-    """A certifier, and what it has proved so far.
+    """The certifier and its results so far.
 
     Attributes:
-        certifier: its ``decide``, where it has one, says of each point who proved it.
-        threat: norm, eps and bounds.
-        name: what it calls itself.
-        at_once: whether it gets all points in one call.
+        certifier: callable ``certifier(model, x, y)``. If it has a method ``decide``, that is
+            called instead and returns each point's verdict.
+        threat: threat model of the proofs.
+        name: name of the certifier.
+        at_once: whether the certifier gets all points in one call.
         made_of: the certifier with its settings, in words.
-        versions: of the libraries behind it, by name.
-        room: how many points it still gets.
-        flags: whether each point is proved.
-        words: each point's verdict.
+        versions: versions of the libraries behind the certifier, by name.
+        room: number of points that the certifier may still get.
+        flags: whether each point is right clean and proved.
+        words: each point's verdict, such as ``"verified by IBP"``.
     """
 
     certifier: Certifier
@@ -133,11 +149,17 @@ class ProofRow:
     flags: list[bool] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
 
-    def take(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
-        """Prove those of the next points that are right clean.
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
+        """Run the certifier on the next points, of which those that are wrong clean are left out.
+
+        Args:
+            model: the network, in evaluation mode.
+            x: inputs, shape [B, ...], within [low, high].
+            y: labels, shape [B].
+            right: whether each point is right clean; bool, shape [B].
 
         Raises:
-            TypeError: if the certifier returns something else than a bool a point.
+            TypeError: if the certifier does not return one bool per point.
         """
         n = int(min(self.room, len(y)))
         self.room -= n
@@ -152,6 +174,7 @@ class ProofRow:
         self.words += words
 
     def _decided(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[str]]:
+        """Return whether each point is proved, and each point's verdict in words."""
         if hasattr(self.certifier, "decide"):
             found = self.certifier.decide(model, x, y)
             return torch.tensor(found.verified), found.words
@@ -166,7 +189,7 @@ class ProofRow:
             )
             raise TypeError(
                 f"the certifier returned {shown} for {len(y)} points; legal: a bool tensor, "
-                "one a point."
+                "one per point."
             )
         return proved, [f"verified by {self.name}" if p else "unknown" for p in proved.tolist()]
 
@@ -174,99 +197,13 @@ class ProofRow:
 Row = AttackRow | ProofRow
 
 
-def rows_of(
-    attacks: Sequence[Attack] | Mapping[str, Attack],
-    certifier: Certifier | None,
-    threat: ThreatModel | None,
-    limits: Mapping[str, int],
-    *,
-    keep: bool,
-) -> dict[str, Row]:
-    """Return the rows of an evaluation by name: the attacks, and ``"certified"``.
+def described(method: object) -> str:
+    """Return an attack or certifier with its settings in words, the same in every process.
 
-    Args:
-        attacks: any callables ``attack(model, x, y)``, or a dict of them by the row's name.
-        certifier: or none.
-        threat: of those that bring none of their own.
-        limits: how many points a row gets, by its name.
-        keep: whether adversarial inputs are kept.
-
-    Raises:
-        TypeError: for attacks that are no list of callables, a certifier that is none, or limits
-            that are no mapping.
-        ValueError: for one without a threat model, two of one name, or limits of rows that are not
-            there or below one point.
+    That is its repr, or its name where the repr has a memory address.
     """
-    if callable(attacks) or not isinstance(attacks, Iterable):
-        raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
-    if not (certifier is None or callable(certifier)):
-        raise TypeError(f"certifier is {certifier!r}; give a callable, such as IBP(threat).")
-    if not isinstance(limits, Mapping):
-        raise TypeError(f"limits is {limits!r}; give a dict of points by the row's name.")
-    rows: dict[str, Row] = {}
-    given = attacks.items() if isinstance(attacks, Mapping) else ((None, a) for a in attacks)
-    for title, attack in given:
-        _check_attack(attack)
-        own, name = getattr(attack, "threat", threat), title or _name(attack)
-        if own is None:
-            raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
-        if name in rows or name in _RESERVED:
-            raise ValueError(
-                f"two rows would be called {name!r}; give attacks={{name: attack}} with names of "
-                "your own."
-            )
-        rows[name] = AttackRow.of(attack, own, keep=keep)
-    if certifier is not None:
-        own = getattr(certifier, "threat", threat)
-        if own is None:
-            raise ValueError("the certifier says no threat model; give evaluate(..., threat=...).")
-        whole = bool(getattr(certifier, "whole", False))
-        versions = getattr(certifier, "versions", {})
-        rows["certified"] = ProofRow(
-            certifier, own, _name(certifier), whole, _described(certifier), versions
-        )
-    if unknown := set(limits) - set(rows):
-        raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
-    for name, room in limits.items():
-        if not isinstance(room, int) or room < 1:
-            raise ValueError(f"the limit of {name} is {room!r}; legal: at least 1 point, whole.")
-        rows[name].room = room
-    return rows
-
-
-def _check_attack(attack: object) -> None:
-    """Raise a TypeError unless it can be called as ``attack(model, x, y)``."""
-    shown = getattr(attack, "__name__", type(attack).__name__)
-    if isinstance(attack, type):
-        raise TypeError(f"{shown} is a class; give an attack made of it, such as {shown}(threat).")
-    if not callable(attack):
-        raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
-    if any(kind.__module__.startswith("torchattacks.") for kind in type(attack).__mro__):
-        raise TypeError(
-            f"torchattacks.{shown} is called as attack(x, y), on a model of its own; give "
-            f"TorchAttack(torchattacks.{shown}, threat) of robust_plugin.adapters.torchattacks."
-        )
-    try:
-        signature = inspect.signature(attack)
-    except (TypeError, ValueError):  # some callables written in C have none
-        return
-    try:
-        signature.bind("model", "x", "y")
-    except TypeError as error:
-        raise TypeError(
-            f"{shown} cannot be called as attack(model, x, y) ({error}); if it makes an attack, "
-            f"give what it returns, such as {shown}(threat)."
-        ) from error
-
-
-def _described(of: object) -> str:
-    """Return what a row ran, in words that another process would give too."""
-    text = repr(of)
+    text = repr(method)
     if " at 0x" not in text:
         return text
-    function = of if hasattr(of, "__qualname__") else type(of)
+    function = method if hasattr(method, "__qualname__") else type(method)
     return f"{function.__module__}.{function.__qualname__}"
-
-
-def _name(of: Any) -> str:
-    return str(getattr(of, "name", getattr(of, "__name__", type(of).__name__)))

@@ -1,4 +1,8 @@
-"""What makes robust accuracy too high without robustness: checks of a network before attacks."""
+"""Checks of a network before attacks, for defects that make robust accuracy look too high.
+
+``findings`` returns sentences about gradients and outputs, which go into the report.
+``refuse_random`` raises for a network that is random in evaluation mode.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +14,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from robust_plugin.attacks.losses import margin_loss, soft_margin
 from robust_plugin.masks.attach import held_weights
 from robust_plugin.runtime.contexts import exact
+from robust_plugin.runtime.tolerances import REPEATED_LOGITS
 from robust_plugin.threat.model import per_point
 
-# Points that are looked at, and the length of the step along the gradient, in input units.
+# Number of points that are checked, and the length of the step along the gradient in input units.
 _POINTS = 32
 _STEP = 1e-3
-# The loss should grow along its gradient as the gradient says; rounding and kinks leave room.
+# Legal range of the measured slope along the gradient divided by the gradient's length. It is 1
+# for a smooth function; rounding and kinks need room.
 _AGREE = (0.5, 2.0)
-# Cross-entropy's gradient has underflowed where it is this small beside that of ``soft_margin``
-# (logits 28 apart), and attacks feel it where that is so at more than this share of the points.
+# Cross-entropy's gradient has underflowed if its length over that of ``soft_margin``'s gradient is
+# below the first number (logits 28 apart). It is a finding at more than the second share of points.
 _UNDERFLOWN, _OFTEN = 1e-12, 0.25
-# Two forward passes of the same points differ by rounding, relative to the largest logit.
-_SAME = 1e-3
 
 
 def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """Return what looks wrong, in sentences; nothing for a network that gradients attack fairly.
+    """Return sentences about what would mislead gradient attacks; an empty list if nothing would.
 
-    Outputs that are probabilities; logits that depend on the other points of the batch, or that
-    autograd does not connect to the inputs; gradients that are zero, not finite, underflow in
-    cross-entropy, or are not those of the function (a detached layer, a backward pass of its own).
-    Checked on the first points, in evaluation mode.
+    Findings are: outputs that are probabilities; logits that depend on the other points of the
+    batch, or that autograd does not connect to the inputs; gradients that are zero, not finite,
+    underflow in cross-entropy, or differ from those of the function (a detached layer, a custom
+    backward pass). The first 32 points are checked.
 
     Args:
-        model: in evaluation mode.
+        model: network in evaluation mode.
         x: inputs, shape [B, ...].
         y: labels, shape [B].
     """
@@ -75,6 +79,7 @@ def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
 
 
 def _gradient(losses: Tensor, x: Tensor) -> Tensor | None:
+    """Return the gradient of the losses by x, or None if autograd does not connect them."""
     if not losses.requires_grad:
         return None
     found: Tensor | None
@@ -83,6 +88,7 @@ def _gradient(losses: Tensor, x: Tensor) -> Tensor | None:
 
 
 def _probabilities(logits: Tensor) -> list[str]:
+    """Return a finding if the outputs are probabilities instead of logits."""
     if not bool(((logits >= 0) & (logits <= 1)).all()):
         return []
     if torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
@@ -97,7 +103,11 @@ def _probabilities(logits: Tensor) -> list[str]:
 
 
 def _by_batch(model: nn.Module, x: Tensor) -> list[str]:
-    """Compare the logits of the first half with those beside another half, in equal batches."""
+    """Return a finding if logits depend on the other points of the batch.
+
+    It compares the logits of the first half of the points in two batches of equal size, whose other
+    halves differ.
+    """
     half = len(x) // 2
     if half == 0:
         return []
@@ -113,7 +123,10 @@ def _by_batch(model: nn.Module, x: Tensor) -> list[str]:
 
 
 def _underflow(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """Compare the gradient of cross-entropy with that of ``soft_margin``, its direction."""
+    """Return a finding if cross-entropy's gradient underflows, compared with ``soft_margin``'s.
+
+    Both gradients have the same direction.
+    """
     with torch.enable_grad():
         logits = model(x.requires_grad_())
         losses = (F.cross_entropy(logits, y, reduction="none"), soft_margin(logits, y))
@@ -137,7 +150,17 @@ def _underflow(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
 def _disagreement(
     model: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, size: Tensor
 ) -> list[str]:
-    """Compare the slope along the gradient, by central differences, with the gradient's length."""
+    """Return a finding if the slope along the gradient is not the gradient's length.
+
+    The slope is measured by central differences.
+
+    Args:
+        model: network in evaluation mode.
+        x: inputs, shape [B, ...].
+        y: labels, shape [B].
+        gradient: gradient of the margin loss at each point, shape [B, ...].
+        size: L2 length of each gradient, shape [B].
+    """
     step = _STEP * gradient / per_point(size, x)
     with torch.no_grad(), exact(x):  # TF32 rounds such a step away
         ahead, behind = (margin_loss(model(x + way * step), y) for way in (1, -1))
@@ -157,7 +180,7 @@ def _disagreement(
 
 
 class _Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Collects the dtypes of what the operations inside return."""
+    """Collects the dtypes of the results of all operations within the context."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -171,7 +194,7 @@ class _Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _narrowest(model: nn.Module, x: Tensor) -> torch.dtype | None:
-    """Return the half-precision type that a forward pass computes in, if it does."""
+    """Return a half-precision dtype that the forward pass computes in, or None."""
     with torch.no_grad(), _Dtypes() as dtypes:
         model(x)
     halves = (torch.float16, torch.bfloat16)
@@ -179,21 +202,22 @@ def _narrowest(model: nn.Module, x: Tensor) -> torch.dtype | None:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    share = max(_SAME, 4 * torch.finfo(other.dtype).eps)
+    """Return whether two computations of the same logits agree up to rounding."""
+    share = max(REPEATED_LOGITS, 4 * torch.finfo(other.dtype).eps)
     return torch.allclose(one, other, rtol=share, atol=share * float(other.abs().max()))
 
 
 def is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
-    """Return whether a second forward pass gives other logits than the first one's."""
+    """Return whether a second forward pass gives other logits than the given ones."""
     with held_weights(model):
         return not _same(model(x), logits)
 
 
 def refuse_random(model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """Raise if a second forward pass gives other logits.
+    """Raise if a second forward pass gives other logits than the given ones.
 
     Raises:
-        ValueError: naming what to look for.
+        ValueError: for a random network; the message says what may cause it.
     """
     if is_random(model, x, logits):
         raise ValueError(

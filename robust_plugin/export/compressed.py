@@ -1,12 +1,12 @@
-"""Compressed checkpoints: of each tensor the non-zeros and where they are, bit for bit.
+"""Compressed checkpoints: the non-zeros of each tensor and their places, exact to the bit.
 
-A tensor of N entries with K non-zeros of b bytes each is stored as whichever takes least:
+A tensor of N entries with K non-zeros of b bytes each is stored in the smallest of these encodings:
 
-- ``dense``: its N entries, N b bytes;
-- ``bitmask``: one bit an entry, and the values, N / 8 + K b bytes;
-- ``gaps8``, ``gaps16``: the number of zeros before each non-zero in one or two bytes, and the
-  values, K + K b or 2 K + 2 K b bytes and a little. A gap of the largest number L or more is
-  written as L once for every L it holds, then the rest.
+- ``dense``: all N entries; N b bytes;
+- ``bitmask``: one bit per entry, and the values; N / 8 + K b bytes;
+- ``gaps8``, ``gaps16``: the number of zeros before each non-zero (the gap) in one or two bytes, and
+  the values; K + K b or 2 K + K b bytes and a little more. L is the largest number of the gap's
+  type. A gap of L or more is written as L once for each time that L fits into it, then the rest.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from robust_plugin.masks.detach import dense_state_dict
 from robust_plugin.runtime.files import read_tensors, write_tensors
 
-# The largest number of a gap's type, which stands for "and more".
+# Type of the gaps of each encoding, and its largest number L, which means "L, and more follows".
 _MORE = {"gaps8": (torch.uint8, 255), "gaps16": (torch.int16, 32767)}
 
 
 @dataclass(frozen=True)
 class CompressedFile:
-    """A file that was written, and what its state would take as it is.
+    """A compressed file that was written, with its size before and after compression.
 
     Attributes:
         path: the file.
-        size: bytes of the file.
-        dense_size: bytes of the state's tensors, tied ones once a name.
-        encodings: how each tensor is stored.
+        size: size of the file in bytes.
+        dense_size: size of the uncompressed tensors in bytes; a tied tensor counts once per name.
+        encodings: encoding of each tensor, by name.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class CompressedFile:
     encodings: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Return one line."""
+        """Return one line with the name of the file, both sizes and their ratio."""
         return (
             f"{self.path.name}: {self.size:,} bytes instead of {self.dense_size:,}, "
             f"{self.dense_size / self.size:.1f}x smaller"
@@ -50,14 +50,15 @@ class CompressedFile:
 
 
 def save_compressed(path: str | Path, model: nn.Module) -> CompressedFile:
-    """Write the dense state of a model, finalized or with its masks; safetensors, atomically.
+    """Write the dense state of a model to a compressed safetensors file, atomically.
 
     Args:
         path: the file; its folder must exist.
-        model: its ``dense_state_dict`` is what ``load_compressed`` gives back, bit for bit.
+        model: a model with or without masks. ``load_compressed`` returns its ``dense_state_dict``,
+            exact to the bit.
 
     Raises:
-        ValueError: if there is no such folder.
+        ValueError: if the folder of the file does not exist.
     """
     tensors: dict[str, Tensor] = {}
     shapes, encodings = {}, {}
@@ -73,11 +74,11 @@ def save_compressed(path: str | Path, model: nn.Module) -> CompressedFile:
 
 
 def load_compressed(path: str | Path) -> dict[str, Tensor]:
-    """Return the dense state that ``save_compressed`` was given, for ``load_state_dict``.
+    """Return the dense state that ``save_compressed`` wrote, for ``load_state_dict``.
 
     Raises:
-        ValueError: if the file is missing, truncated, no compressed checkpoint, or its parts do
-            not fit together.
+        ValueError: if the file is missing, truncated or no compressed checkpoint, or if its parts
+            do not fit together.
     """
     path = Path(path)
     tensors, content = read_tensors(path)
@@ -98,11 +99,11 @@ def load_compressed(path: str | Path) -> dict[str, Tensor]:
 
 
 def _encode(flat: Tensor) -> tuple[str, dict[str, Tensor]]:
-    """Return how a flat tensor is stored in the fewest bytes, and its parts."""
+    """Return the smallest encoding of a flat tensor, and the tensors to store for it."""
     if not flat.is_floating_point():
         return "dense", {"values": flat}
     width = flat.element_size()
-    # Zero is the pattern of bits; -0.0 is a value like others, and comes back.
+    # An entry is zero if all its bits are; -0.0 is stored as a value, so that it is restored.
     bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width])
     places = bits.nonzero().flatten()
     gaps = places.diff(prepend=places.new_full((1,), -1)) - 1
@@ -118,6 +119,12 @@ def _encode(flat: Tensor) -> tuple[str, dict[str, Tensor]]:
 
 
 def _decode(encoding: str, parts: Mapping[str, Tensor], shape: list[int]) -> Tensor:
+    """Return the tensor of a shape that ``_encode`` has split into parts.
+
+    Raises:
+        ValueError: if places and values do not fit together; other exceptions if a part is missing
+            or does not fit the shape.
+    """
     values = parts["values"]
     if encoding == "dense":
         return values.view(shape)
@@ -137,7 +144,7 @@ def _decode(encoding: str, parts: Mapping[str, Tensor], shape: list[int]) -> Ten
 
 
 def _packed(marks: Tensor) -> Tensor:
-    """Eight bool marks a byte, the first in the lowest bit."""
+    """Return eight bool marks per byte, the first one in the lowest bit."""
     padded = torch.zeros(-(-len(marks) // 8) * 8, dtype=torch.uint8)
     padded[: len(marks)] = marks
     powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
@@ -145,11 +152,13 @@ def _packed(marks: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor) -> Tensor:
+    """Return the bool marks that ``_packed`` has packed, padded to whole bytes."""
     powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
     return ((packed[:, None] & powers) != 0).flatten()
 
 
 def _written(gaps: Tensor, dtype: torch.dtype, more: int) -> Tensor:
+    """Return gaps as numbers of ``dtype``; its largest number ``more`` means "and more follows"."""
     numbers = gaps // more + 1
     written = torch.full((int(numbers.sum()),), more, dtype=dtype)
     written[numbers.cumsum(0) - 1] = (gaps % more).to(dtype)
@@ -157,6 +166,6 @@ def _written(gaps: Tensor, dtype: torch.dtype, more: int) -> Tensor:
 
 
 def _read(written: Tensor, more: int) -> Tensor:
-    """Return the places of the non-zeros."""
+    """Return the places of the non-zeros, from the gaps that ``_written`` wrote."""
     ends = written != more
     return written.long().cumsum(0)[ends] + torch.arange(int(ends.sum()))

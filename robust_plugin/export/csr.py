@@ -1,4 +1,4 @@
-"""Deployment on a CPU: CSR products where they were timed to be faster than the dense layers."""
+"""Deployment on a CPU: a copy with CSR layers wherever they were measured to be faster."""
 
 from __future__ import annotations
 
@@ -9,43 +9,38 @@ from torch import Tensor, nn
 
 from robust_plugin.copies.agreement import same_gradients
 from robust_plugin.copies.copied import copied
-from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
+from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear
+from robust_plugin.export.replaced import with_layers
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.prunable import refuse_fixed
+from robust_plugin.runtime.tables import table
 from robust_plugin.runtime.timing import alternating
+from robust_plugin.runtime.tolerances import SPARSE_OUTPUTS
 
-# A Linear layer that keeps half its weights is slower in CSR on every machine tried.
+# Layers that keep more than this share of their weights are not timed. A Linear layer that keeps
+# half of them is slower in CSR on every machine tried.
 _MOST_KEPT = 0.3
-
-
-# What two timings of the same thing differ by on a busy machine is not enough: a layer takes less
-# than this share of the dense one's time, and the whole network than this of the dense network's.
+# On a busy machine two timings of the same thing differ. So a CSR layer must take less than this
+# share of the time of the dense layer,
 _CLEARLY = 0.9
-
-
+# and the exported network less than this share of the time of the dense network.
 _NETWORK = 0.97
-
-
-# One unfolded example of a convolution may take this much memory.
+# The largest size of one unfolded example of a convolution, in bytes.
 _MOST_BYTES = 256 * 2**20
-
-
-# Two ways to compute the same outputs differ by rounding; more than this is another network.
-_RELATIVE = 1e-4
 
 
 @dataclass(frozen=True)
 class LayerTiming:
-    """One Linear or Conv2d layer: what it keeps, how long it took, and what became of it.
+    """One Linear or Conv2d layer: how many weights it keeps, its timings, and what was chosen.
 
     Attributes:
-        name: of the layer in the model.
-        kept: weights that are not zero.
-        size: weights.
-        dense: median seconds; None where it was not timed.
-        sparse: likewise, as a CSR product.
-        chosen: whether the exported network computes it as a CSR product.
-        reason: why, or why not.
+        name: name of the layer in the model.
+        kept: number of weights that are not zero.
+        size: number of weights.
+        dense: median seconds of the dense layer; None if the layer was not timed.
+        sparse: median seconds of the layer as a CSR product; None if the layer was not timed.
+        chosen: whether the exported network computes the layer as a CSR product.
+        reason: why it does, or why not.
     """
 
     name: str
@@ -59,13 +54,14 @@ class LayerTiming:
 
 @dataclass(frozen=True)
 class SparseReport:
-    """What ``sparse`` chose, and the timings that decided it.
+    """The layers that ``sparse`` chose, and the timings that decided it.
 
     Attributes:
-        layers: every Linear and Conv2d layer.
-        dense: median seconds of the dense network's forward pass.
-        sparse: of the exported one; equal to ``dense`` where that is the dense one.
-        threads: how many threads torch used.
+        layers: every Linear and Conv2d layer of the network.
+        dense: median seconds of a forward pass of the dense network.
+        sparse: median seconds of a forward pass of the exported network; equal to ``dense`` if
+            every layer stays dense.
+        threads: number of threads that torch used.
     """
 
     layers: tuple[LayerTiming, ...]
@@ -75,20 +71,20 @@ class SparseReport:
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        """The layers that are CSR products."""
+        """The names of the layers that are computed as CSR products."""
         return tuple(layer.name for layer in self.layers if layer.chosen)
 
     def __str__(self) -> str:
-        """Return the table."""
-        width = max([len("layer"), *(len(layer.name) for layer in self.layers)])
-        lines = [f"{'layer':<{width}}{'kept':>9}{'dense ms':>11}{'CSR ms':>11}  "]
+        """Return the table, one line per layer, and a line for the network below it."""
+        rows = [["layer", "kept", "dense ms", "CSR ms"]]
         for layer in self.layers:
-            times = "".join(
-                f"{'-' if seconds is None else format(1e3 * seconds, '.3f'):>11}"
+            times = [
+                "-" if seconds is None else f"{1e3 * seconds:.3f}"
                 for seconds in (layer.dense, layer.sparse)
-            )
+            ]
             share = layer.kept / max(1, layer.size)
-            lines.append(f"{layer.name:<{width}}{share:>9.2%}{times}  {layer.reason}")
+            rows.append([layer.name, f"{share:.2%}", *times, layer.reason])
+        lines = table(rows, align="<>>><")
         lines.append(
             f"network: dense {1e3 * self.dense:.3f} ms, exported {1e3 * self.sparse:.3f} ms, "
             f"{self.dense / self.sparse:.2f}x, {len(self.chosen)} of {len(self.layers)} layers in "
@@ -100,25 +96,27 @@ class SparseReport:
 def sparse(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
 ) -> tuple[nn.Module, SparseReport]:
-    """Return a copy for inference on this machine's CPU, faster where zeros make it so.
+    """Return a copy for inference on this machine's CPU, with CSR layers where they are faster.
 
-    Each heavily pruned Linear and Conv2d layer is timed on the inputs it gets, dense and as a CSR
-    product, in turns; CSR is taken where the median is below .9 of the dense one's. The whole
-    network is timed likewise, and stays dense unless the exported one takes less than .97 of the
-    time. The choice holds for inputs of this shape and this number of threads.
+    Each Linear and Conv2d layer that keeps at most 30 % of its weights is timed on the inputs that
+    it gets, in turns as a dense layer and as a CSR product. The CSR product is chosen if its median
+    time is below 0.9 of the dense layer's. Then the dense and the exported network are timed in
+    turns, and every layer stays dense unless the exported network takes less than 0.97 of the time.
+    The choice is valid for inputs of this shape and for this number of threads.
 
     Args:
-        model: a finalized network on the CPU; it is left as it is.
-        example_inputs: what one forward pass takes, with the batch size of the deployment.
+        model: a finalized network on the CPU; it is not changed.
+        example_inputs: inputs of one forward pass, with the batch size of the deployment.
 
     Returns:
-        The copy, in evaluation mode, and what was chosen with the timings. Its outputs equal the
-        dense network's to rounding: 1e-4 of their range is checked. So are the gradients of its
-        inputs, to .01 of their length; where they differ the copy stays dense.
+        The copy, in evaluation mode, and the report with choices and timings. The outputs of the
+        copy are checked to equal those of the dense network to 1e-4 of their range, and the
+        gradients by the inputs to 0.01 of their length; if one of them differs, every layer stays
+        dense.
 
     Raises:
-        TypeError: if the model is no nn.Module, or its output no tensor.
-        ValueError: if a pruner is attached, or the network is not on the CPU or cannot be copied.
+        TypeError: if the model is no nn.Module, or its output is no tensor.
+        ValueError: if a pruner is attached, the network is not on the CPU, or it cannot be copied.
 
     >>> from robust_plugin import MagnitudePruner
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -175,7 +173,7 @@ def _layers(model: nn.Module) -> list[tuple[nn.Linear | nn.Conv2d, str]]:
 def _layer_inputs(
     model: nn.Module, inputs: tuple[Tensor, ...]
 ) -> dict[nn.Linear | nn.Conv2d, list[Tensor]]:
-    """Run the model once and keep what each layer is called with."""
+    """Return the inputs that each layer is called with in one forward pass."""
     given: dict[nn.Linear | nn.Conv2d, list[Tensor]] = {layer: [] for layer, _ in _layers(model)}
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: given[layer].extend(args[:1]))
@@ -192,7 +190,7 @@ def _layer_inputs(
 def _trial(
     name: str, layer: nn.Linear | nn.Conv2d, inputs: list[Tensor]
 ) -> tuple[LayerTiming, SparseLayer | None]:
-    """Time a layer dense and in CSR on all its inputs; return the CSR layer if that is faster."""
+    """Return the timings of a layer on all its inputs, and its CSR layer if that is faster."""
     kept, size = int(layer.weight.count_nonzero()), layer.weight.numel()
     untimed = LayerTiming(name, kept, size, None, None, False, "")
     if type(layer) not in (nn.Linear, nn.Conv2d):
@@ -214,7 +212,7 @@ def _trial(
     try:
         found = [candidate(x) for x in inputs]
     except (RuntimeError, NotImplementedError) as error:
-        # No MKL, or a type of numbers that it does not multiply: bfloat16, float16.
+        # There is no MKL, or it does not support the dtype: bfloat16 and float16.
         return replace(untimed, reason=f"torch: {str(error).splitlines()[0]}"), None
     if not all(_close(layer(x), y) for x, y in zip(inputs, found, strict=True)):
         return replace(untimed, reason="differs from the dense layer"), None
@@ -230,10 +228,10 @@ def _trial(
 def _whole(
     plain: nn.Module, exported: nn.Module, inputs: tuple[Tensor, ...], expected: Tensor
 ) -> tuple[str, float, float]:
-    """Return what speaks against the exported network, or "", and both networks' seconds."""
+    """Return the reason to stay dense ("" for none), and the median seconds of both networks."""
     try:
         found = exported(*inputs)
-    except Exception as error:  # A parent may read its layer's weight instead of calling it.
+    except Exception as error:  # A module may read the weight of a layer instead of calling it.
         seconds, _ = alternating(lambda: plain(*inputs), lambda: None, seconds=0.5)
         return f"the network does not run with it: {error}", seconds, seconds
     dense, csr = alternating(lambda: plain(*inputs), lambda: exported(*inputs), seconds=1.0)
@@ -249,4 +247,4 @@ def _whole(
 def _close(expected: Tensor, found: Tensor) -> bool:
     if expected.shape != found.shape:
         return False
-    return bool(((expected - found).abs() <= _RELATIVE * expected.abs().amax()).all())
+    return bool(((expected - found).abs() <= SPARSE_OUTPUTS * expected.abs().amax()).all())

@@ -1,4 +1,4 @@
-"""Files of networks with CSR layers: written as they are, read into a dense network's copy."""
+"""Files of networks with CSR layers: saving, and loading into a copy of the dense network."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear, with_layers
+from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear
+from robust_plugin.export.replaced import with_layers
 from robust_plugin.masks.detach import tensors_of
 from robust_plugin.runtime.files import read_tensors, write_tensors
 
 
 def save_sparse(path: str | Path, model: nn.Module) -> None:
-    """Write the state of a network with CSR layers; safetensors, atomically."""
+    """Write the state of a network with CSR layers to a safetensors file, atomically."""
     write_tensors(path, tensors_of(model.state_dict()), {"layers": "csr"})
 
 
@@ -22,12 +23,12 @@ def load_sparse(path: str | Path, model: nn.Module) -> nn.Module:
     """Return a network with the layers and the state that ``save_sparse`` wrote.
 
     Args:
-        path: the file.
-        model: a dense network of the same architecture; it is left as it is.
+        path: a file that ``save_sparse`` wrote.
+        model: a dense network of the same architecture; it is not changed.
 
     Raises:
-        ValueError: if the file is truncated, was not written by ``save_sparse``, is of another
-            network, or its indices are no CSR matrix.
+        ValueError: if the file is truncated, was not written by ``save_sparse`` or is of another
+            network, or if its indices do not form a CSR matrix.
     """
     path = Path(path)
     state, content = read_tensors(path)
@@ -56,7 +57,7 @@ def _stored_layer(layer: nn.Module, name: str, state: Mapping[str, Tensor]) -> S
         state[f"{name}.{key}"] for key in ("crow_indices", "col_indices", "values")
     )
     shape = (len(rows), rows.shape[1] * (layer.groups if isinstance(layer, nn.Conv2d) else 1))
-    # The product does not check its indices: a wrong one would read foreign memory.
+    # The product does not check its indices; a wrong one would read memory outside the tensor.
     csr = torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=True)
     if isinstance(layer, nn.Linear):
         return SparseLinear.of(layer, csr)

@@ -1,38 +1,28 @@
-"""Linear and Conv2d layers that multiply by a sparse (CSR) weight: inference on a CPU."""
+"""Linear and Conv2d layers with a sparse (CSR) weight, for inference on a CPU."""
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.copies.copied import copied
-
-# The input of a convolution is unfolded for as many examples at once as take this many bytes: what
-# stays in the cache is multiplied up to 1.7 times as fast.
+# A convolution unfolds as many examples at once as fit into this number of bytes. Unfolded inputs
+# that stay in the cache are multiplied up to 1.7 times as fast.
 _CACHE = 2 * 2**20
-# Where torch keeps the hooks of a module.
-_HOOKS = (
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks",
-    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_pre_hooks",
-    "_backward_hooks", "_is_full_backward_hook",
-)  # fmt: skip
 
 
 class SparseLayer(nn.Module):
-    """A weight as a CSR matrix [rows, columns], and a bias.
+    """A layer with a weight as a CSR matrix, shape [rows, columns], and a bias.
 
-    Its buffers are plain tensors, so that safetensors can hold them. The indices are int32, which
-    MKL multiplies without converting them.
+    The buffers are plain tensors, so that safetensors can store them. The indices are int32,
+    because MKL uses these without a conversion.
 
     Args:
         csr: the weight, ``layout=torch.sparse_csr``, float32 or float64.
-        bias: shape [rows].
+        bias: the bias, shape [rows]; None for a layer without bias.
     """
 
     crow_indices: Tensor
@@ -51,16 +41,19 @@ class SparseLayer(nn.Module):
 
     @property
     def csr(self) -> Tensor:
-        """The weight, ``layout=torch.sparse_csr``; it shares the buffers' memory."""
+        """The weight, ``layout=torch.sparse_csr``; it shares the memory of the buffers."""
         return torch.sparse_csr_tensor(
             self.crow_indices, self.col_indices, self.values, self.shape, check_invariants=False
         )
 
     def product(self, columns: Tensor) -> Tensor:
-        """Return W c + b for every column c of [columns, N], shape [rows, N].
+        """Return W c + b for every column c of ``columns``, shape [rows, N].
+
+        Args:
+            columns: the inputs, shape [columns of the weight, N].
 
         Raises:
-            ValueError: in training mode: nothing here learns.
+            ValueError: in training mode, because the layer cannot be trained.
         """
         if self.training:
             raise ValueError(
@@ -78,12 +71,12 @@ class SparseLayer(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """Return shape and number of values, for ``repr``."""
+        """Return the shape and the number of stored values, for ``repr``."""
         return f"{self.shape[0]} x {self.shape[1]}, {len(self.values)} values"
 
 
 class SparseLinear(SparseLayer):
-    """y = x W^T + b with W in CSR.
+    """A Linear layer y = x W^T + b with W in CSR.
 
     Shapes:
         x: [..., in_features], y: [..., out_features].
@@ -91,29 +84,34 @@ class SparseLinear(SparseLayer):
 
     @classmethod
     def of(cls, layer: nn.Linear, csr: Tensor | None = None) -> SparseLinear:
-        """Return a layer with the shape and bias of a dense one, and its weight unless given."""
+        """Return the sparse layer of a dense one.
+
+        Args:
+            layer: the dense layer, whose shape and bias are used.
+            csr: the weight; None for the weight of ``layer``.
+        """
         return cls(_csr(layer.weight) if csr is None else csr, layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return y; contiguous, as a dense layer's."""
+        """Return y, contiguous like the output of a dense layer."""
         found = self.product(x.reshape(-1, self.shape[1]).t())
         return found.t().contiguous().view(*x.shape[:-1], self.shape[0])
 
     def dense_layer(self) -> nn.Linear:
         """Return the dense layer that computes the same."""
         layer = nn.Linear(self.shape[1], self.shape[0], bias=self.bias is not None)
-        return cast(nn.Linear, _filled(layer, self.csr.to_dense(), self.bias))
+        return cast(nn.Linear, filled(layer, self.csr.to_dense(), self.bias))
 
 
 class SparseConv2d(SparseLayer):
     """A convolution as one product of W in CSR, [out, in * kh * kw], with the unfolded input.
 
-    Groups are blocks of W. The unfolded input has kh * kw times the entries of a map, so that this
-    pays on small maps only.
+    The groups of the convolution are blocks of W. The unfolded input has kh * kw times as many
+    entries as the map, so the product is faster on small maps only.
 
     Args:
-        csr: the weight.
-        layer: a convolution of the same geometry and bias.
+        csr: the weight, shape [out, in * kh * kw].
+        layer: the dense convolution, whose geometry and bias are used.
     """
 
     def __init__(self, csr: Tensor, layer: nn.Conv2d) -> None:
@@ -124,23 +122,28 @@ class SparseConv2d(SparseLayer):
         self.dilation = cast(tuple[int, int], layer.dilation)
         self.padding = cast(str | tuple[int, int], layer.padding)
         self.padding_mode = layer.padding_mode
-        # left, right, top, bottom; numbers also for "same".
+        # Padding left, right, top and bottom; numbers also for padding="same".
         self.pads = list(layer._reversed_padding_repeated_twice)
 
     @classmethod
     def of(cls, layer: nn.Conv2d, csr: Tensor | None = None) -> SparseConv2d:
-        """Return a layer with the geometry and bias of a dense one, and its weight unless given."""
+        """Return the sparse layer of a dense one.
+
+        Args:
+            layer: the dense convolution, whose geometry and bias are used.
+            csr: the weight; None for the weight of ``layer``.
+        """
         return cls(_csr(layer.weight, layer.groups) if csr is None else csr, layer)
 
     def output_size(self, x: Tensor) -> tuple[int, int]:
-        """Return height and width of the output for inputs [..., H, W]."""
+        """Return height and width of the output for an input of shape [..., H, W]."""
         padded = (x.shape[-2] + sum(self.pads[2:]), x.shape[-1] + sum(self.pads[:2]))
         each = zip(padded, self.kernel_size, self.stride, self.dilation, strict=True)
         height, width = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in each]
         return height, width
 
     def unfolded_bytes(self, x: Tensor) -> int:
-        """Return what one unfolded example takes, of inputs [..., C, H, W]."""
+        """Return the bytes of one unfolded example, for an input of shape [..., C, H, W]."""
         height, width = self.output_size(x)
         return self.shape[1] * height * width * x.element_size()
 
@@ -160,7 +163,7 @@ class SparseConv2d(SparseLayer):
             x = F.pad(x, self.pads, mode)
         batch, channels = x.shape[:2]
         per_sample, per_channel, per_row, per_column = x.stride()
-        # One copy into the layout of the product; F.unfold and a transpose would make two.
+        # One copy is made, in the layout of the product; F.unfold and a transpose would make two.
         windows = x.as_strided(
             (channels, *self.kernel_size, batch, height, width),
             (
@@ -190,11 +193,11 @@ class SparseConv2d(SparseLayer):
         )
         blocks = self.csr.to_dense().view(self.groups, -1, self.groups, layer.weight[0].numel())
         weight = torch.cat([blocks[g, :, g] for g in range(self.groups)]).view_as(layer.weight)
-        return cast(nn.Conv2d, _filled(layer, weight, self.bias))
+        return cast(nn.Conv2d, filled(layer, weight, self.bias))
 
 
 def _csr(weight: Tensor, groups: int = 1) -> Tensor:
-    """Return a dense weight's non-zeros, row by row, each group in columns of its own."""
+    """Return the non-zeros of a dense weight as a CSR matrix, with separate columns per group."""
     rows = weight.detach().flatten(1)
     row, column = rows.nonzero().unbind(1)
     group = row // (len(rows) // groups)
@@ -202,48 +205,14 @@ def _csr(weight: Tensor, groups: int = 1) -> Tensor:
     places = torch.stack([row, column + group * rows.shape[1]])
     values = rows[row, column]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # once a process
+        # torch gives this warning once per process.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
         return torch.sparse_coo_tensor(places, values, shape, check_invariants=True).to_sparse_csr()
 
 
-def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+def filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Return the layer in evaluation mode with this weight and bias, frozen."""
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
     return layer.eval()
-
-
-def with_layers(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Return a deep copy of a model with some layers replaced, wherever it refers to them.
-
-    What hooks a layer has, its replacement has too: they may change outputs and gradients.
-    """
-    memo: dict[int, Any] = {id(old): replacement for old, replacement in new.items()}
-    found = copied(model, memo)
-    for old, replacement in new.items():
-        for key in _HOOKS:
-            try:
-                setattr(replacement, key, copy.deepcopy(getattr(old, key), memo))
-            except Exception as error:  # a hook may hold whatever cannot be copied
-                raise ValueError(
-                    f"a hook of a {type(old).__name__} cannot be copied to the layer in its place "
-                    f"({error}); remove it."
-                ) from error
-    return found
-
-
-def dense_copy(model: nn.Module) -> nn.Module:
-    """Return a copy whose sparse layers, CSR or 2:4, are dense again; it computes the same."""
-    new: dict[nn.Module, nn.Module] = {}
-    for layer in model.modules():
-        if isinstance(layer, SparseLayer):
-            new[layer] = layer.dense_layer()
-        elif isinstance(layer, nn.Linear) and is_semi_structured(layer):
-            dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-            new[layer] = _filled(dense, layer.weight.to_dense(), layer.bias)
-    return with_layers(model, new)
-
-
-def is_semi_structured(layer: nn.Linear) -> bool:
-    """Whether a layer's weight is one of torch's 2:4 tensors."""
-    return isinstance(layer.weight.data, torch.sparse.SparseSemiStructuredTensor)

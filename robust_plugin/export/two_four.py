@@ -1,4 +1,4 @@
-"""2:4 sparse layers for CUDA: torch's compressed weights where the pattern and the shapes allow."""
+"""2:4 sparse Linear layers for CUDA, with torch's compressed weights where they fit."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from robust_plugin.export.csr_layers import with_layers
+from robust_plugin.export.replaced import with_layers
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.select import most_kept
 
-# What both of torch's kernels, cuSPARSELt and CUTLASS, take: numbers of 16 bits, rows in blocks of
-# 32 and columns in blocks of 64, on compute capability 8.0 and above.
+# What both of torch's kernels, cuSPARSELt and CUTLASS, accept: numbers of 16 bits, rows in
+# multiples of 32 and columns in multiples of 64, on compute capability 8.0 and above.
 _DTYPES = (torch.float16, torch.bfloat16)
 _BLOCK = (32, 64)
 _CAPABILITY = (8, 0)
@@ -21,20 +21,22 @@ _CAPABILITY = (8, 0)
 def semi_structured(model: nn.Module) -> tuple[nn.Module, Mapping[str, str]]:
     """Return a copy for inference whose 2:4 sparse Linear layers hold compressed weights.
 
-    The weights become ``torch.sparse.to_sparse_semi_structured`` tensors, which takes a 2:4 weight
-    on trust and drops what is too much; here every row is checked first. Convolutions have no such
-    kernel and stay dense. The copy has outputs only: torch cannot differentiate its products by
-    what they multiply, so that gradient attacks raise there. Attack the dense network.
+    The weights are converted by ``torch.sparse.to_sparse_semi_structured``. That function does not
+    check for a 2:4 pattern and drops weights that do not fit; here every row is checked first.
+    Convolutions have no such kernel and stay dense. The copy is for outputs only: torch cannot
+    differentiate its products by their input, so gradient attacks raise an error. Attack the dense
+    network.
 
     Args:
-        model: a finalized network on a CUDA device, float16 or bfloat16; it is left as it is.
+        model: a finalized network on a CUDA device, float16 or bfloat16; it is not changed.
 
     Returns:
-        The copy, in evaluation mode, and for each Linear layer ``"2:4"`` or why it stays dense.
+        The copy, in evaluation mode, and for each Linear layer, by name, ``"2:4"`` or the reason
+        why it stays dense.
 
     Raises:
-        ValueError: if a pruner is attached, there is no fitting CUDA device, the network is not on
-            it, or no layer can be compressed, with the reason for each.
+        ValueError: if a pruner is attached, the network is not on a suitable CUDA device, or no
+            layer can be compressed, with the reason for each.
     """
     if next(masked_weights(model), None) is not None:
         raise ValueError("a pruner is attached to the network; call pruner.finalize() first.")
@@ -51,7 +53,7 @@ def semi_structured(model: nn.Module) -> tuple[nn.Module, Mapping[str, str]]:
 
 
 def obstacle(layer: nn.Linear) -> str | None:
-    """Return why a layer's weight cannot be compressed, or None."""
+    """Return why the weight of a layer cannot be compressed, or None if it can."""
     rows, columns = layer.weight.shape
     if type(layer) is not nn.Linear:
         return f"is a {type(layer).__name__}"
@@ -86,7 +88,7 @@ def _refuse_other_devices(model: nn.Module) -> None:
 
 
 def _compressed(layer: nn.Linear) -> nn.Linear:
-    # Built on the meta device: the weight it comes with is dropped.
+    # Built on the meta device, because its initial weight is replaced at once.
     new = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach().contiguous())
     new.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,9 +1,10 @@
 """What a mask is, which parameters it covers, and how it is put on a layer and taken off.
 
 Start with ``select.py``: exact top-k and n:m selection, and the straight-through gradient.
-``groups.py`` says what shares one score tensor, ``prunable.py`` finds the weights of a network,
-``attach.py`` puts masks on by torch's parametrizations, ``detach.py`` makes the network plain
-again, ``transformed.py`` refuses weights that another parametrization computes.
+``groups.py`` defines which parameters share one mask, and ``group_checks.py`` checks groups that
+users make. ``prunable.py`` finds the weights of a network that masks can cover. ``attach.py`` puts
+masks on layers by torch's parametrizations, and ``detach.py`` makes the network plain again.
+``transformed.py`` refuses layers that compute with another weight than the one they store.
 
 Not here: how many entries are kept (``budget``) and when masks change (``pruning``).
 

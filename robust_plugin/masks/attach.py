@@ -1,8 +1,8 @@
-"""How a mask attaches to a layer, and leaves it again.
+"""Masks on layers: how they attach, and what a layer then computes with.
 
-A *group* is what shares one score tensor and one rate. For weights a group is one weight
-tensor; for channels it is a set of layers whose input channels come and go together. Its
-GroupMask hangs below ``layer.parametrizations`` of every layer it masks.
+A *group* shares one score tensor and one rate. For weights a group is one weight tensor. For
+channels it is a set of layers whose input channels are removed together. Its ``GroupMask`` is a
+submodule of ``layer.parametrizations`` in every layer that it masks.
 """
 
 from __future__ import annotations
@@ -22,14 +22,24 @@ from robust_plugin.masks.select import Pattern, StraightThrough, nm_mask, topk_m
 class GroupMask(nn.Module):
     """Scores, rate and mask of one group.
 
-    The mask is a buffer that somebody chooses after each optimizer step: a forward pass only
-    reads it, so that ten attack steps cost one top-k.
+    The mask is a buffer that the pruner computes after each optimizer step. A forward pass only
+    reads it, so ten attack steps cost one top-k.
+
+    Args:
+        scores: initial scores, one per weight or per channel.
+        kept: number of entries to keep.
+        k_min: least density, for learned rates.
+        rate: initial logit r of the density; None if the rate is not learned.
+        pattern: n:m pattern of the mask; None for an unstructured mask.
 
     Attributes:
-        scores: float32 whatever the model's dtype: one score a weight, or a channel.
-        rate: the logit r of k = k_min + (1 - k_min) sigmoid(r), or None where not learned.
-        kept: how many entries of the mask are one; with the scores it determines the mask.
-        mask: bool, the shape of the scores; not saved, chosen again when a state is loaded.
+        scores: one score per weight or per channel, float32 for every dtype of the model.
+        rate: logit r of k = k_min + (1 - k_min) sigmoid(r); None if the rate is not learned.
+        kept: number of entries of the mask that are one. The scores and this number determine the
+            mask.
+        mask: the mask, bool, same shape as the scores. It is not saved: loading a state computes
+            it again.
+        unfollowed: True while scores or rates are learned but no optimizer moves the mask yet.
     """
 
     kept: Tensor
@@ -48,7 +58,6 @@ class GroupMask(nn.Module):
         self.scores = nn.Parameter(scores.detach().float().clone(), requires_grad=False)
         self.k_min = k_min
         self.pattern = pattern
-        # True while scores or rates are to be learned and no optimizer moves the mask yet.
         self.unfollowed = False
         device = scores.device
         self.rate: nn.Parameter | None = None
@@ -61,10 +70,13 @@ class GroupMask(nn.Module):
         self.choose()
 
     def choose(self, kept: int | None = None) -> None:
-        """Set the mask to the ``kept`` largest |scores|, or to those of every m of a pattern.
+        """Compute the mask: the ``kept`` largest ``|scores|``, or the n largest of every m.
+
+        Args:
+            kept: number of entries to keep from now on; None keeps as many as before.
 
         Raises:
-            ValueError: if that many are not the pattern.
+            ValueError: if that number of entries does not fit the pattern.
         """
         count = int(self.kept) if kept is None else kept
         if kept is not None:
@@ -78,16 +90,22 @@ class GroupMask(nn.Module):
             self.mask.copy_(chosen)
 
     def density(self) -> Tensor:
-        """k = k_min + (1 - k_min) sigmoid(r), HARP section 3.2; a scalar that r learns through."""
+        """Return the density k = k_min + (1 - k_min) sigmoid(r), HARP section 3.2.
+
+        It is a scalar, differentiable with respect to r. Without a rate it is the kept share.
+        """
         if self.rate is None:
             return self.kept / self.scores.numel()
         return self.k_min + (1 - self.k_min) * torch.sigmoid(self.rate)
 
     def forward(self, dtype: torch.dtype) -> Tensor:
-        """Return the mask, differentiable for whatever is learned.
+        """Return the mask, with gradients for the scores and the rate if these are learned.
+
+        Args:
+            dtype: dtype of the returned mask if it has gradients; else the mask is bool.
 
         Raises:
-            ValueError: if something is learned and no optimizer is followed.
+            ValueError: if scores or rate are learned and the pruner follows no optimizer.
         """
         learned = self.scores.requires_grad or (self.rate is not None and self.rate.requires_grad)
         if not (learned and torch.is_grad_enabled()):
@@ -101,7 +119,8 @@ class GroupMask(nn.Module):
         return through
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupMask:
-        # model.half() must not round the scores: keep their values through a change of dtype.
+        # Scores and rate keep their float32 values through a change of dtype: model.half() must not
+        # round them.
         exact = {parameter: parameter.detach() for parameter in self.parameters(recurse=False)}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for parameter, before in zip(self.parameters(recurse=False), exact.values(), strict=True):
@@ -111,18 +130,19 @@ class GroupMask(nn.Module):
 
 
 def _choose_after_load(group: GroupMask, _: Any) -> None:
+    """Compute the mask from the scores and the count that were just loaded."""
     group.choose()
 
 
 class MaskedWeight(nn.Module):
-    """The parametrization w -> w * m that a layer's weight carries while a pruner is attached.
+    """Parametrization w -> w * m of a layer's weight while a pruner is attached.
 
     Args:
-        group: the mask.
-        dim: None where the mask has the shape of the weight; else the dimension of the weight
-            that the mask's entries (channels) select.
-        index: for ``dim``: which channel of the group each entry of that dimension belongs to,
-            -1 for none, which the mask leaves alone; None for the identity.
+        group: scores and mask of the group.
+        dim: dimension of the weight that the entries of the mask (channels) select; None if the
+            mask has the shape of the weight.
+        index: for each entry of dimension ``dim``, the channel of the group that it belongs to, or
+            -1 for entries without a mask; None if entry i belongs to channel i.
     """
 
     index: Tensor | None
@@ -135,75 +155,84 @@ class MaskedWeight(nn.Module):
         self.dim = dim
         placed = None if index is None else index.to(group.mask.device)
         self.register_buffer("index", placed, persistent=False)
-        # The effective weight as a constant, while held_weights() lasts.
-        self.held: Tensor | None = None
-        # The layer's parameters in their order before the mask came.
-        self.order: tuple[str, ...] = ()
+        # Inside of held_weights(): the effective weight as a constant; else None.
+        self.constant: Tensor | None = None
+        # Names of the layer's parameters in their order before the mask was attached.
+        self.parameter_order: tuple[str, ...] = ()
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the effective weight."""
-        if self.held is not None:
-            return self.held
+        if self.constant is not None:
+            return self.constant
         mask: Tensor = self.group(weight.dtype)
         if self.dim is not None:
             mask = mask.flatten()
             if self.index is not None:
-                mask = torch.cat([mask, mask.new_ones(1)])[self.index]  # -1 reads the one
+                mask = torch.cat([mask, mask.new_ones(1)])[
+                    self.index
+                ]  # index -1 reads the appended 1
             mask = mask.view([-1 if d == self.dim else 1 for d in range(weight.dim())])
         return weight * mask
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning to a masked weight sets the weight underneath."""
+        """Return the weight to store when a value is assigned to the masked weight.
+
+        It is the value itself, without the mask.
+        """
         return weight
 
 
 def masked_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, MaskedWeight]]:
-    """Yield (layer name, layer, parameter name, its MaskedWeight) of a model with a pruner.
+    """Yield (layer name, layer, parameter name, MaskedWeight) for every mask of a model.
 
-    A layer that a model holds under two names comes twice, and so does a weight whose input
-    channels belong to two groups, as behind a concatenation.
+    A layer with two names in the model comes twice. A weight comes twice if two groups mask its
+    input channels, as they do behind a concatenation.
     """
     for name, layer in model.named_modules(remove_duplicate=False):
         chains = layer.parametrizations if parametrize.is_parametrized(layer) else {}
         for parameter, chain in cast(nn.ModuleDict, chains).items():
-            for carrier in cast(nn.ModuleList, chain):
-                if isinstance(carrier, MaskedWeight):
-                    yield name, layer, parameter, carrier
+            for masked in cast(nn.ModuleList, chain):
+                if isinstance(masked, MaskedWeight):
+                    yield name, layer, parameter, masked
 
 
 @contextmanager
 def held_weights(model: nn.Module) -> Iterator[None]:
-    """Multiply weights and masks once for all forward passes inside, as constants.
+    """Multiply weights and masks once for all forward passes inside the ``with`` block.
 
-    For attacks and evaluation, which never differentiate by the weights.
+    The products are constants: no gradient reaches the weights. Attacks and evaluation use this,
+    because they never differentiate with respect to the weights.
     """
-    free = [found for found in masked_weights(model) if found[3].held is None]
+    free = [found for found in masked_weights(model) if found[3].constant is None]
     try:
         with torch.no_grad():
             effective = [getattr(layer, parameter) for _, layer, parameter, _ in free]
-        for (_, _, _, carrier), value in zip(free, effective, strict=True):
-            carrier.held = value
+        for (_, _, _, masked), value in zip(free, effective, strict=True):
+            masked.constant = value
         yield
     finally:
-        for _, _, _, carrier in free:
-            carrier.held = None
+        for _, _, _, masked in free:
+            masked.constant = None
 
 
 def chain_of(layer: nn.Module, parameter: str) -> parametrize.ParametrizationList:
-    """Return torch's holder of a masked parameter; its ``original`` is the weight underneath."""
+    """Return torch's list of the parametrizations of a masked parameter.
+
+    Its attribute ``original`` is the weight without the mask.
+    """
     chains = cast(nn.ModuleDict, layer.parametrizations)
     return cast(parametrize.ParametrizationList, chains[parameter])
 
 
-def attach(layer: nn.Module, parameter: str, carrier: MaskedWeight) -> None:
-    """Mask one parameter of a layer; the Parameter object stays the user's own."""
-    carrier.order = tuple(layer._parameters)
-    parametrize.register_parametrization(layer, parameter, carrier)
+def attach(layer: nn.Module, parameter: str, masked: MaskedWeight) -> None:
+    """Mask one parameter of a layer; the Parameter object stays the same."""
+    masked.parameter_order = tuple(layer._parameters)
+    parametrize.register_parametrization(layer, parameter, masked)
 
 
 def attach_groups(groups: Sequence[Group], masks: Sequence[GroupMask]) -> None:
-    """Mask every member of every group by its group's mask."""
+    """Attach the mask of each group to all its members; both sequences have the same order."""
     for group, mask in zip(groups, masks, strict=True):
         for member in group.members:
-            carrier = MaskedWeight(mask, dim=member.dim, index=member.index)
-            attach(member.layer, member.parameter, carrier)
+            masked = MaskedWeight(mask, dim=member.dim, index=member.index)
+            attach(member.layer, member.parameter, masked)

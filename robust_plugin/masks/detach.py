@@ -1,4 +1,7 @@
-"""Back to the plain network: masks taken off, and states under the names it had before."""
+"""Back to the plain network: masks are removed, and states get the names they had without masks.
+
+A *dense name* is the name of a parameter or buffer in the state_dict of the network without masks.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,24 @@ from robust_plugin.masks.select import most_kept
 
 
 def finalize(model: nn.Module) -> None:
-    """Turn every masked layer into the plain layer it was, zeros in place.
+    """Turn every masked layer into a plain layer whose pruned weights are zero.
 
-    Works on the network a pruner is attached to and on any copy of it (deepcopy, EMA), each with
-    the masks it carries itself; for the pruner's masks in a copy, see ``Pruner.finalize``.
+    It works on the network that a pruner is attached to and on any copy of it (deepcopy, EMA). A
+    copy is finalized with the masks that it has itself. To use the pruner's masks in a copy, call
+    ``Pruner.finalize``.
 
     Raises:
-        ValueError: if no layer of the model is masked, or if a mask is not of the size or the
-            pattern that it was chosen with: some averages of models also average masks.
+        ValueError: if no layer of the model is masked, or if a mask does not have the number of
+            entries or the pattern that it should have. Some averages of models average the masks
+            too, which causes this.
     """
     found = list(masked_weights(model))
     if not found:
         raise ValueError(
             "finalize found no masked layer; is it this model a pruner is attached to?"
         )
-    for name, _, _, carrier in found:
-        _check_mask(carrier.group, name)
+    for name, _, _, masked in found:
+        _check_mask(masked.group, name)
     with torch.no_grad():
         effective = [getattr(layer, parameter) for _, layer, parameter, _ in found]
         for (_, layer, parameter, _), value in zip(found, effective, strict=True):
@@ -39,11 +44,12 @@ def finalize(model: nn.Module) -> None:
 
 
 def _check_mask(group: GroupMask, name: str) -> None:
+    """Raise a ValueError unless a mask has its number of entries and its pattern."""
     ones, kept = int(group.mask.sum()), int(group.kept)
     if ones != kept:
         raise ValueError(
             f"the mask of {name} keeps {ones} entries instead of {kept}, as in a copy whose "
-            "buffers were averaged; call pruner.finalize(copy), which lends it the masks."
+            "buffers were averaged; call pruner.finalize(copy), which gives it the masks."
         )
     if group.pattern is None:
         return
@@ -57,87 +63,94 @@ def _check_mask(group: GroupMask, name: str) -> None:
 
 
 def _without_negative_zeros(weight: Tensor) -> Tensor:
-    # -1 times a mask's 0 is -0.0, which is not the pattern of bits that a file of non-zeros leaves
-    # out. Adding 0 changes nothing else.
+    """Return the weight with 0.0 in place of -0.0."""
+    # -1 times a mask's 0 is -0.0. Its bits differ from those of the 0.0 that files of non-zeros
+    # leave out. Adding 0 changes nothing else.
     return weight + 0.0
 
 
 def _detach(layer: nn.Module) -> None:
-    # torch's remove_parametrizations deletes the property from the layer's class, which a
-    # deepcopied model shares: it would break the other copy. The layer gets its own class back.
+    """Remove the masks of a layer and give it back its own class."""
+    # torch's remove_parametrizations deletes the property from the layer's class. A deepcopied
+    # model shares that class, so the other copy would break.
     if not parametrize.is_parametrized(layer):
         return
     chains = cast(nn.ModuleDict, layer.parametrizations)
     order: tuple[str, ...] = ()
     for parameter, chain in chains.items():
         layer._parameters[parameter] = cast(nn.Parameter, chain.original)
-        order = max(order, cast(MaskedWeight, cast(nn.ModuleList, chain)[0]).order, key=len)
+        masked = cast(MaskedWeight, cast(nn.ModuleList, chain)[0])
+        order = max(order, masked.parameter_order, key=len)
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
-    # In the order they had, which optimizers' saved states number them by.
+    # The parameters get their old order back: saved states of optimizers number them by it.
     for parameter in order:
         layer._parameters[parameter] = layer._parameters.pop(parameter)
 
 
 def lend_masks(source: nn.Module, copy: nn.Module) -> None:
-    """Give a copy of a masked network, or what an averaged model wraps, the original's masks.
+    """Copy the masks of a network to a copy of it, or to the network that an averaged model wraps.
+
+    Args:
+        source: masked network whose masks are read.
+        copy: masked copy of ``source``, or a wrapper with such a copy as ``module``.
 
     Raises:
-        ValueError: if the two are not masked in the same places.
+        ValueError: if the two networks are not masked in the same places.
     """
     wrapped = getattr(copy, "module", None)  # torch's AveragedModel, timm's ModelEma
     copy = wrapped if isinstance(wrapped, nn.Module) else copy
     ours, theirs = list(masked_weights(source)), list(masked_weights(copy))
     if [(name, key) for name, _, key, _ in ours] != [(name, key) for name, _, key, _ in theirs]:
         raise ValueError("the model is no copy of the network that this pruner is attached to.")
-    for (_, _, _, carrier), (_, _, _, other) in zip(ours, theirs, strict=True):
-        other.group.mask.copy_(carrier.group.mask)
-        other.group.kept.copy_(carrier.group.kept)
+    for (_, _, _, masked), (_, _, _, other) in zip(ours, theirs, strict=True):
+        other.group.mask.copy_(masked.group.mask)
+        other.group.kept.copy_(masked.group.kept)
 
 
 def dense_names(model: nn.Module) -> dict[str, str]:
-    """Map each name of the plain architecture's state to the tensor's name in this model.
+    """Return the name in this model's state for each dense name.
 
-    They differ where a mask is attached; scores, rates and counts have no dense name.
+    The two names differ where a mask is attached. Scores, rates and counts have no dense name.
     """
-    carried = {}
+    dense_by_prefix = {}
     for name, _, parameter, _ in masked_weights(model):
-        prefix = f"{name}." if name else ""
-        carried[f"{prefix}parametrizations.{parameter}."] = prefix + parameter
+        layer = f"{name}." if name else ""
+        dense_by_prefix[f"{layer}parametrizations.{parameter}."] = layer + parameter
     names = {}
-    for under in model.state_dict():
-        masked = next((prefix for prefix in carried if under.startswith(prefix)), None)
-        if masked is None:
-            names[under] = under
-        elif under == f"{masked}original":
-            names[carried[masked]] = under
+    for stored in model.state_dict():
+        prefix = next((each for each in dense_by_prefix if stored.startswith(each)), None)
+        if prefix is None:
+            names[stored] = stored
+        elif stored == f"{prefix}original":
+            names[dense_by_prefix[prefix]] = stored
     return names
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of the plain architecture: dense names, zeros where weights are pruned.
+    """Return the state of the network without masks: dense names, and zeros for pruned weights.
 
-    Loads strictly into a model that no pruner ever touched.
+    It loads strictly into a model of the same architecture without a pruner.
 
     Raises:
-        ValueError: for a model whose state holds other things than tensors.
+        ValueError: if the state of the model holds objects that are not tensors.
     """
     state = tensors_of(model.state_dict())
     dense: dict[str, Tensor] = {}
-    for name, under in dense_names(model).items():
-        dense[name] = state[under]
-        if name != under:
+    for name, stored in dense_names(model).items():
+        dense[name] = state[stored]
+        if name != stored:
             dense[name] = _without_negative_zeros(effective_weight(model, name))
     return dense
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a state, if it holds tensors alone.
+    """Return a state as a dict, or raise an error if it holds objects that are not tensors.
 
     Raises:
-        TypeError: if it is no mapping.
-        ValueError: naming what is no tensor: what a layer's get_extra_state gave, or a checkpoint
-            whose state is one of several things in it.
+        TypeError: if ``state`` is not a mapping.
+        ValueError: naming an entry that is not a tensor. It may come from a layer's
+            get_extra_state, or ``state`` is a checkpoint with the network's state as one entry.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state is a {type(state).__name__}; give a mapping of names to tensors.")
@@ -157,31 +170,37 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def effective_weight(model: nn.Module, name: str) -> Tensor:
-    """Return the parameter of a dense name as the model computes with it, without a graph."""
+    """Return the parameter of a dense name as the model computes with it, detached."""
     prefix, _, key = name.rpartition(".")
     weight: Tensor = getattr(model.get_submodule(prefix), key)
     return weight.detach()
 
 
-# What torch names a layer's get_extra_state in the state.
+# The last part of the name that torch gives to the result of a layer's get_extra_state.
 _EXTRA = "_extra_state"
-# DDP outside or inside of torch.compile.
+
+# Prefixes of names in the states of wrappers, to remove in this order: DDP may be outside or inside
+# of torch.compile.
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 
 
 def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a plain architecture's state into a model with or without a pruner attached.
+    """Load a state with dense names into a model with or without a pruner attached.
 
-    Masks and scores stay as they are. What a wrapper put before every name (``module.`` of DDP,
-    ``_orig_mod.`` of torch.compile) is taken off.
+    Masks and scores do not change. If a wrapper put a prefix before every name (``module.`` of DDP,
+    ``_orig_mod.`` of torch.compile), the prefix is removed.
+
+    Args:
+        model: network to load the state into.
+        state: state of a network of the same architecture without masks.
 
     Raises:
-        TypeError: if the state is no mapping.
-        ValueError: naming the tensors that are missing, unknown or of another shape, or what is
-            no tensor.
+        TypeError: if ``state`` is not a mapping.
+        ValueError: naming the tensors that are missing, unknown or of another shape, or an entry
+            that is not a tensor.
     """
     state, own = tensors_of(state), tensors_of(model.state_dict(keep_vars=True))
-    expected = {name: own[under] for name, under in dense_names(model).items()}
+    expected = {name: own[stored] for name, stored in dense_names(model).items()}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in state) and not expected.keys() & state.keys():
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -193,21 +212,24 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
     if wrong:
         raise ValueError(
             f"the state does not fit the model; these differ: {', '.join(wrong[:5])}."
-            + _names_apart(list(state), list(expected))
+            + _prefix_hint(list(state), list(expected))
         )
     with torch.no_grad():
         for name, tensor in state.items():
-            if name.endswith(_EXTRA):  # what get_extra_state gave may be no part of the layer
+            if name.endswith(_EXTRA):  # the layer has no parameter or buffer of this name
                 model.get_submodule(name.rpartition(".")[0]).set_extra_state(tensor)
             else:
                 expected[name].copy_(tensor)
 
 
-def _names_apart(found: list[str], expected: list[str]) -> str:
-    """Say what names a state has and a model expects, where a prefix is why none fits."""
+def _prefix_hint(found: list[str], expected: list[str]) -> str:
+    """Return a hint for the error message if no name of a state fits the model.
+
+    A prefix of the names may be the reason. Returns "" if at least one name fits.
+    """
     if set(found) & set(expected):
         return ""
-    said = f" The state has {_first(found)}; the model has {_first(expected)}."
+    said = f" The state has {_first_three(found)}; the model has {_first_three(expected)}."
     for name in found:
         fits = [each for each in expected if name.endswith(f".{each}")]
         if fits:
@@ -219,6 +241,7 @@ def _names_apart(found: list[str], expected: list[str]) -> str:
     return said
 
 
-def _first(names: list[str]) -> str:
+def _first_three(names: list[str]) -> str:
+    """Return the first three names as text."""
     more = ", ..." if len(names) > 3 else ""
     return ", ".join(names[:3]) + more if names else "no tensors"

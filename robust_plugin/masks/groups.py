@@ -1,28 +1,31 @@
-"""Groups: which weights share one score tensor and one rate."""
+"""Groups: the weights or channels that share one score tensor and one rate.
+
+A ``Group`` lists the parameters that one mask covers, its members. For weights a group is one
+weight tensor, or several tied ones. For channels it is a set of layers that read the same channels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.masks.select import Pattern
-
 
 @dataclass(frozen=True)
 class Member:
-    """One parameter that a group's mask covers.
+    """One parameter that the mask of a group covers.
 
     Attributes:
-        layer: the module that holds it.
-        layer_name: the module's name in the model.
-        parameter: the parameter's name in the module.
-        dim: None where the mask has the parameter's shape; else the dimension whose entries the
-            mask selects (1 for a layer's input channels).
-        index: which entry of the mask each entry of ``dim`` follows, -1 for none (behind a
-            concatenation it may follow another group's); None for the identity.
+        layer: module that holds the parameter.
+        layer_name: name of the module in the model.
+        parameter: name of the parameter in the module.
+        dim: dimension of the parameter whose entries the mask selects (1 for the input channels of
+            a layer); None if the mask has the shape of the parameter.
+        index: for each entry of ``dim``, the number of the mask entry that masks it, or -1 for no
+            mask (behind a concatenation another group may mask it), shape [length of ``dim``]; None
+            if entry i of the mask masks entry i.
     """
 
     layer: nn.Module
@@ -33,19 +36,21 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The parameter's dense name, as in the model's state_dict."""
+        """The name of the parameter in the state_dict of the model without masks."""
         return f"{self.layer_name}.{self.parameter}" if self.layer_name else self.parameter
 
     @property
     def weight(self) -> Tensor:
-        """The parameter, or the effective weight where a mask is attached."""
+        """The parameter as the model computes with it: masked if a mask is attached."""
         weight: Tensor = getattr(self.layer, self.parameter)
         return weight.detach()
 
     def multiply_adds(self, macs: Mapping[tuple[str, str], int]) -> int:
-        """Return the multiply-adds one entry takes part in, from ``flops.multiply_adds``.
+        """Return the multiply-adds that one entry takes part in.
 
-        0 where the traced forward pass never reached the layer.
+        Args:
+            macs: multiply-adds by layer name and parameter name, from ``budget.costs``. The result
+                is 0 if the traced forward pass never reached the layer.
         """
         separate = self.parameter in ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         return macs.get((self.layer_name, "in_proj_weight" if separate else self.parameter), 0)
@@ -53,15 +58,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """What shares one score tensor and one rate: a weight, tied weights, or coupled channels.
+    """Parameters with one score tensor and one rate: a weight, tied weights, or coupled channels.
 
     Attributes:
-        name: the first member's name unless given.
-        members: what the mask covers; one for a plain weight.
-        channels: the number of mask entries where members have a ``dim``; None for weights.
-        coupled: what no mask covers but goes when the channels are removed: the filters and
-            biases that make them, and the norms between. Known, they make the budget count the
-            network that will be left (``channels.count``).
+        members: parameters that the mask covers; a single one for a plain weight.
+        channels: number of channels, if the members have a ``dim``; None for weights.
+        name: name of the group; empty takes the name of the first member.
+        coupled: parameters that no mask covers, but whose entries disappear when the channels are
+            removed: the filters and biases that compute the channels, and the normalisation layers
+            in between. If they are given, the budget counts the cost of the network that remains.
     """
 
     members: tuple[Member, ...]
@@ -82,17 +87,18 @@ class Group:
 
     @property
     def size(self) -> int:
-        """n_l, the number of entries that scores and mask have."""
+        """n_l, the number of entries of the scores and of the mask."""
         return self.channels or self.members[0].weight.numel()
 
     @property
     def producer(self) -> Member:
-        """The filters that make a channel group: where its channels are removed.
+        """The weight whose filters compute the channels of this group.
 
-        Those that it is named after, or the first where its name is of the user's own.
+        It is the coupled weight that the group is named after. If the user chose another name, it
+        is the first coupled weight of a convolution or linear layer.
 
         Raises:
-            ValueError: if no convolution or linear layer is coupled that makes all channels.
+            ValueError: if no coupled convolution or linear layer computes all channels.
         """
         filters = [
             m
@@ -111,7 +117,11 @@ class Group:
 
     @property
     def magnitudes(self) -> Tensor:
-        """The weight, or each channel's L2 norm over all members; what initial scores see."""
+        """The numbers that initial scores are made of.
+
+        They are the weight itself, or the L2 norm of each channel over all members, shape
+        [channels, 1].
+        """
         if self.channels is None:
             return self.members[0].weight
         squares = torch.zeros(self.channels, 1, device=self.members[0].weight.device)
@@ -123,10 +133,13 @@ class Group:
         return squares.sqrt()
 
     def cost(self, macs: Mapping[tuple[str, str], int] | None) -> int:
-        """Return what one kept entry costs: weights, or multiply-adds where those are given.
+        """Return the cost of one kept entry, in weights or in multiply-adds.
+
+        Args:
+            macs: multiply-adds by layer name and parameter name; None counts weights.
 
         Raises:
-            ValueError: if the forward pass that counted them never reached a member.
+            ValueError: if the forward pass that counted ``macs`` never reached a member.
         """
         total = 0
         for member in self.members:
@@ -139,102 +152,28 @@ class Group:
                 )
             total += entries * positions
             if self.channels is None and macs is None:
-                break  # Tied weights are stored once, yet computed with once a member.
+                break  # Tied weights are stored once, but every member computes with them.
         return total
 
 
-def check_channels(groups: Sequence[Group]) -> None:
-    """Raise unless all groups are of channels, and know what goes when those are removed.
+class Groups(tuple[Group, ...]):
+    """Groups of channels, together with the inputs that were traced to find them.
 
-    Raises:
-        ValueError: naming the group that is not.
+    A pruner on these groups takes the inputs from here, so that they are given once.
+
+    Args:
+        groups: the groups.
+        example_inputs: inputs of one forward pass of the network.
     """
-    for group in groups:
-        if not group.coupled:
-            raise ValueError(
-                f"group {group.name} is not of channels that can be removed; give the pruner "
-                "groups=channel_groups(model, x[:1])."
-            )
 
+    example_inputs: tuple[Tensor, ...]
 
-def check_groups(
-    model: nn.Module, groups: Sequence[Group], exclude: Collection[str | nn.Module] = ()
-) -> tuple[Group, ...]:
-    """Return groups that somebody made for this model, if masks can attach as they say.
+    def __new__(cls, groups: Iterable[Group], example_inputs: tuple[Tensor, ...]) -> Groups:
+        """Return the groups with their inputs."""
+        made = super().__new__(cls, groups)
+        made.example_inputs = example_inputs
+        return made
 
-    Raises:
-        ValueError: naming the member that is not the model's, is covered twice, or whose shape
-            does not fit its group.
-    """
-    if not groups or exclude:
-        raise ValueError(
-            f"there are {len(groups)} groups, and exclude is {exclude!r}; give at least one group, "
-            "and leave out of the groups what stays dense."
-        )
-    modules = dict(model.named_modules(remove_duplicate=False))
-    # The entries of each weight's dimension that a mask has already.
-    seen: dict[tuple[nn.Module, str], Tensor] = {}
-    for group in groups:
-        for member in group.members:
-            if modules.get(member.layer_name) is not member.layer or not isinstance(
-                member.layer._parameters.get(member.parameter), nn.Parameter
-            ):
-                raise ValueError(
-                    f"group {group.name}: {member.name} is no parameter of the model, or is "
-                    "parametrized already."
-                )
-            _check_shape(group, member)
-            key, covered = (member.layer, member.parameter), _covered(member)
-            if key in seen and (
-                seen[key].shape != covered.shape or bool((seen[key] & covered).any())
-            ):
-                raise ValueError(f"group {group.name}: {member.name} has a mask already.")
-            seen[key] = seen[key] | covered if key in seen else covered
-    return tuple(groups)
-
-
-def _covered(member: Member) -> Tensor:
-    """The entries of the member's dimension that follow its group; of all dimensions, one."""
-    if member.dim is None:
-        return torch.ones((), dtype=torch.bool)
-    if member.index is None:
-        return torch.ones(member.weight.shape[member.dim], dtype=torch.bool)
-    return member.index.cpu() >= 0
-
-
-def _check_shape(group: Group, member: Member) -> None:
-    shape = tuple(member.weight.shape)
-    if group.channels is None or member.dim is None:
-        fits = shape == tuple(group.members[0].weight.shape)
-    elif not 0 <= member.dim < len(shape):
-        fits = False
-    elif member.index is None:
-        fits = shape[member.dim] == group.channels
-    else:
-        fits = member.index.shape == shape[member.dim : member.dim + 1] and bool(
-            ((member.index >= -1) & (member.index < group.channels)).all()
-        )
-    if not fits:
-        raise ValueError(
-            f"group {group.name}: {member.name} of shape {shape} does not fit a mask of "
-            f"{group.channels or tuple(group.members[0].weight.shape)} along dim {member.dim}."
-        )
-
-
-def divisible(
-    groups: Sequence[Group], pattern: Pattern | None
-) -> tuple[tuple[Group, ...], tuple[str, ...]]:
-    """Split off the names of groups whose rows an n:m pattern does not divide; they stay dense.
-
-    Raises:
-        ValueError: if the pattern fits no group.
-    """
-    if pattern is None:
-        return tuple(groups), ()
-    fits = tuple(g for g in groups if not g.channels and g.magnitudes.shape[1] % pattern.m == 0)
-    if not fits:
-        raise ValueError(
-            f"pattern {pattern} fits no layer; it needs an input dimension divisible by "
-            f"{pattern.m}."
-        )
-    return fits, tuple(group.name for group in groups if group not in fits)
+    def __getnewargs__(self) -> tuple[tuple[Group, ...], tuple[Tensor, ...]]:
+        """Return the arguments that copying and unpickling pass to ``__new__``."""
+        return tuple(self), self.example_inputs

@@ -1,4 +1,4 @@
-"""What a model has that masks can cover: its layers, its weights, and what refuses them."""
+"""The weights of a model that masks can cover, and the models and layers that are refused."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _PRUNABLE: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise unless ``model`` is a bare network: masks attach below wrappers, never above.
+    """Raise an error unless ``model`` is a network without a wrapper around it.
+
+    Masks attach to the network inside of a wrapper, never to the wrapper.
 
     Raises:
-        TypeError: if it is no nn.Module.
-        ValueError: for lazy layers, DataParallel, DistributedDataParallel, FSDP and compiled
-            wrappers, and for modules of TorchScript and torch.export.
+        TypeError: if ``model`` is not an nn.Module.
+        ValueError: if the model has lazy layers, is wrapped in DataParallel,
+            DistributedDataParallel, FSDP or torch.compile, or is a module of TorchScript or
+            torch.export.
     """
     refuse_fixed(model)
     for name, parameter in model.named_parameters():
@@ -42,10 +45,11 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def refuse_masked(model: nn.Module) -> None:
-    """Raise if a layer carries a mask or another parametrization, ours or torch's.
+    """Raise an error if a layer has a mask or another parametrization, ours or torch's.
 
     Raises:
-        ValueError: naming the layer, also one whose weight a hook makes (weight_norm).
+        ValueError: naming the layer. A layer whose weight is made by a hook (weight_norm) is
+            refused too.
     """
     for name, layer in model.named_modules():
         pruned = any(
@@ -66,7 +70,7 @@ def refuse_masked(model: nn.Module) -> None:
 
 
 def refuse_tied(model: nn.Module, group: Group) -> None:
-    """Raise if a group covers a parameter that is in the model under two names.
+    """Raise an error if a group covers a parameter that has two names in the model.
 
     Raises:
         ValueError: naming the parameter.
@@ -83,11 +87,11 @@ def refuse_tied(model: nn.Module, group: Group) -> None:
 def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
     """Return one group for every convolution, linear and attention weight of a model.
 
-    Tied weights share a group.
+    Tied weights share one group.
 
     Args:
-        model: any model.
-        exclude: layers, or names of layers, that stay dense with everything below them.
+        model: any model without masks.
+        exclude: layers or names of layers that stay dense, together with their submodules.
 
     Raises:
         ValueError: if nothing is left to prune, an excluded layer is not in the model, a weight
@@ -134,7 +138,7 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
 
 
 def warn_of_uncovered(model: nn.Module, groups: Collection[Group]) -> None:
-    """Warn if masks cover less than half of a model's parameters, naming the largest others."""
+    """Warn if masks cover less than half of a model's parameters, naming the largest uncovered."""
     covered = {m.layer._parameters.get(m.parameter) for group in groups for m in group.members}
     sizes = {name: p.numel() for name, p in model.named_parameters() if p not in covered}
     total = sum(p.numel() for p in model.parameters())
@@ -148,7 +152,7 @@ def warn_of_uncovered(model: nn.Module, groups: Collection[Group]) -> None:
 
 
 def prunable_members(model: nn.Module) -> Iterator[Member]:
-    """Yield every weight that masks can cover, with or without one attached."""
+    """Yield every weight of a model that masks can cover, whether or not a mask is attached."""
     for name, layer in model.named_modules():
         for kind, parameters in _PRUNABLE.items():
             if isinstance(layer, kind):
@@ -158,7 +162,16 @@ def prunable_members(model: nn.Module) -> Iterator[Member]:
 
 
 def below(modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]) -> set[nn.Module]:
-    """Return the excluded layers and all below them."""
+    """Return the excluded layers and all their submodules.
+
+    Args:
+        modules: all modules of the model by name.
+        exclude: layers or names of layers.
+
+    Raises:
+        TypeError: if ``exclude`` is a single layer or name instead of a list.
+        ValueError: if a layer is not in the model.
+    """
     if isinstance(exclude, str | nn.Module):
         raise TypeError(f"exclude is {exclude!r}; give a list of layers or of their names.")
     found: set[nn.Module] = set()
@@ -174,7 +187,7 @@ def below(modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
 
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the affine parameters of the normalisation layers, trained in every phase."""
+    """Return the affine parameters of the normalisation layers, which train in every phase."""
     return [
         parameter
         for layer in model.modules()
@@ -184,18 +197,19 @@ def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def refuse_fixed(model: nn.Module) -> None:
-    """Raise unless a model is made of layers that can be seen and changed.
+    """Raise an error unless a model consists of layers that can be inspected and changed.
 
     Raises:
-        TypeError: if it is no nn.Module.
-        ValueError: for modules of TorchScript and torch.export, which hold a graph instead.
+        TypeError: if ``model`` is not an nn.Module.
+        ValueError: if it is a module of TorchScript or torch.export, which has a graph instead of
+            layers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
     made_by = None
     if isinstance(model, torch.jit.ScriptModule):
         made_by = "TorchScript"
-    elif isinstance(model, fx.GraphModule) and "train" in vars(model):  # which raises there
+    elif isinstance(model, fx.GraphModule) and "train" in vars(model):  # its train() raises
         made_by = "torch.export"
     if made_by is not None:
         raise ValueError(

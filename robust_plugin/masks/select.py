@@ -1,4 +1,4 @@
-"""Masks: which weights stay. Exact top-k, n:m patterns, and the straight-through gradient."""
+"""Masks as functions of scores: exact top-k, n:m patterns, and the straight-through gradient."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor
 
 
 def kept_count(n: int, density: float) -> int:
-    """Return how many of ``n`` weights a layer keeps: max(1, n - int((1 - k) n)).
+    """Return how many of ``n`` weights a layer keeps at density k: max(1, n - int((1 - k) n)).
 
-    HYDRA's count (its section 3, official code: Python double arithmetic), with the floor of
-    one that keeps a small layer alive.
+    This is HYDRA's count (its section 3; the official code uses Python double arithmetic), but at
+    least one, so that a small layer does not lose all its weights.
     """
     return max(1, n - int((1 - density) * n))
 
 
 def topk_mask(scores: Tensor, count: int) -> Tensor:
-    """Mark the ``count`` largest |scores|; of equal ones, those of lower index.
+    """Return the mask of the ``count`` largest ``|scores|``; ties go to the lower index.
 
     Args:
-        scores: any shape, floating point.
-        count: how many to keep, 0 <= count <= scores.numel().
+        scores: floating-point scores of any shape.
+        count: number of entries to keep, 0 <= count <= scores.numel().
 
     Returns:
         Tensor: bool mask of the shape of ``scores`` with exactly ``count`` ones.
 
     Raises:
-        ValueError: if ``count`` is out of range or the scores hold NaN.
+        ValueError: if ``count`` is out of range or a score is NaN.
     """
     n = scores.numel()
     if not 0 <= count <= n:
@@ -44,6 +44,7 @@ def topk_mask(scores: Tensor, count: int) -> Tensor:
 
 
 def _by_threshold(magnitudes: Tensor, count: int) -> Tensor:
+    """Return the flat mask of the ``count`` largest magnitudes, by the value of the smallest."""
     threshold = magnitudes.kthvalue(len(magnitudes) - count + 1).values
     mask = magnitudes > threshold
     missing = count - int(mask.sum())
@@ -52,20 +53,22 @@ def _by_threshold(magnitudes: Tensor, count: int) -> Tensor:
 
 
 def _by_sorting(magnitudes: Tensor, count: int) -> Tensor:
-    # On a GPU kthvalue is the work of a single block of threads, and whatever counts or lists what
-    # it found makes the host wait.
+    """Return the same mask as ``_by_threshold``, faster on a GPU."""
+    # On a GPU a single block of threads computes kthvalue, and every operation that counts or lists
+    # entries makes the host wait.
     order = magnitudes.sort(descending=True, stable=True).indices
     return torch.zeros_like(magnitudes, dtype=torch.bool).scatter_(0, order[:count], True)
 
 
 def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
-    """Mark the ``n`` largest |scores| of every ``m`` consecutive entries of dimension 1.
+    """Return the mask of the ``n`` largest ``|scores|`` of every ``m`` entries of dimension 1.
 
-    Dimension 1 is a linear layer's input features and a convolution's input channels, the
-    layout that semi-structured kernels multiply along. Ties go to the lower index.
+    The ``m`` entries are consecutive. Dimension 1 is the input features of a linear layer and the
+    input channels of a convolution: semi-structured kernels multiply along it. Ties go to the lower
+    index.
 
     Raises:
-        ValueError: if m does not divide dimension 1, or the scores hold NaN.
+        ValueError: if m does not divide dimension 1, or a score is NaN.
     """
     if scores.dim() < 2 or scores.shape[1] % m:
         raise ValueError(f"{n}:{m} needs dimension 1 divisible by {m}; got {tuple(scores.shape)}.")
@@ -80,7 +83,7 @@ def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
 def most_kept(weight: Tensor, m: int) -> int:
     """Return the largest number of non-zeros in any ``m`` consecutive entries of dimension 1.
 
-    A weight is n:m sparse exactly where this is at most n.
+    A weight is n:m sparse exactly if this number is at most n.
 
     Raises:
         ValueError: if m does not divide dimension 1.
@@ -92,7 +95,12 @@ def most_kept(weight: Tensor, m: int) -> int:
 
 
 class Pattern(NamedTuple):
-    """n of every m consecutive entries are kept; n is None where each layer has its own."""
+    """Pattern of a mask that keeps n of every m consecutive entries.
+
+    Attributes:
+        n: number of kept entries per m; None if each layer has its own.
+        m: number of consecutive entries that n counts over.
+    """
 
     n: int | None
     m: int
@@ -104,7 +112,7 @@ class Pattern(NamedTuple):
         """Return the n of a layer that keeps ``kept`` of ``size`` entries.
 
         Raises:
-            ValueError: if that is not the pattern.
+            ValueError: if these numbers do not fit the pattern.
         """
         n, rest = divmod(kept * self.m, size)
         if rest or not 0 < n <= self.m or self.n not in (None, n):
@@ -116,7 +124,11 @@ class Pattern(NamedTuple):
 
 
 def parse_pattern(pattern: str) -> Pattern:
-    """Read ``"2:4"``, two of every four consecutive entries, or ``"n:4"``, n chosen by layer.
+    """Return the pattern that a string describes.
+
+    Args:
+        pattern: ``"2:4"`` for two of every four consecutive entries; ``"n:4"``, with the letter n,
+            if each layer has its own number of every four.
 
     Raises:
         ValueError: unless n and m are whole numbers with 0 < n <= m, or n is the letter.
@@ -138,6 +150,7 @@ def parse_pattern(pattern: str) -> Pattern:
 
 
 def _refuse_nan(scores: Tensor) -> None:
+    """Raise a ValueError if a score is NaN."""
     if bool(scores.isnan().any()):
         raise ValueError(
             "the scores hold NaN; lower the learning rate of the prune phase, or look for NaN in "
@@ -146,10 +159,10 @@ def _refuse_nan(scores: Tensor) -> None:
 
 
 class StraightThrough(torch.autograd.Function):
-    """The mask in the forward pass, the identity to |s| and to the density in the backward pass.
+    """Function that returns the mask, and passes gradients straight through to scores and density.
 
-    dL/ds_i = sign(s_i) dL/dm_i on every entry, kept or not (HYDRA, section 3.1), and
-    dL/dk = sum_i dL/dm_i (HARP, section 3.2).
+    In the backward pass dL/ds_i = sign(s_i) dL/dm_i for every entry, kept or not (HYDRA, section
+    3.1), and dL/dk = sum_i dL/dm_i (HARP, section 3.2).
     """
 
     @staticmethod
@@ -159,12 +172,12 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the scores for their sign."""
+        """Save the scores, whose signs the backward pass needs."""
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
-        """Pass dL/dm on to |s| and k."""
+        """Return the gradients of the scores and of the density."""
         (scores,) = ctx.saved_tensors
         to_scores = grad.float() * scores.sign() if ctx.needs_input_grad[1] else None
         to_density = grad.float().sum() if ctx.needs_input_grad[2] else None

@@ -1,6 +1,7 @@
-"""Layers that compute with another weight than the one they hold: a mask on it prunes nothing.
+"""Layers that compute with another weight than the one they store: their masks prune nothing.
 
-A weight-standardised convolution takes (w - mean) / std, which makes -mean / std of a mask's zeros.
+For example, a weight-standardised convolution computes with (w - mean) / std, which turns the zeros
+of a mask into -mean / std. ``refuse_transformed`` refuses masks on such layers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ _FUNCTIONS = (
 
 
 class _Weights(TorchFunctionMode):
-    """Collects the weights of one shape that convolutions and products are computed with."""
+    """Mode that collects the weights of one shape that convolutions and linear functions get.
+
+    Args:
+        shape: shape of the weights to collect.
+
+    Attributes:
+        found: the collected weights, detached.
+    """
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
@@ -48,18 +56,18 @@ class _Weights(TorchFunctionMode):
 
 
 def keeps_zeros(layer: nn.Module) -> bool | None:
-    """Return whether a layer computes with zeros where its weight has them; None if unknown.
+    """Return whether zeros of a layer's weight are zeros in the computation; None if unknown.
 
-    Layers of torch do. Of others, a copy with a weight that is half zeros runs once, and the weight
-    that it hands to its convolution or product is looked at. Unknown is what cannot be asked: a
-    layer of several inputs, or one that computes by other functions.
+    They are in torch's own layers. Of another layer a copy runs once, with a weight that is half
+    zeros, and the weight that it passes to a convolution or linear function is compared. The answer
+    is unknown if the layer takes several inputs or computes by other functions.
 
     Args:
-        layer: with or without a mask; it is left as it is.
+        layer: layer with or without a mask; it does not change.
     """
     kind = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
-    ours = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
-    if not ours or kind.__module__.startswith("torch."):
+    maskable = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+    if not maskable or kind.__module__.startswith("torch."):
         return True
     try:
         trial: Any = copy.deepcopy(layer).cpu().eval().float()
@@ -67,7 +75,7 @@ def keeps_zeros(layer: nn.Module) -> bool | None:
         zero = trial.weight == 0
         with torch.no_grad(), _Weights(zero.shape) as weights:
             trial(_input_of(trial))
-    except Exception:  # a forward of its own fails in any way it likes
+    except Exception:  # the forward of an unknown layer may raise anything
         return None
     if not weights.found:
         return None
@@ -75,16 +83,20 @@ def keeps_zeros(layer: nn.Module) -> bool | None:
 
 
 def _half_zero(layer: Any) -> None:
-    """Give a layer random values that hide nothing, half of its weight zero unless a mask does."""
+    """Set the parameters of a layer to random values, with half of the weight zero.
+
+    If a mask is attached, the weight keeps its values, because the mask has zeros.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in layer.parameters(recurse=False):  # a gain may start at 0
+        for parameter in layer.parameters(recurse=False):  # a gain of 0 would hide the weight
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
         if not parametrize.is_parametrized(layer):
             layer.weight.sub_(1).mul_(torch.rand(layer.weight.shape, generator=generator) < 0.5)
 
 
 def _input_of(layer: Any) -> Tensor:
+    """Return a random input of two examples that fits the layer."""
     shape = [2, layer.weight.shape[1]]
     if isinstance(layer, nn.modules.conv._ConvNd):
         reach = zip(layer.dilation, layer.kernel_size, strict=True)
@@ -93,13 +105,16 @@ def _input_of(layer: Any) -> Tensor:
 
 
 def refuse_transformed(members: Iterable[Member]) -> None:
-    """Raise if a mask on a weight would not reach what the layer computes with.
+    """Raise an error if a layer computes with another weight than the one that its mask covers.
+
+    Args:
+        members: parameters to mask.
 
     Raises:
         ValueError: naming the layers.
 
     Warns:
-        UserWarning: for layers of which that is unknown.
+        UserWarning: for layers whose computation is unknown.
     """
     judged = {m.layer_name: (m.layer, keeps_zeros(m.layer)) for m in members if m.dim is None}
     unknown = [name for name, (_, keeps) in judged.items() if keeps is None]
@@ -119,6 +134,6 @@ def refuse_transformed(members: Iterable[Member]) -> None:
             f"{', '.join(map(repr, names[:3]))}{more}: a {kinds} computes with another weight than "
             "the one it holds (standardised, say), which has no zeros where a mask has them. "
             f"Leave such layers dense: exclude=[m for m in model.modules() if isinstance(m, "
-            f"{kinds.partition(',')[0]})]; or write the weight's transform as a parametrization "
-            "of what the mask leaves."
+            f"{kinds.partition(',')[0]})]; or transform only the weights that the mask keeps, "
+            "so that zeros stay zeros."
         )

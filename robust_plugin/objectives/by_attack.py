@@ -1,8 +1,9 @@
-"""Training objectives: ``objective(model, x, y) -> scalar``, the same in every phase.
+"""Objectives that train on adversarial inputs: adversarial training, TRADES, MART, free training.
 
-That the same robust objective serves pre-training, pruning and fine-tuning is the first insight
-of the papers (Sehwag 2019, section 3). The clean and the adversarial pass of a loss run in the
-model's own mode; attacks run in evaluation mode.
+An objective is ``objective(model, x, y) -> scalar``. The same robust objective serves pre-training,
+pruning and fine-tuning, which is the first insight of the papers (Sehwag 2019, section 3). The
+clean and the adversarial forward pass of a loss run in the model's own mode, attacks in evaluation
+mode.
 """
 
 from __future__ import annotations
@@ -26,39 +27,50 @@ Batch = TypeVar("Batch")
 
 
 class Objective(Protocol):
-    """A loss to minimise."""
+    """A loss that training minimises."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return a scalar with a graph; inputs [B, ...], labels [B]."""
+        """Return a scalar with a graph.
+
+        Args:
+            model: network to train, in its own mode.
+            x: inputs, shape [B, ...].
+            y: labels, shape [B].
+        """
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return CE(logits, y), mean over the points; the logits must be finite.
+    """Return CE(logits, y), the mean over the points; the logits must be finite.
 
     Raises:
-        TypeError, ValueError: for what ``check_logits`` refuses; of labels, torch would leave out
-            points of -100.
+        TypeError, ValueError: for logits or labels that ``check_logits`` refuses, also for the
+            label -100, whose points torch would leave out.
     """
     return F.cross_entropy(check_logits(logits, y), y.long())
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """CE(logits, y) of logits that may overflow, as under a GradScaler, which skips the step."""
+    """Return CE(logits, y) of logits that may be infinite: a GradScaler skips such a step."""
     return F.cross_entropy(check_labels(logits, y), y.long())
 
 
 def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """CE(f(x), y): no adversary; y may hold probabilities [B, classes], as after mixup.
+    """Return CE(f(x), y), the loss of standard training without an adversary.
 
-    Of logits [B, classes, ...], as of a segmentation, torch's own cross-entropy, which leaves out
-    labels of -100.
+    For logits of shape [B, classes, ...], as of a segmentation, this is torch's cross-entropy,
+    which leaves out labels of -100.
+
+    Args:
+        model: network to train.
+        x: inputs, shape [B, ...].
+        y: labels, shape [B], or probabilities, shape [B, classes], as after mixup.
 
     Raises:
-        TypeError: if the model returns no tensor.
+        TypeError: if the model does not return a tensor.
         ValueError: for labels outside 0..classes-1, or logits or probabilities of another shape.
     """
     logits = model(x)
-    if isinstance(logits, Tensor) and logits.dim() > 2:  # one label a pixel, some to be ignored
+    if isinstance(logits, Tensor) and logits.dim() > 2:  # one label per pixel, some to be ignored
         return F.cross_entropy(logits, y)
     if not (y.is_floating_point() and y.dim() == 2):
         return _cross_entropy(logits, y)
@@ -72,13 +84,14 @@ def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def adversarial(attack: Attack) -> Objective:
-    """CE(f(x'), y) with x' from an attack (Madry et al. 2018).
+    """Return the objective CE(f(x'), y) with x' from an attack (Madry et al. 2018).
 
     Args:
-        attack: e.g. ``pgd(threat, steps=10)``; one that is not ours, wrapped in ``guarded``.
+        attack: attack such as ``pgd(threat, steps=10)``. Wrap an attack that is not of this package
+            in ``guarded``.
 
     Raises:
-        TypeError: if it cannot be called.
+        TypeError: if ``attack`` cannot be called.
     """
     if not callable(attack):
         raise TypeError(f"attack is {attack!r}; give a callable, such as pgd(threat).")
@@ -96,20 +109,21 @@ def trades(
     steps: int = 10,
     step_size: float | str | None = None,
 ) -> Objective:
-    """CE(f(x), y) + beta KL(f(x) || f(x')), x' maximising that KL (Zhang et al. 2019, eq. 5).
+    """Return the objective CE(f(x), y) + beta KL(f(x) || f(x')) of TRADES.
 
-    The attack starts at x + .001 N(0, 1) and runs in evaluation mode; the clean branch is not
-    detached. 13 forward passes at 10 steps: one for the attack's reference, ten of the attack,
-    two of the loss. (The official code needs 24: it recomputes the reference at every step.)
+    x' maximises that KL (Zhang et al. 2019, equation 5). The attack starts at x + 0.001 N(0, 1) and
+    runs in evaluation mode. The clean branch is not detached. With 10 steps, the objective takes 13
+    forward passes: one for the attack's reference, ten in the attack, and two in the loss. The
+    official code takes 24, because it computes the reference again at every step.
 
     Args:
-        threat: norm, eps and bounds.
-        beta: weight of robustness; 6 in HYDRA and HARP.
-        steps: of the attack.
-        step_size: in input units; default 2.5 eps / steps.
+        threat: threat model of the attack, with norm Linf or L2.
+        beta: weight of the KL term, at least 0; 6 in HYDRA and HARP.
+        steps: number of steps of the attack.
+        step_size: length of each step of the attack, in input units; default 2.5 eps / steps.
 
     Raises:
-        ValueError: for a negative beta, or what ``pgd`` refuses.
+        ValueError: for a negative beta, or an option that ``pgd`` refuses.
 
     >>> model = nn.Linear(4, 3)
     >>> objective = trades(ThreatModel("Linf", eps="8/255"), beta=6, steps=2)
@@ -136,19 +150,20 @@ def mart(
     steps: int = 10,
     step_size: float | str | None = None,
 ) -> Objective:
-    """BCE(f(x'), y) + beta mean[KL(p || p') (1 - p_y)] (Wang et al. 2020, equation 10).
+    """Return the objective BCE(f(x'), y) + beta mean[KL(p || p') (1 - p_y)] of MART.
 
-    BCE(f', y) = CE(f', y) - log(1.0001 - max_{j != y} p'_j); x' maximises CE from
-    x + .001 N(0, 1).
+    Wang et al. 2020, equation 10. BCE(f(x'), y) = CE(f(x'), y) - log(1.0001 - max_{j != y} p'_j),
+    p = softmax(f(x)) and p' = softmax(f(x')). x' maximises CE; the attack starts at
+    x + 0.001 N(0, 1).
 
     Args:
-        threat: norm, eps and bounds.
-        beta: weight of the misclassification-aware term; 5 in HARP.
-        steps: of the attack.
-        step_size: in input units; default 2.5 eps / steps.
+        threat: threat model of the attack, with norm Linf or L2.
+        beta: weight of the misclassification-aware term, at least 0; 5 in HARP.
+        steps: number of steps of the attack.
+        step_size: length of each step of the attack, in input units; default 2.5 eps / steps.
 
     Raises:
-        ValueError: for a negative beta, or what ``pgd`` refuses.
+        ValueError: for a negative beta, or an option that ``pgd`` refuses.
     """
     check_beta(beta)
     attack = pgd(threat, steps=steps, step_size=step_size, start="gaussian")
@@ -167,21 +182,22 @@ def mart(
 
 
 def check_beta(beta: float) -> None:
-    """Raise a ValueError unless the weight of robustness is 0 or more."""
+    """Raise a ValueError unless beta, the weight of a robust term, is at least 0."""
     if not beta >= 0:
         raise ValueError(f"beta is {beta}; legal: at least 0.")
 
 
 class Free:
-    """CE(f(x + d), y) with one perturbation d carried from batch to batch (Shafahi et al. 2019).
+    """The objective CE(f(x + d), y) of free adversarial training (Shafahi et al. 2019).
 
-    Each call first moves d along the input gradient of the last one, d <- project(d + step
-    direction(grad)), so that weights and perturbation learn from the same backward pass. Show
-    each batch several times (``replay``) and divide the epochs by as much.
+    The perturbation d is kept from batch to batch. Each call first moves it along the input
+    gradient of the call before, d <- project(d + step_size direction(grad)), so that weights and
+    perturbation learn from the same backward pass. Train on each batch several times in a row
+    (``replay``), and divide the number of epochs by that number.
 
     Args:
-        threat: norm, eps and bounds.
-        step_size: in input units; default eps, as in the paper.
+        threat: threat model of the perturbation.
+        step_size: length of each step of d, in input units; default eps, as in the paper.
     """
 
     def __init__(self, threat: ThreatModel, *, step_size: float | str | None = None) -> None:
@@ -193,20 +209,21 @@ class Free:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss; its backward pass also reaches the perturbation."""
         self.threat.check_inputs(x)
-        delta = self._moved(x)
+        delta = self._next_delta(x)
         self._leaf = delta.requires_grad_(True)
         x_adv = (x + delta).clamp(self.threat.low, self.threat.high)
         return _cross_entropy(model(x_adv), y)
 
-    def _moved(self, x: Tensor) -> Tensor:
+    def _next_delta(self, x: Tensor) -> Tensor:
+        """Move the perturbation by one step, and return one row per point of ``x``."""
         if self._delta is None or self._delta.shape[1:] != x.shape[1:]:
             self._delta, self._leaf = torch.zeros_like(x), None
         if self._leaf is not None and self._leaf.grad is not None:
-            # A step that a GradScaler skips has infinite gradients.
+            # The gradients of a step that a GradScaler skips are infinite.
             grad = self._leaf.grad.nan_to_num(0.0, 0.0, 0.0)
             if self.threat.norm == "Linf":
                 move = grad.sign()
-            else:
+            else:  # not threat.direction: a gradient of length below 1e-12 is no full step here
                 move = grad * per_point(1 / self.threat.norms(grad).clamp(min=1e-12), grad)
             self._leaf = None
             moved = self._delta[: len(grad)] + self.step_size * move
@@ -217,6 +234,7 @@ class Free:
         return self._delta[: len(x)].clone()
 
     def _clipped(self, delta: Tensor) -> Tensor:
+        """Return the perturbation within the ball; in L2 and L1 it is scaled down to length eps."""
         if self.threat.norm == "Linf":
             return delta.clamp(-self.threat.eps, self.threat.eps)
         return delta * per_point(
@@ -225,7 +243,11 @@ class Free:
 
 
 def replay(batches: Iterable[Batch], times: int) -> Iterator[Batch]:
-    """Yield every batch ``times`` times in a row, for free adversarial training."""
+    """Yield every batch ``times`` times in a row, for free adversarial training.
+
+    Raises:
+        ValueError: for less than 1 time.
+    """
     if times < 1:
         raise ValueError(f"times is {times}; legal: at least 1.")
     for batch in batches:

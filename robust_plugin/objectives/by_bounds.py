@@ -1,8 +1,9 @@
-"""Training by bounds: the verifiable objectives of certified training, with their schedules.
+"""Objectives that train on bounds of the margins: certified training and MixTrain.
 
-Each takes its bounds as a function ``bounds(model, x, y, threat)``: ``ibp_margins`` of the core, or
-``LiRPA(threat, "CROWN-IBP").bounds`` of the adapter. ``progress`` is to be called at each epoch, or
-at each step with fractions of an epoch; without it a loss is that of its schedule's end.
+Each takes its bounds as a function ``bounds(model, x, y, threat)``, such as ``ibp_margins`` or
+``LiRPA(threat, "CROWN-IBP").bounds`` of the adapter for auto-LiRPA. Call ``progress`` at each
+epoch, or at each step with fractions of an epoch. Without it, a loss has the eps and the weights of
+the end of its schedule.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from robust_plugin.threat.model import ThreatModel, check_threat
 
 @dataclass
 class Certified:
-    """The loss of certified training (see ``certified``).
+    """The objective that ``certified`` returns.
 
     Attributes:
-        threat: of the end of the ramp.
-        bounds: of the margins f_y - f_j.
+        threat: threat model of the bounds at the end of the ramp.
+        bounds: function that returns lower bounds of the margins f_y - f_j.
         kappa: weight of the clean loss, at the start and at the end of the ramp.
-        beta: weight of ``bounds`` against IBP, likewise.
-        ramp: of eps, kappa and beta.
-        nrs: weight of the NRS regulariser.
-        risen: how far the ramp has risen, 0 to 1.
+        beta: weight of ``bounds``, at the start and at the end of the ramp; the rest is for IBP.
+        ramp: schedule of eps, kappa and beta.
+        nrs: weight of the regulariser ``nrs_loss``.
+        risen: present value of the ramp, in [0, 1].
     """
 
     threat: ThreatModel
@@ -47,12 +48,12 @@ class Certified:
     risen: float = field(default=1.0, init=False)
 
     def progress(self, epoch: float, epochs: float) -> None:
-        """Move eps, kappa and beta to where they are when ``epoch`` of ``epochs`` have passed."""
+        """Set eps, kappa and beta to their values after ``epoch`` of ``epochs`` epochs."""
         self.risen = self.ramp.at(epoch, epochs)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss; the clean forward pass runs in the model's own mode."""
-        # Always, because DDP and running statistics need a forward pass of the wrapper.
+        # Also for kappa = 0: DDP and running statistics need a forward pass of the wrapper.
         with clean_pass(model, x) as logits:
             clean, y = cross_entropy(logits, y), y.long()
             network = innermost(model)
@@ -67,6 +68,7 @@ class Certified:
         return loss
 
     def _margins(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        """Return beta m_bounds + (1 - beta) m_IBP; bounds of weight 0 are not computed."""
         beta = 0.0 if self.bounds is ibp_margins else self._between(self.beta)
         if beta == 0:
             return ibp_margins(model, x, y, threat)
@@ -74,6 +76,7 @@ class Certified:
         return margins if beta == 1 else margins.lerp(ibp_margins(model, x, y, threat), 1 - beta)
 
     def _between(self, ends: tuple[float, float]) -> float:
+        """Return the present value of a weight, from its values at both ends of the ramp."""
         return ends[0] + (ends[1] - ends[0]) * self.risen
 
 
@@ -86,23 +89,26 @@ def certified(
     ramp: Ramp | None = None,
     nrs: float = 0.0,
 ) -> Certified:
-    """Return kappa CE(f(x), y) + (1 - kappa) CE(-m, y), m lower bounds of the margins f_y - f_j.
+    """Return the objective kappa CE(f(x), y) + (1 - kappa) CE(-m, y) of certified training.
 
-    m = beta m_bounds + (1 - beta) m_IBP; m_y = 0. eps, kappa and beta move together along the ramp
-    (IBP: Gowal et al. 2018, section 4; CROWN-IBP: Zhang et al. 2020, equation 10; HYDRA takes
-    kappa 0 throughout). A BatchNorm in training mode uses the statistics of the clean batch in f(x)
-    and in m, where their gradient counts too; in evaluation mode, its running ones.
+    m = beta m_bounds + (1 - beta) m_IBP are lower bounds of the margins f_y - f_j, with m_y = 0.
+    eps, kappa and beta move together along the ramp (IBP: Gowal et al. 2018, section 4; CROWN-IBP:
+    Zhang et al. 2020, equation 10; HYDRA uses kappa = 0 throughout). A BatchNorm in training mode
+    uses the statistics of the clean batch both in f(x) and in m, and gradients flow through these
+    statistics in both. In evaluation mode it uses its running statistics.
 
     Args:
-        threat: Linf or L2; CIFAR recipes train at 1.1 times the eps they test.
-        bounds: of the margins; default IBP, for which beta says nothing.
-        kappa: at the start and at the end of the ramp, each in [0, 1].
-        beta: likewise.
-        ramp: of eps, kappa and beta; default linear over the first 60 % of the epochs.
-        nrs: weight of ``nrs_loss``; .01 in its paper.
+        threat: threat model of the bounds, with norm Linf or L2. CIFAR recipes train with 1.1 times
+            the eps that they test.
+        bounds: function that returns lower bounds of the margins; default IBP, for which beta has
+            no effect.
+        kappa: weight of the clean loss, at the start and at the end of the ramp, each in [0, 1].
+        beta: weight of ``bounds``, at the start and at the end of the ramp, each in [0, 1].
+        ramp: schedule of eps, kappa and beta; default: linear over the first 60 % of the epochs.
+        nrs: weight of the regulariser ``nrs_loss``, at least 0; 0.01 in its paper.
 
     Raises:
-        TypeError: for a threat that is no threat model, or bounds that cannot be called.
+        TypeError: if ``threat`` is not a ThreatModel, or ``bounds`` cannot be called.
         ValueError: for weights outside [0, 1], or a negative ``nrs``.
     """
     check_threat(threat)
@@ -117,16 +123,16 @@ def certified(
 
 @dataclass
 class MixTrain:
-    """The loss of MixTrain (see ``mixtrain``).
+    """The objective that ``mixtrain`` returns.
 
     Attributes:
-        threat: of the end of the ramp.
-        bounds: of the margins f_y - f_j.
-        points: sampled from each batch for bounds.
-        probability: that a batch is bounded at all.
-        ramp: of eps.
-        risen: how far the ramp has risen, 0 to 1.
-        past: epochs since its end.
+        threat: threat model of the bounds at the end of the ramp.
+        bounds: function that returns lower bounds of the margins f_y - f_j.
+        points: number of points per batch that bounds are computed for.
+        probability: probability that bounds are computed for a batch at all.
+        ramp: schedule of eps.
+        risen: present value of the ramp, in [0, 1].
+        past: number of epochs since the end of the ramp.
     """
 
     threat: ThreatModel
@@ -138,22 +144,25 @@ class MixTrain:
     past: float = field(default=0.0, init=False)
 
     def progress(self, epoch: float, epochs: float) -> None:
-        """Move eps and the weight to where they are when ``epoch`` of ``epochs`` have passed."""
+        """Set eps and the weight to their values after ``epoch`` of ``epochs`` epochs."""
         self.risen = self.ramp.at(epoch, epochs)
         self.past = max(0.0, epoch - self.ramp.end * epochs)
 
     @property
     def weight(self) -> float:
-        """min(.1 * 2.5^floor(past / 5), 50), past in epochs since the end of the ramp."""
+        """Weight of the worst case, min(0.1 * 2.5^floor(past / 5), 50)."""
         return float(min(0.1 * 2.5 ** (self.past // 5), 50.0))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss; which points are bounded is drawn for the whole batch."""
+        """Return the loss; the points to bound are drawn from the whole batch.
+
+        Where a batch is computed in parts, each part bounds those drawn points that it has.
+        """
         with clean_pass(model, x) as logits:
             loss, y = cross_entropy(logits, y), y.long()
             if happens(self.probability):
                 few, count = few_of(len(x), self.points)
-                if len(few):  # of the points that are computed here
+                if len(few):  # else no drawn point is among those of this part of the batch
                     few = few.to(x.device)
                     threat = self.threat.with_radius(self.risen * self.threat.eps)
                     margins = self.bounds(innermost(model), x[few], y[few], threat)
@@ -170,22 +179,23 @@ def mixtrain(
     probability: float = 0.8,
     ramp: Ramp | None = None,
 ) -> MixTrain:
-    """Return CE(f(x), y), with some probability + w CE(worst case of a few points, y).
+    """Return the objective CE(f(x), y) + w CE(worst case of a few points, y) of MixTrain.
 
-    The worst case has 0 for the label and upper bounds of f_j - f_y for the others (Wang et al.
-    2018, MixTrain, as HYDRA's official code has it; there the bounds are symbolic intervals, which
-    are ``LiRPA(threat, "same-slope").bounds``). A BatchNorm in training mode uses the statistics of
-    the whole clean batch for those points too.
+    The second term is added to a batch with the given probability. The worst case has 0 for the
+    label and upper bounds of f_j - f_y for the other classes (Wang et al. 2018, as in HYDRA's
+    official code, whose bounds are symbolic intervals: ``LiRPA(threat, "same-slope").bounds``). A
+    BatchNorm in training mode uses the statistics of the whole clean batch for these points too.
 
     Args:
-        threat: norm, eps and bounds.
-        bounds: of the margins f_y - f_j.
-        points: sampled from each batch; HYDRA: 1 for large networks, 5 for small ones.
-        probability: that a batch is bounded at all.
-        ramp: of eps; default linear over the first 60 % of the epochs.
+        threat: threat model of the bounds.
+        bounds: function that returns lower bounds of the margins f_y - f_j.
+        points: number of points per batch that bounds are computed for; HYDRA: 1 for large
+            networks, 5 for small ones.
+        probability: probability that bounds are computed for a batch at all, in [0, 1].
+        ramp: schedule of eps; default: linear over the first 60 % of the epochs.
 
     Raises:
-        TypeError: for a threat that is no threat model, or bounds that cannot be called.
+        TypeError: if ``threat`` is not a ThreatModel, or ``bounds`` cannot be called.
         ValueError: for less than one point, or a probability outside [0, 1].
     """
     check_threat(threat)
@@ -203,11 +213,17 @@ def _check_bounds(bounds: object) -> None:
 
 
 def nrs_loss(model: nn.Module, x: Tensor, threat: ThreatModel) -> Tensor:
-    """Return -tanh(1 + l u / gamma^2), mean over each layer's unstable ReLUs, summed over layers.
+    """Return -tanh(1 + l u / gamma^2), averaged over the ReLUs of a layer and summed over layers.
 
-    l < 0 < u are IBP bounds of a ReLU's input, gamma the weight of the BatchNorm before it,
-    detached, or 1: normalised ReLU stability, Li et al. 2022 (after Xiao et al. 2019, section 3).
-    The mean keeps the weight independent of a layer's width.
+    This is normalised ReLU stability (NRS), Li et al. 2022, after Xiao et al. 2019, section 3. Only
+    unstable ReLUs count, l < 0 < u; the others add 0. l and u are IBP bounds of a ReLU's input.
+    gamma is the weight of the BatchNorm before the ReLU, detached, or 1 without one. The average
+    makes the weight of this loss independent of the width of a layer.
+
+    Args:
+        model: network, in its own mode.
+        x: inputs, shape [B, ...].
+        threat: threat model of the bounds.
     """
     total = torch.zeros((), device=x.device)
     with torch.autocast(x.device.type, enabled=False):

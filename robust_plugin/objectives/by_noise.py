@@ -1,7 +1,7 @@
-"""Training for randomized smoothing: classifiers that are right under Gaussian noise.
+"""Objectives for randomized smoothing, which train classifiers to be right under Gaussian noise.
 
-``stability`` is in ``objectives``. Noisy inputs are not clipped: the certificate is of unclipped
-noise.
+Noisy inputs are not clipped to the box, because the certificate holds for noise that is not
+clipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from robust_plugin.threat.units import check_box, check_sigma, check_units
 
 
 def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Objective:
-    """CE(f(x + sigma N), y) (Cohen et al. 2019, section 3.3; HYDRA on ImageNet).
+    """Return the objective CE(f(x + sigma N), y) with Gaussian noise N.
+
+    Cohen et al. 2019, section 3.3; HYDRA uses it on ImageNet.
 
     Args:
         sigma: standard deviation of the noise, in input units.
@@ -31,7 +33,7 @@ def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Obj
 
     Raises:
         ValueError: unless sigma > 0 and low < high; when called, for inputs outside [low, high],
-            where sigma would be in another unit.
+            because sigma is in the unit of [low, high].
     """
     check_sigma(sigma)
     check_box(low, high)
@@ -45,15 +47,15 @@ def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Obj
 
 @dataclass
 class SmoothAdv:
-    """The loss of SmoothAdv (see ``smoothadv``).
+    """The objective that ``smoothadv`` returns.
 
     Attributes:
-        threat: of the end of the ramp.
-        sigma: standard deviation of the noise.
-        samples: of the noise a point.
-        steps: of the attack.
-        ramp: of eps.
-        risen: how far the ramp has risen, 0 to 1.
+        threat: threat model of the attack at the end of the ramp, with norm L2.
+        sigma: standard deviation of the noise, in input units.
+        samples: number of noise samples per point.
+        steps: number of steps of the attack.
+        ramp: schedule of eps.
+        risen: present value of the ramp, in [0, 1]; eps is this share of ``threat.eps``.
     """
 
     threat: ThreatModel
@@ -64,11 +66,11 @@ class SmoothAdv:
     risen: float = field(default=1.0, init=False)
 
     def progress(self, epoch: float, epochs: float) -> None:
-        """Move eps to where it is when ``epoch`` of ``epochs`` have passed."""
+        """Set eps to its value after ``epoch`` of ``epochs`` epochs."""
         self.risen = self.ramp.at(epoch, epochs)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss; attack and loss share their noise."""
+        """Return the loss; attack and loss use the same noise."""
         check_pairs(x, y)
         noise = self.sigma * normal_like(x, samples=self.samples)
 
@@ -79,20 +81,25 @@ class SmoothAdv:
         return cross_entropy(model((x_adv + noise).flatten(0, 1)), y.repeat(self.samples))
 
     def _ascend(self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        eps, x_adv = self.risen * self.threat.eps, x.clone()
+        """Return the adversarial inputs of the smoothed classifier, by gradient ascent.
+
+        Args:
+            model: network in evaluation mode.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
+            noise: noise samples, shape [samples, B, ...].
+        """
+        ball, x_adv = self.threat.with_radius(self.risen * self.threat.eps), x.clone()
         for _ in range(self.steps):
             x_adv.requires_grad_()
             noisy, labels = (x_adv + noise).flatten(0, 1), y.repeat(self.samples)
             log_p = check_logits(model(noisy), labels).log_softmax(1)
-            # log of the mean over samples of softmax(f)_y, up to a constant.
+            # Its logsumexp is log of the mean over samples of softmax(f)_y, up to a constant.
             right = log_p.gather(1, labels[:, None].long()).view(self.samples, len(x))
             (grad,) = torch.autograd.grad(-right.logsumexp(0).sum(), x_adv)
             length = grad.flatten(1).norm(dim=1).clamp(min=1e-12)
-            moved = x_adv.detach() + 2 * eps / self.steps * grad / per_point(length, grad)
-            delta = moved - x
-            far = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
-            delta = delta * per_point((eps / far).clamp(max=1), delta)
-            x_adv = (x + delta).clamp(self.threat.low, self.threat.high)
+            moved = x_adv.detach() + 2 * ball.eps / self.steps * grad / per_point(length, grad)
+            x_adv = ball.project(moved, x)
         return x_adv
 
 
@@ -104,21 +111,23 @@ def smoothadv(
     steps: int = 10,
     ramp: Ramp | None = None,
 ) -> SmoothAdv:
-    """Return the mean of CE(f(x' + sigma N_i), y) over i, x' against the smoothed classifier.
+    """Return the objective of SmoothAdv: the mean of CE(f(x' + sigma N_i), y) over i.
 
-    x' ascends -log mean_i softmax(f(x' + sigma N_i))_y by steps of 2 eps / steps in the L2 ball,
-    the N_i held fixed (Salman et al. 2019, equations 5 and 6, algorithm 1).
+    x' is adversarial for the smoothed classifier: it ascends -log mean_i softmax(f(x' + sigma
+    N_i))_y in the L2 ball, by steps of length 2 eps / steps and with fixed N_i (Salman et al. 2019,
+    equations 5 and 6, algorithm 1).
 
     Args:
-        threat: L2; eps and bounds.
+        threat: threat model of the attack, with norm L2.
         sigma: standard deviation of the noise, in input units.
-        samples: of the noise a point.
-        steps: of the attack, which runs in evaluation mode.
-        ramp: of eps; default none, all of it at once (the paper: the first 10 epochs of 150).
+        samples: number of noise samples N_i per point.
+        steps: number of steps of the attack, which runs in evaluation mode.
+        ramp: schedule of eps; default: the full eps from the start (the paper: a ramp over the
+            first 10 of 150 epochs).
 
     Raises:
-        TypeError: for a threat that is no threat model.
-        ValueError: for another norm, sigma <= 0, or counts below 1.
+        TypeError: if ``threat`` is not a ThreatModel.
+        ValueError: for another norm, sigma <= 0, or samples or steps below 1.
     """
     if check_threat(threat).norm != "L2":
         raise ValueError(f"the threat model's norm is {threat.norm}; smoothadv moves in L2.")
@@ -131,17 +140,20 @@ def smoothadv(
 def stability(
     *, sigma: float = 0.25, beta: float = 6.0, low: float = 0.0, high: float = 1.0
 ) -> Objective:
-    """CE(f(x), y) + beta KL(f(x) || f(x + sigma N)), for randomized smoothing (HYDRA, section 4).
+    """Return the objective CE(f(x), y) + beta KL(f(x) || f(x + sigma N)) of stability training.
+
+    HYDRA, section 4, trains networks for randomized smoothing with it. The noisy input is not
+    clipped.
 
     Args:
-        sigma: standard deviation of the noise, in input units; the noisy input is not clipped.
-        beta: weight of stability.
+        sigma: standard deviation of the noise, in input units.
+        beta: weight of the KL term, at least 0.
         low: smallest legal input value.
         high: largest legal input value.
 
     Raises:
-        ValueError: for a negative beta, unless sigma > 0 and low < high; when called, for inputs
-            outside [low, high], where sigma would be in another unit.
+        ValueError: for a negative beta, and unless sigma > 0 and low < high; when called, for
+            inputs outside [low, high], because sigma is in the unit of [low, high].
     """
     check_beta(beta)
     check_sigma(sigma)

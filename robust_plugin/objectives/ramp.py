@@ -1,4 +1,4 @@
-"""Schedules of certified training: how eps and its weights grow over a phase."""
+"""Ramps: how eps and the weights of a loss grow over a training phase."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ _QUARTIC = 0.25
 
 @runtime_checkable
 class Ramped(Protocol):
-    """An objective with a schedule."""
+    """An objective whose eps or weights follow a schedule."""
 
     def progress(self, epoch: float, epochs: float) -> None:
-        """Move to where the schedule is when ``epoch`` of ``epochs`` have passed."""
+        """Set eps and weights to their values after ``epoch`` of ``epochs`` epochs.
+
+        Args:
+            epoch: number of epochs that have passed; may be a fraction.
+            epochs: number of epochs of the phase.
+        """
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """From 0 to 1 over a part of a phase.
+    """A function that rises from 0 to 1 over a part of a training phase.
 
     Attributes:
-        start: share of the phase's epochs before it rises.
-        end: share of the phase's epochs from which it is 1.
-        shape: ``"linear"``, or ``"smoothed"``: c t^4 until t = 1/4, then straight to 1, value and
-            slope matched at the joint.
+        start: share of the phase's epochs after which the ramp begins to rise, in [0, 1].
+        end: share of the phase's epochs after which the ramp is 1, in [start, 1].
+        shape: ``"linear"``, or ``"smoothed"``: c t^4 until t = 1/4, then a straight line to 1 whose
+            value and slope match at t = 1/4; t rises from 0 at ``start`` to 1 at ``end``.
 
     Raises:
         ValueError: unless 0 <= start <= end <= 1, or for an unknown shape.
@@ -50,7 +55,7 @@ class Ramp:
             raise ValueError(f"shape is {self.shape!r}; legal: {', '.join(get_args(Shape))}.")
 
     def at(self, epoch: float, epochs: float) -> float:
-        """Return how far the ramp has risen when ``epoch`` of ``epochs`` have passed.
+        """Return the value of the ramp, in [0, 1], after ``epoch`` of ``epochs`` epochs.
 
         Raises:
             ValueError: unless 0 <= epoch <= epochs.
@@ -60,7 +65,7 @@ class Ramp:
         return self(epoch / epochs)
 
     def __call__(self, share: float) -> float:
-        """Return how far the ramp has risen when ``share`` of the phase has passed."""
+        """Return the value of the ramp, in [0, 1], after ``share`` of the phase, in [0, 1]."""
         if share >= self.end:
             return 1.0
         if share <= self.start:

@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file with JSON beside the tensors, written atomically.
+"""Checkpoints: one safetensors file with tensors and JSON, written atomically.
 
-Nothing in it can run code: a pickle is never read or written.
+No pickle is read or written, so a checkpoint cannot run code when it is loaded.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from robust_plugin.runtime.files import read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
-        path: where it was read.
-        tensors: ``model/<name>``, ``optimizer/<parameter>/<key>``, ``rng``, and ``rng_cuda`` where
-            a GPU was in use.
-        content: the JSON part: pruner, optimizer groups, and what the caller added as ``meta``.
+        path: the file that was read.
+        tensors: ``model/<name>``, ``optimizer/<parameter>/<key>``, ``rng``, and ``rng_cuda`` if a
+            GPU was in use when the file was written.
+        content: the JSON part: the state of the pruner, the param groups of the optimizer, and
+            the caller's own entries as ``meta``.
     """
 
     path: Path
@@ -35,7 +36,7 @@ class Checkpoint:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the caller saved beside the states."""
+        """The entries that the caller saved in addition to the states."""
         return dict(self.content["meta"])
 
     def restore(
@@ -46,14 +47,18 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer | None = None,
         rng: bool = False,
     ) -> None:
-        """Load the states into what is given; everything is checked before anything changes.
+        """Load the saved states into the given objects.
+
+        Everything is checked first; if a check fails, nothing has changed.
 
         Args:
-            model: of the same architecture, with the same pruner attached if there was one.
-            pruner: with the same settings.
-            optimizer: over the same parameters; after the pruner, since set_phase makes them.
-            rng: also set torch's global generators: the CPU's, and the current GPU's where there
-                is one here and was one there.
+            model: a model of the same architecture, with a pruner attached if the saved one had
+                one.
+            pruner: a pruner with the same settings.
+            optimizer: an optimizer over the same parameters. Its parameters come from
+                ``Pruner.set_phase``, so restore model and pruner first and build it then.
+            rng: whether to set torch's global random generators too: that of the CPU, and that of
+                the current GPU if there is one now and there was one when the file was written.
 
         Raises:
             ValueError: naming what the checkpoint lacks or what differs.
@@ -127,18 +132,19 @@ def save(
     optimizer: torch.optim.Optimizer | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old file or the new one, whole.
+    """Write a checkpoint; a process killed while writing leaves the complete old or new file.
 
     Args:
         path: the file; its folder must exist.
-        model: attached or plain; its state_dict is saved as it is.
-        pruner: the pruner attached to it.
-        optimizer: its state.
-        meta: anything JSON can hold: epoch, configuration, threat model, seeds, versions.
+        model: a model with or without a pruner; its state_dict is saved as it is.
+        pruner: the pruner that is attached to the model; None to save no pruner.
+        optimizer: the optimizer whose state is saved; None to save no optimizer.
+        meta: entries of the caller that JSON can hold: epoch, configuration, threat model, seeds,
+            versions.
 
     Raises:
-        ValueError: for a folder that is not there, settings that JSON cannot hold, or a model whose
-            state holds other things than tensors.
+        ValueError: if the folder does not exist, JSON cannot hold an entry, or the state of the
+            model holds something that is no tensor.
     """
     tensors = {f"model/{name}": t for name, t in tensors_of(model.state_dict()).items()}
     content: dict[str, Any] = {"meta": dict(meta or {}), "pruner": None, "optimizer": None}
@@ -164,7 +170,7 @@ def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        ValueError: if the file is missing, truncated, or not a checkpoint of this library.
+        ValueError: if the file is missing, truncated, or no checkpoint of this library.
     """
     path = Path(path)
     tensors, content = read_tensors(path)

@@ -1,31 +1,28 @@
-"""The phases of a Pruner: their order, and what each of them trains."""
+"""The phases of a Pruner: their order, what each of them trains, and what is legal in each."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from robust_plugin.budget.budget import Budget
 from robust_plugin.masks.attach import GroupMask
 from robust_plugin.masks.prunable import norm_parameters
 
 Learnable = Literal["scores", "rates"]
-
-
 Phase = Literal["attached", "prune", "finetune", "finalized"]
 
 
 def check_order(current: Phase, wanted: str, *, learns: bool, name: str) -> None:
-    """Raise unless a phase may follow another: prune, finetune, finalize.
+    """Raise unless a phase may follow another; the order is prune, finetune, finalize.
 
     Args:
-        current: the phase so far.
-        wanted: the next one.
+        current: the phase that the pruner is in.
+        wanted: the phase that is to begin.
         learns: whether the pruner learns anything.
-        name: what errors call it.
+        name: name of the pruner in error messages.
 
     Raises:
         ValueError: naming the phase and the order.
@@ -41,12 +38,7 @@ def check_order(current: Phase, wanted: str, *, learns: bool, name: str) -> None
             f"phase {wanted!r} cannot follow {current!r}; the order is prune, finetune, finalize."
         )
     if wanted == "finetune" and current == "attached" and learns:
-        raise ValueError(nothing_learned(name))
-
-
-def nothing_learned(name: str) -> str:
-    """Return what is wrong with a learning pruner that skips its prune phase."""
-    return f"{name} has learned nothing yet; run the phase 'prune' first, or take MagnitudePruner."
+        raise ValueError(_nothing_learned(name))
 
 
 def train_only(
@@ -58,15 +50,15 @@ def train_only(
 ) -> list[dict[str, Any]]:
     """Freeze what a phase does not train, and return optimizer param groups of the rest.
 
-    Prune: scores, rates and norms; finetune: everything but scores and rates. Scores and rates
-    get no weight decay.
+    The prune phase trains scores, rates and norms; the finetune phase trains everything except
+    scores and rates. Scores and rates get no weight decay.
 
     Args:
         model: the masked network.
-        masks: with its scores and rates.
-        phase: what begins.
+        masks: the masks of the network, with scores and rates.
+        phase: the phase that begins.
         learn: what the prune phase learns.
-        frozen: parameters that stay frozen in any phase.
+        frozen: parameters that stay frozen in every phase.
     """
     norms = set(norm_parameters(model))
     own = {parameter for mask in masks for parameter in mask.parameters()}
@@ -84,82 +76,66 @@ def train_only(
     return [group for group in groups if group["params"]]
 
 
-class Following:
-    """A hook on the optimizer whose steps move the masks, and later one that checks it."""
-
-    def __init__(self) -> None:
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._followed: torch.optim.Optimizer | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether an optimizer is followed."""
-        return self._followed is not None
-
-    def start(self, optimizer: torch.optim.Optimizer, after_step: Callable[[], None]) -> None:
-        """Follow an optimizer, instead of the one before: call back after each step it makes."""
-
-        def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if not step_was_skipped(optimizer):
-                after_step()
-
-        self._remove()
-        self._followed = optimizer
-        self._hook = optimizer.register_step_post_hook(hook)
-
-    def end(self, before_step: Callable[[torch.optim.Optimizer], None]) -> None:
-        """Follow no longer; should the optimizer be used on, call back before each step.
-
-        It would train nothing but what both phases share, silently.
-        """
-        followed, self._followed = self._followed, None
-        self._remove()
-        if followed is not None:
-            self._hook = followed.register_step_pre_hook(lambda own, *_: before_step(own))
-
-    def _remove(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
-
-def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Raise unless the optimizer holds every parameter that the phase trains.
-
-    Raises:
-        TypeError: if it is no optimizer.
-        ValueError: naming the parameters it lacks.
-    """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer.")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [
-        name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held
-    ]
-    if missing:
+def check_follows(phase: Phase) -> None:
+    """Raise a ValueError unless a pruner in this phase may follow an optimizer."""
+    if phase != "prune":
         raise ValueError(
-            f"the optimizer lacks {len(missing)} parameters of this phase, such as {missing[0]!r}; "
-            "build it from what set_phase returned."
+            f"follow is for the prune phase, and the phase is {phase!r}; call "
+            "set_phase('prune') first. Fine-tuning needs no follow."
         )
 
 
-def warn_of_decay(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> None:
-    """Warn if weight decay would pull the rates, all of them to one half."""
-    learned = {id(rate) for rate in rates}
-    for group in optimizer.param_groups:
-        decay = group.get("weight_decay", 0)
-        if decay and any(id(parameter) in learned for parameter in group["params"]):
-            warnings.warn(
-                f"the optimizer decays the rates by {decay}, which pulls every layer to half of "
-                "its weights; build it from what set_phase returned, which exempts them.",
-                stacklevel=3,
-            )
+def check_prunes_further(phase: Phase, *, fixed: bool, name: str) -> None:
+    """Raise unless a pruner may change its density on the way.
 
+    Args:
+        phase: the phase that the pruner is in.
+        fixed: whether the pruner learns something or has a pattern, so that its density is fixed.
+        name: name of the pruner in error messages.
 
-def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether a GradScaler made this step of a fused optimizer do nothing.
-
-    Other optimizers are not called at all on such a step; fused ones look themselves.
+    Raises:
+        ValueError: saying what to use instead.
     """
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf > 0)
+    if phase == "finalized":
+        raise ValueError(
+            "the pruner is finalized, so that no mask is left to change; attach a new "
+            "MagnitudePruner to prune further."
+        )
+    if fixed:
+        raise ValueError(
+            f"{name} cannot change its density on the way; iterative pruning "
+            "is MagnitudePruner's, without a pattern."
+        )
+
+
+def check_lower(density: float, wanted: Budget, present: Budget) -> None:
+    """Raise unless a new budget keeps at most what the present one keeps.
+
+    Args:
+        density: the density that was asked for.
+        wanted: the budget of that density.
+        present: the budget that the masks meet now.
+
+    Raises:
+        ValueError: naming the largest legal density.
+    """
+    if wanted.total > present.total:
+        raise ValueError(
+            f"density is {density}, and {present.density:g} is kept: weights that are "
+            "pruned are zero, and no magnitude says which of them should come back. Legal: at "
+            f"most {present.density:g}; to keep more, attach a new pruner to the network "
+            "as it was."
+        )
+
+
+def check_finalizes(phase: Phase, *, learns: bool, name: str) -> None:
+    """Raise a ValueError if a pruner is finalized already, or should learn and has not."""
+    if phase == "finalized":
+        raise ValueError("the pruner is finalized already.")
+    if phase == "attached" and learns:
+        raise ValueError(_nothing_learned(name))
+
+
+def _nothing_learned(name: str) -> str:
+    """Return the error message for a learning pruner that skips its prune phase."""
+    return f"{name} has learned nothing yet; run the phase 'prune' first, or take MagnitudePruner."

@@ -1,4 +1,4 @@
-"""The three papers' corners of the Pruner: magnitude, HYDRA and HARP."""
+"""The pruners of three papers, magnitude, HYDRA and HARP: a Pruner with some arguments fixed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from robust_plugin.pruning.scores import Scores
 class MagnitudePruner(Pruner):
     """Least weight magnitude (LWM), one-shot or iterative (Sehwag 2019, section 3).
 
-    Keeps the largest |w| of each layer. ``rates="erk"`` or ``"lamp"`` is the baseline to beat,
-    ``"global"`` ranks all layers together.
+    Each layer keeps its weights of largest ``|w|``. With ``rates="erk"`` or ``"lamp"`` this is a
+    stronger baseline than with uniform rates; ``"global"`` ranks the weights of all layers
+    together.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class MagnitudePruner(Pruner):
 
 class HydraPruner(Pruner):
     """Learned scores at given rates (HYDRA, Sehwag et al. 2020): s = argmin E[L_robust(w m(s))].
+
+    The example keeps two of every four weights.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     >>> pruner = HydraPruner(model, pattern="2:4")
@@ -89,8 +92,10 @@ class HydraPruner(Pruner):
 class HarpPruner(Pruner):
     """Learned scores and learned rates (HARP, Zhao and Wressnegger 2023).
 
-    ``learn=("rates",)`` is its rate-only mode; ``pattern="n:4"`` learns which n of every 4 each
-    layer keeps.
+    ``learn=("rates",)`` is the rate-only mode of the paper. With ``pattern="n:4"`` each layer
+    learns the number n of weights that it keeps of every 4.
+
+    The example keeps a quarter of 80 weights: one step of the prune phase, then finalize.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -1,7 +1,8 @@
-"""Initial importance scores: one function a method, weight in, score out.
+"""Initial importance scores: one function per method, from a weight tensor to its scores.
 
-A score's size orders the weights of its group; its sign is the weight's, so that sign(s) w > 0
-and a weight that helps gains importance (HYDRA, section 3.1).
+The magnitude ``|s|`` of a score ranks the weights within a group. Its sign is the sign of the
+weight, so that sign(s) w > 0 and a weight that lowers the loss gains importance (HYDRA, section
+3.1).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.runtime.contexts import evaluating
+
 ScoreName = Literal[
     "scaled_magnitude", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"
 ]
@@ -20,10 +23,10 @@ Scores = ScoreName | Callable[[Tensor], Tensor] | Mapping[str, Tensor]
 
 
 def scaled_magnitude(weight: Tensor) -> Tensor:
-    """s0 = sqrt(6 / fan_in) w / max|w|, so that the first mask is the magnitude mask.
+    """Return s0 = sqrt(6 / fan_in) w / max ``|w|``, so that the first mask is the magnitude mask.
 
-    HYDRA, equation 3; fan_in = in/groups * kh * kw, the number of weights an output reads.
-    A tensor of zeros stays zero.
+    HYDRA, equation 3; fan_in = in/groups * kh * kw is the number of weights that an output reads.
+    A tensor of zeros gives scores of zero.
     """
     weight = weight.detach().float()
     fan_in = weight[0].numel()
@@ -31,7 +34,10 @@ def scaled_magnitude(weight: Tensor) -> Tensor:
 
 
 def random_scores(name: ScoreName, weight: Tensor) -> Tensor:
-    """Draw scores from torch's kaiming or xavier initialisers (HYDRA's ablation, section 4.2)."""
+    """Return random scores from torch's kaiming or xavier initialisers.
+
+    HYDRA compares with these in its ablation, section 4.2.
+    """
     scores = torch.empty_like(weight, dtype=torch.float32)
     draw: Callable[[Tensor], Tensor] = getattr(nn.init, f"{name}_")
     return draw(scores)
@@ -44,31 +50,27 @@ def snip_scores(
     *,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
 ) -> dict[str, Tensor]:
-    """|g w| with g = dL/dw on one batch (SNIP, Lee et al. 2019), by parameter name.
+    """Return ``|g w|`` with g = dL/dw on one batch (SNIP, Lee et al. 2019), by parameter name.
 
-    Hand the result to ``HydraPruner(model, ..., scores=...)``. Gradients and flags of the model
-    are left alone; BatchNorm runs on its statistics.
+    Pass the result to ``HydraPruner(model, ..., scores=...)``. The gradients and flags of the
+    model are not changed; BatchNorm uses its running statistics.
 
     Args:
         model: a model without a pruner.
-        x: inputs [B, ...].
-        y: labels [B].
-        loss: of logits and labels.
+        x: inputs, shape [B, ...].
+        y: labels, shape [B].
+        loss: function of logits and labels that returns a scalar.
     """
     named = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
-    flags = {module: module.training for module in model.modules()}
     frozen = [p for p in named.values() if not p.requires_grad]
     try:
-        model.eval()
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             grads = torch.autograd.grad(loss(model(x), y), list(named.values()), allow_unused=True)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, training in flags.items():
-            module.training = training
     return {
         name: (parameter.detach() * grad).abs()
         for (name, parameter), grad in zip(named.items(), grads, strict=True)
@@ -77,15 +79,16 @@ def snip_scores(
 
 
 def initial_scores(scores: Scores, name: str, weight: Tensor) -> Tensor:
-    """Return the first scores of one weight tensor.
+    """Return the initial scores of one weight tensor, float32.
 
     Args:
-        scores: a method's name, a function of the weight, or tensors by parameter name.
-        name: the parameter's dense name, e.g. ``"layer1.conv.weight"``.
-        weight: the weight.
+        scores: the name of a method, a function of the weight, or tensors by parameter name.
+        name: the name of the parameter in the dense network, e.g. ``"layer1.conv.weight"``.
+        weight: the weight tensor, or the magnitudes of a group of channels.
 
     Raises:
-        ValueError: for an unknown name, a missing or wrongly shaped tensor, or NaN.
+        ValueError: for an unknown name, a missing tensor, a tensor of another shape, or scores
+            that are not finite.
     """
     if isinstance(scores, str):
         if scores not in get_args(ScoreName):

@@ -1,4 +1,4 @@
-"""What is pruned: a table by layer, and what no mask covers."""
+"""The sparsity of a model: a table of the weights that each layer keeps, and what stays dense."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from robust_plugin.budget.costs import multiply_adds
 from robust_plugin.masks.detach import dense_names
 from robust_plugin.masks.prunable import prunable_members, refuse_fixed
 from robust_plugin.masks.transformed import keeps_zeros
+from robust_plugin.runtime.tables import table
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """One prunable weight: how many of its entries are not zero, and what they compute.
+    """One prunable weight: how many of its entries are not zero, and what an entry computes.
 
-    ``multiply_adds`` is of one dense entry and one example; 0 where nothing was traced.
+    Attributes:
+        name: name of the parameter in the dense network.
+        shape: shape of the weight.
+        size: number of entries.
+        kept: number of entries that are not zero.
+        multiply_adds: multiply-adds of one entry for one example, if the entry is not zero; 0 if
+            no forward pass was traced or it did not run the layer.
     """
 
     name: str
@@ -32,10 +39,10 @@ class Sparsity:
 
     Attributes:
         layers: the prunable weights.
-        parameters: of the whole model, biases and norms included.
-        uncovered: other parameters of two or more dimensions, by name, with their sizes.
-        transformed: weights with zeros of which the layer makes other weights (it standardises
-            them, say), so that they count as dense.
+        parameters: number of parameters of the whole model, including biases and norms.
+        uncovered: name and size of each other parameter of two or more dimensions.
+        transformed: names of weights that count as dense although they hold zeros, because their
+            layer computes with other weights that it derives from them (standardised, say).
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -45,32 +52,31 @@ class Sparsity:
 
     @property
     def kept(self) -> int:
-        """Prunable weights that are not zero."""
+        """The number of prunable weights that are not zero."""
         return sum(layer.kept for layer in self.layers)
 
     @property
     def size(self) -> int:
-        """Prunable weights."""
+        """The number of prunable weights."""
         return sum(layer.size for layer in self.layers)
 
     @property
     def density(self) -> float:
-        """The share of the prunable weights that is kept."""
+        """The share of the prunable weights that is not zero."""
         return self.kept / self.size
 
     def __str__(self) -> str:
-        """Return the table."""
+        """Return the table, one line per prunable weight, and a summary below it."""
         total = sum(layer.multiply_adds * layer.size for layer in self.layers)
         left = sum(layer.multiply_adds * layer.kept for layer in self.layers)
-        width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{'weight':<{width}}  {'shape':<18}{'kept':>22}{'density':>9}{'MACs':>9}"]
+        rows = [["weight", "shape", "kept", "density", "MACs"]]
         for layer in self.layers:
             share = layer.kept / layer.size
             macs = f"{layer.multiply_adds * layer.size / total:.1%}" if total else "-"
-            lines.append(
-                f"{layer.name:<{width}}  {'x'.join(map(str, layer.shape)):<18}"
-                f"{layer.kept:>11,}/{layer.size:<10,}{share:>9.2%}{macs:>9}"
-            )
+            shape = "x".join(map(str, layer.shape))
+            kept = f"{layer.kept:,}/{layer.size:,}"
+            rows.append([layer.name, shape, kept, f"{share:.2%}", macs])
+        lines = table(rows, align="<<>>>")
         dense = self.parameters - self.size
         lines.append(
             f"prunable weights {self.size:,} ({self.size / self.parameters:.1%} of "
@@ -90,16 +96,18 @@ class Sparsity:
 def sparsity(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None = None
 ) -> Sparsity:
-    """Count what a model keeps, while a pruner is attached or after it was finalized.
+    """Count the weights that a model keeps, with a pruner attached or finalized.
 
-    A layer that makes other weights of its zeros, such as a standardised convolution, keeps all.
+    A layer that computes with other weights than it holds, such as a standardised convolution,
+    makes non-zero weights of its zeros; all its weights count as kept.
 
     Args:
         model: any model.
-        example_inputs: what one forward pass takes; then multiply-adds are counted too.
+        example_inputs: inputs of one forward pass, to count multiply-adds too; None not to count
+            them.
 
     Raises:
-        TypeError: if it is no nn.Module.
+        TypeError: if the model is no nn.Module.
         ValueError: if the model has no prunable weight.
 
     >>> from robust_plugin import MagnitudePruner
@@ -115,12 +123,13 @@ def sparsity(
         macs = multiply_adds(model, example_inputs)
     own = dict(model.named_parameters(remove_duplicate=False))
     parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
-    # By the parameter: a tied weight is stored once, under its first name, and works for all.
+    # Keyed by the parameter: a tied weight is listed once, under its first name, with the
+    # multiply-adds of all layers that use it.
     layers: dict[Tensor, LayerSparsity] = {}
     transformed: list[str] = []
     for member in prunable_members(model):
         weight = member.weight
-        stored = parameters.get(member.name, weight)  # torch's own prune makes it in a hook
+        stored = parameters.get(member.name, weight)  # torch's prune computes it in a hook
         before = layers[stored].multiply_adds if stored in layers else 0
         kept = int(weight.count_nonzero())
         if kept < weight.numel() and keeps_zeros(member.layer) is False:

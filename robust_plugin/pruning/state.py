@@ -1,4 +1,4 @@
-"""What a pruner's state says of its settings, so that no other pruner continues from it."""
+"""The settings in the state of a pruner, and checks that a state and a pruner fit together."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def settings_of(
     gamma_step: float | None,
     round_to: int,
 ) -> dict[str, Any]:
-    """Return the settings that a state and its pruner have to share; plain JSON.
+    """Return the settings that a state must share with the pruner that loads it; plain JSON.
 
     Args:
-        groups: what is pruned.
-        budget: over them; its density and total are not among the settings.
+        groups: the groups that are pruned.
+        budget: the budget of these groups; its density and total are not among the settings.
         learn: what the prune phase learns.
-        pattern: of n:m masks.
-        control: of learned rates; None where they are not learned.
-        gamma_step: of the control; likewise.
-        round_to: of channels.
+        pattern: n:m pattern of the masks; None for unstructured masks.
+        control: how learned rates meet the budget; None if rates are not learned.
+        gamma_step: how fast the weight of the hinge grows; None if rates are not learned.
+        round_to: number of channels per block that is kept or removed as a whole.
     """
     settings: dict[str, Any] = {
         "learn": sorted(learn),
@@ -48,18 +48,19 @@ def settings_of(
 
 
 def refuse_other(state: Mapping[str, Any], settings: Mapping[str, Any], density: float) -> None:
-    """Raise unless a state is of a pruner with these settings.
+    """Raise a ValueError unless a state is of a pruner with these settings.
 
     Args:
         state: what ``Pruner.state_dict`` returned.
-        settings: of the pruner that is to continue from it.
-        density: of its budget, which matters where something is learned: a pruner that learns
-            nothing takes over the state's.
+        settings: the settings of the pruner that is to continue from the state.
+        density: the density of that pruner's budget. It is compared only if the pruner learns
+            something; a pruner that learns nothing takes the density of the state.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: naming the settings that differ.
     """
-    saved, ours = {"round_to": 1, **state["settings"]}, dict(settings)  # 1 before it was new
+    # States that were written before round_to existed have no entry for it; its value was 1.
+    saved, ours = {"round_to": 1, **state["settings"]}, dict(settings)
     if ours["learn"]:
         saved["density"], ours["density"] = state["density"], density
     differ = [key for key in ours if saved.get(key) != ours[key]]
@@ -71,11 +72,11 @@ def refuse_other(state: Mapping[str, Any], settings: Mapping[str, Any], density:
 
 
 def refuse_ended(saved: str, phase: str) -> None:
-    """Raise if a state was taken after finalize and the pruner still has masks, or the reverse.
+    """Raise a ValueError if one of a state and a pruner is finalized and the other is not.
 
     Args:
-        saved: the phase in which the state was taken.
-        phase: the pruner's.
+        saved: the phase in which the state was saved.
+        phase: the present phase of the pruner.
 
     Raises:
         ValueError: saying what to load instead.
@@ -83,7 +84,8 @@ def refuse_ended(saved: str, phase: str) -> None:
     if saved == "finalized" != phase:
         raise ValueError(
             "the state was taken after finalize, when the masks were gone, and this pruner has "
-            "its masks; load that network into a model without a pruner, or a state of before."
+            "its masks; load that network into a model without a pruner, or load a state that was "
+            "saved before finalize."
         )
     if phase == "finalized" != saved:
         raise ValueError(

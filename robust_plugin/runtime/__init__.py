@@ -1,9 +1,10 @@
-"""Files, journals, random numbers and processes: what every other room needs to run.
+"""Files, journals, random numbers and processes: tools that every other room uses.
 
-``files.py`` writes files whole or not at all, ``journal.py`` lets long computations resume,
+``files.py`` writes files atomically, ``journal.py`` lets long computations resume,
 ``description.py`` fingerprints the settings of a computation, ``random.py`` draws random numbers
 that do not depend on how a batch is split, ``contexts.py`` switches precision and modes,
-``distributed.py`` knows about several processes, ``timing.py`` compares two functions' speed.
+``distributed.py`` handles several processes, ``timing.py`` compares the speed of two functions,
+``tables.py`` prints aligned tables, ``tolerances.py`` lists how far equal outputs may differ.
 
 Not here: anything about pruning, attacks or proofs.
 

@@ -1,8 +1,9 @@
-"""Float32 as it is, where a proof or a comparison counts on it.
+"""Context managers that switch precision, evaluation mode or frozen parameters, and switch back.
 
-By default torch lets convolutions on GPUs round what they multiply to TF32's 10 bits, and autocast
-rounds to bfloat16's 7. Training does well with either; but a bound of 1e-5 above 0 proves nothing
-then, and two ways to compute the same outputs differ by 1e-3.
+Proofs and comparisons need float32 without TF32 and autocast. By default torch lets convolutions
+on GPUs round their factors to the 10 bits of TF32, and autocast rounds to the 7 bits of bfloat16.
+Training works well with either. But a bound of 1e-5 above 0 proves nothing at that precision, and
+two ways to compute the same outputs differ by 1e-3.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def exact(x: Tensor) -> Iterator[None]:
-    """Compute in the tensors' own precision inside: no autocast, no TF32.
+    """Compute in the dtype of the tensors inside: without autocast and without TF32.
 
     Args:
         x: a tensor on the device that computes.
@@ -31,13 +32,13 @@ def _without_tf32() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     try:
         before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    except RuntimeError:  # somebody has set torch's newer switches, which have no older reading
-        with _without_tf32_by_the_newer(cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
+    except RuntimeError:  # the newer switches of torch are set, which the older ones cannot read
+        with _without_tf32_by_newer_switches(cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
             yield
         return
     try:
         cudnn.allow_tf32 = False
-        if before[1] != "highest":  # else even setting it again would leave a trace
+        if before[1] != "highest":  # setting "highest" again would change the newer switches
             torch.set_float32_matmul_precision("highest")
         yield
     finally:
@@ -47,7 +48,7 @@ def _without_tf32() -> Iterator[None]:
 
 
 @contextmanager
-def _without_tf32_by_the_newer(*parts: Any) -> Iterator[None]:
+def _without_tf32_by_newer_switches(*parts: Any) -> Iterator[None]:
     before = [part.fp32_precision for part in parts]
     try:
         for part in parts:
@@ -59,18 +60,46 @@ def _without_tf32_by_the_newer(*parts: Any) -> Iterator[None]:
 
 
 @contextmanager
-def unfrozen(model: nn.Module) -> Iterator[None]:
-    """Unfreeze a model for those who follow autograd, and restore its flags and modes after.
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode inside, and restore every module's training flag after.
 
-    By name: parameters may be replaced by others meanwhile.
+    Raises:
+        ValueError: if the model has no evaluation mode, as programs of torch.export.
     """
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    modes = {module: module.training for module in model.modules()}
-    model.requires_grad_(True)
+    with keeping_modes(model):
+        try:
+            model.eval()
+        except NotImplementedError as error:  # programs of torch.export
+            raise ValueError(
+                f"{type(model).__name__} has no evaluation mode ({error}); give the network that "
+                "it was exported from."
+            ) from error
+        yield
+
+
+@contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Restore every module's own training flag at the end, also after an error."""
+    flags = {module: module.training for module in model.modules()}
     try:
         yield
     finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
-        for module, mode in modes.items():
-            module.training = mode
+        for module, training in flags.items():
+            module.training = training
+
+
+@contextmanager
+def unfrozen(model: nn.Module) -> Iterator[None]:
+    """Unfreeze all parameters inside, for code that follows autograd through them.
+
+    At the end every parameter has its requires_grad and every module its training flag as before.
+    Parameters are restored by name, because the code inside may replace them by others.
+    """
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with keeping_modes(model):
+        model.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(flags[name])

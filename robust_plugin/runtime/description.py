@@ -1,8 +1,9 @@
-"""Attacks and certifiers told apart: a digest of their code and of all that they hold.
+"""``description``: a name and a digest that tell attacks and certifiers apart, for journals.
 
-Two objects of equal content have one digest in every process that runs the same program, and
-objects of another class, code, option or state have others. Their ``repr`` does not do: that of a
-function ends in an address, and leaves out what its closure holds.
+The digest is computed from an object's code and from everything that the object refers to. Two
+objects of equal content have the same digest in every process that runs the same program. Objects
+of another class, code, option or state have another digest. The ``repr`` is not enough: that of a
+function ends in a memory address, and does not show the values of its closure.
 """
 
 from __future__ import annotations
@@ -23,36 +24,47 @@ from robust_plugin.runtime.journal import Fingerprint
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 _CALLED = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property)
 _SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
-# What every network has; weights and buffers are in its fingerprint.
-_OF_NETWORKS = frozenset(vars(nn.Module()))
+# Attributes that every network has; its fingerprint covers weights and buffers.
+_NETWORK_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
-def description(stage: object) -> str:
+def description(method: object) -> str:
     """Return a name for readers and a digest, such as ``"IBP(threat=...) 3c0f..."``.
 
-    The digest is of a function's code, defaults, closure and the globals that it reads; of an
-    instance's class and state; of the values of tensors and networks. Code of installed packages
-    goes by its name. Fields of a dataclass that are not compared (``field(compare=False)``), such
-    as caches and callbacks of progress, are left out.
+    The digest covers the code, defaults and closure of a function and the globals that it reads,
+    the class and state of an instance, and the values of tensors and networks. Code of installed
+    packages is covered by its name only. Fields of a dataclass that are not compared
+    (``field(compare=False)``), such as caches and progress callbacks, are left out.
+
+    Args:
+        method: an attack, a certifier or any other object.
 
     Raises:
-        TypeError: for what holds something whose state cannot be read, such as an open file.
+        TypeError: if the object refers to something whose state cannot be read, such as an open
+            file.
     """
-    digest, shown = _Digests().of(stage), repr(stage)
+    digest, shown = _Digests().digest(method), repr(method)
     if " at 0x" in shown or len(shown) > 200:
-        shown = _path(stage if isinstance(stage, types.FunctionType | type) else type(stage))
+        shown = _path(method if isinstance(method, types.FunctionType | type) else type(method))
     return f"{shown} {digest}"
 
 
 class _Digests:
-    """Digests of objects, each computed once; an object inside itself goes by its depth."""
+    """Digests of objects, each computed once.
+
+    Attributes:
+        open: nesting depth of each object whose digest is being computed, by ``id``. An object that
+            refers to itself is described there by this depth.
+        done: digest of each finished object, by ``id``, with the object itself, because an ``id``
+            may be used again after its object is deleted.
+    """
 
     def __init__(self) -> None:
         self.open: dict[int, int] = {}
-        # With the objects themselves: an address may be given away again.
         self.done: dict[int, tuple[str, object]] = {}
 
-    def of(self, value: Any) -> str:
+    def digest(self, value: Any) -> str:
+        """Return the digest of an object; for numbers and strings, type and value."""
         if type(value) in _PLAIN:
             return f"{type(value).__name__} {value!r}"
         if id(value) in self.open:
@@ -65,13 +77,13 @@ class _Digests:
         return self.done[id(value)][0]
 
     def _all(self, values: Any) -> list[str]:
-        return [self.of(each) for each in values]
+        return [self.digest(each) for each in values]
 
     def _named(self, values: dict[str, Any]) -> list[tuple[str, str]]:
-        return [(name, self.of(each)) for name, each in values.items()]
+        return [(name, self.digest(each)) for name, each in values.items()]
 
     def _parts(self, value: Any) -> Any:
-        """What an object is, in strings."""
+        """Return what an object consists of: strings, booleans and bytes, in tuples and lists."""
         kind = type(value)
         if isinstance(value, Tensor):
             return "tensor", str(Fingerprint(value))
@@ -93,25 +105,25 @@ class _Digests:
         if isinstance(value, types.MethodType):
             return "method", self._all([value.__func__, value.__self__])
         if isinstance(value, staticmethod | classmethod):
-            return kind.__name__, self.of(value.__func__)
+            return kind.__name__, self.digest(value.__func__)
         if isinstance(value, property):
             return "property", self._all([value.fget, value.fset, value.fdel])
         if isinstance(value, functools.cached_property):
-            return "cached property", self.of(value.func)
+            return "cached property", self.digest(value.func)
         if isinstance(value, type):
             return self._class(value)
         if dataclasses.is_dataclass(value):
-            return "dataclass", self.of(kind), self._fields(value)
+            return "dataclass", self.digest(kind), self._fields(value)
         return self._instance(value)
 
     def _function(self, function: types.FunctionType) -> Any:
         cells = [_content(cell) for cell in function.__closure__ or ()]
-        held = [function.__code__, function.__defaults__, function.__kwdefaults__, cells]
+        parts = [function.__code__, function.__defaults__, function.__kwdefaults__, cells]
         read: dict[str, Any] = {}
         if not _installed(function.__module__):
             there = function.__globals__
             read = {n: there[n] for n in sorted(set(_names(function.__code__))) if n in there}
-        return "function", _path(function), self._all(held), self._named(read)
+        return "function", _path(function), self._all(parts), self._named(read)
 
     def _class(self, kind: type) -> Any:
         if _installed(kind.__module__):
@@ -120,42 +132,47 @@ class _Digests:
         return "class", _path(kind), self._all(kind.__bases__), self._named(own)
 
     def _layer(self, layer: nn.Module) -> Any:
-        own = {key: each for key, each in vars(layer).items() if key not in _OF_NETWORKS}
-        return self.of(type(layer)), layer.training, self._named(own)
+        own = {key: each for key, each in vars(layer).items() if key not in _NETWORK_ATTRIBUTES}
+        return self.digest(type(layer)), layer.training, self._named(own)
 
     def _fields(self, value: Any) -> Any:
         fields = dataclasses.fields(value)
-        held = {f.name: getattr(value, f.name) for f in fields} | getattr(value, "__dict__", {})
+        state = {f.name: getattr(value, f.name) for f in fields} | getattr(value, "__dict__", {})
         for each in (f for f in fields if not f.compare):
-            del held[each.name]
-        return self._named(held)
+            del state[each.name]
+        return self._named(state)
 
     def _instance(self, value: Any) -> Any:
-        """What pickle would save, which is all of an object's state or an error."""
+        """Return what pickle would save: the whole state of an object, or an error."""
         if isinstance(value, types.BuiltinFunctionType):
             owner = value.__self__
-            return "builtin", _path(value), isinstance(owner, types.ModuleType) or self.of(owner)
+            return (
+                "builtin",
+                _path(value),
+                isinstance(owner, types.ModuleType) or self.digest(owner),
+            )
         try:
             reduced = value.__reduce_ex__(4)
-        except Exception as error:  # in as many ways as there are objects
+        except Exception as error:  # each class raises errors of its own
             raise TypeError(
                 f"a journal cannot tell {value!r} from others of its kind, as its state cannot be "
-                "read; give the stage as a frozen dataclass whose fields are its settings, or no "
+                "read; give the method as a frozen dataclass whose fields are its settings, or no "
                 "journal."
             ) from error
-        if isinstance(reduced, str):  # it goes by its name
-            return "name", _path(value), reduced, self.of(getattr(value, "__wrapped__", None))
+        if isinstance(reduced, str):  # pickle would save the name alone
+            return "name", _path(value), reduced, self.digest(getattr(value, "__wrapped__", None))
         return "instance", [
-            self._all(each) if isinstance(each, Iterator) else self.of(each) for each in reduced
+            self._all(each) if isinstance(each, Iterator) else self.digest(each) for each in reduced
         ]
 
 
 def _path(value: Any) -> str:
+    """Return the module and the qualified name of a function or class."""
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
 
 
 def _installed(module: str | None) -> bool:
-    """Whether a module is Python's or an installed package's, this one's included."""
+    """Return whether a module is of Python, of this package, or of another installed package."""
     name = module or ""
     if name.partition(".")[0] in (*sys.stdlib_module_names, __name__.partition(".")[0]):
         return True
@@ -164,14 +181,14 @@ def _installed(module: str | None) -> bool:
 
 
 def _decides(name: str, value: object) -> bool:
-    """Whether a class's attribute says what its instances do: methods and constants."""
+    """Return whether a class attribute decides what instances do, as methods and constants do."""
     if name.startswith(("__annotat", "_abc_")) or isinstance(value, _SLOTS):
         return False
     return isinstance(value, _CALLED) or not (name.startswith("__") and name.endswith("__"))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """Names that code, and the functions made in it, look up in its module."""
+    """Yield the names that code, and the functions defined in it, look up in its module."""
     for each in dis.get_instructions(code):
         if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield each.argval
@@ -181,7 +198,8 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _content(cell: Any) -> Any:
+    """Return the value of a closure cell, None if it has none yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # not yet filled
+    except ValueError:
         return None

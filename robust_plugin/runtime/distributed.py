@@ -1,8 +1,4 @@
-"""The contract of an attack, and the guard around every one of them.
-
-An attack is any callable ``attack(model, x, y) -> x_adv``. It may come from anywhere; run inside
-``guarded`` it leaves the model as it was and stays in its threat model, or raises.
-"""
+"""Several processes: the network inside a wrapper, ranks, and equal parameters on all ranks."""
 
 from __future__ import annotations
 
@@ -11,37 +7,47 @@ from torch import distributed, nn
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside DDP or DataParallel, which attacks run on.
+    """Return the network inside DDP or DataParallel; attacks run on this network.
 
-    A forward pass of the wrapper talks to the other processes, and attacks need not make equally
-    many on each.
+    A forward pass of the wrapper communicates with the other processes, and attacks may need
+    another number of forward passes on each process.
+
+    Args:
+        model: network, wrapped or not.
     """
     kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     return model.module if isinstance(model, kinds) else model
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """Return the network inside DDP, DataParallel and torch.compile, which bounds are of."""
+    """Return the network inside DDP, DataParallel and torch.compile; bounds read its layers.
+
+    Args:
+        model: network, in any number of wrappers or none.
+    """
     model = unwrapped(model)
     inner = getattr(model, "_orig_mod", model)
     return model if inner is model else innermost(inner)
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return this process's number and how many there are."""
+    """Return the rank of this process and the number of processes; (0, 1) for a single one."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 def check_ranks(model: nn.Module) -> None:
-    """Raise if the trained parameters differ between distributed processes.
+    """Raise a ValueError if the trained parameters differ between distributed processes.
 
-    That is what wrapping in DDP before set_phase leads to, silently: DDP averages the
-    gradients of those parameters only that were trained when it was made.
+    This happens when a model is wrapped in DDP before set_phase: DDP averages only the gradients of
+    parameters that were trained when the wrapper was made.
+
+    Args:
+        model: network, wrapped or not; all parameters that require a gradient are compared.
 
     Raises:
-        ValueError: if a checksum differs.
+        ValueError: if the sums of a parameter differ between processes.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):

@@ -1,13 +1,15 @@
-"""Checkpoints: one safetensors file with JSON beside the tensors, written atomically.
+"""Files that are written atomically: text, bytes, and tensors with JSON in one safetensors file.
 
-Nothing in it can run code: a pickle is never read or written.
+A process that is killed while it writes leaves the old file as it was, or no file. Nothing in the
+files can run code: a pickle is never read or written.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,42 @@ from torch import Tensor
 _FORMAT = "1"
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a partial file to write to, which takes the place of ``path`` at the end.
+
+    The partial file lies in the folder of ``path``, under a name that starts with a dot and ends
+    in ``.partial``. It is flushed to the disk before it replaces ``path``. After an error it is
+    removed, and ``path`` stays as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Return whether a file is a partial one, of a killed process or of one that writes now."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> None:
-    """Write tensors and JSON to one safetensors file, atomically."""
+    """Write tensors and JSON to one safetensors file, atomically.
+
+    Args:
+        path: the file; its folder must exist.
+        tensors: tensors by name, on any device.
+        content: what JSON can hold, with finite numbers only.
+
+    Raises:
+        ValueError: if the folder does not exist, or JSON cannot hold the content.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} to.")
@@ -32,21 +66,15 @@ def write_tensors(
             f"{path}: meta and the optimizer's settings have to be finite numbers, strings, lists "
             f"and mappings; {error}."
         ) from error
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     # Tied tensors share memory, which the format refuses: each name gets its own copy.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     metadata = {"robust_plugin": _FORMAT, "content": plain_content}
-    try:
+    with replacing(path) as partial:
         save_file(plain, partial, metadata=metadata)
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what ``write_tensors`` wrote.
+    """Return the tensors and the content that ``write_tensors`` wrote.
 
     Raises:
         ValueError: if the file is missing, truncated or no safetensors file.
@@ -64,15 +92,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    """Write bytes to a file, atomically."""
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""Random numbers of a batch, a row a point: the same whoever computes which of its points.
+"""Random numbers that do not depend on how a batch is split, and seeds.
 
-Where a batch is split, over processes or into micro-batches, each part would draw noise of its own,
-and the result would depend on the split. Inside ``drawing`` every part draws for the whole batch
-from one generator and keeps its rows. Outside, all is drawn from the global generator.
+A batch may be split over processes or into micro-batches. If each part drew its own noise, the
+result would depend on the split. Inside ``drawing``, every part draws the numbers of the whole
+batch from one generator, and keeps the rows of its own points. Outside, numbers come from torch's
+global generator.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Share:
-    """Some points of a batch.
+    """One part of a batch.
 
     Attributes:
-        rows: their places in the batch, in the order in which they are computed.
-        of: points in the batch.
-        generator: draws for the whole batch, on the device of the inputs; to be in one state
-            wherever a part of the batch begins.
+        rows: places in the batch of the points of this part, in the order of its inputs.
+        points: number of points in the whole batch.
+        generator: generator of the whole batch's numbers, on the device of the inputs. It must be
+            in the same state at the start of every part of the batch.
     """
 
     rows: Sequence[int]
-    of: int
+    points: int
     generator: torch.Generator
 
 
@@ -39,7 +40,13 @@ _SHARE: ContextVar[Share | None] = ContextVar("share", default=None)
 
 @contextmanager
 def drawing(share: Share) -> Iterator[None]:
-    """Inside, what is drawn for ``len(share.rows)`` points are these rows of the batch's draw."""
+    """Draw numbers for the whole batch inside, and return the rows of this part.
+
+    This concerns draws for ``len(share.rows)`` points. Other draws come from the global generator.
+
+    Args:
+        share: the part of the batch that is computed inside.
+    """
     before = _SHARE.set(share)
     try:
         yield
@@ -48,17 +55,29 @@ def drawing(share: Share) -> Iterator[None]:
 
 
 def normal_like(x: Tensor, *, samples: int | None = None) -> Tensor:
-    """Return N(0, 1) of the shape of ``x`` [B, ...], or [samples, B, ...]."""
+    """Return normal random numbers N(0, 1), with the dtype and the device of ``x``.
+
+    Args:
+        x: tensor with one row per point, shape [B, ...].
+        samples: number of samples per point, for a result of shape [samples, B, ...]; None for one
+            sample and the shape of ``x``.
+    """
     return _drawn(x, lambda whole, generator: whole.normal_(generator=generator), samples)
 
 
 def uniform_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Return numbers from [low, high) of the shape of ``x`` [B, ...]."""
+    """Return uniform random numbers from [low, high), with shape, dtype and device of ``x``.
+
+    Args:
+        x: tensor with one row per point, shape [B, ...].
+        low: smallest number.
+        high: end of the range, not included.
+    """
     return _drawn(x, lambda whole, generator: whole.uniform_(low, high, generator=generator))
 
 
 def happens(probability: float) -> bool:
-    """Return True with a probability; all parts of a batch agree."""
+    """Return True with the given probability; all parts of a batch get the same answer."""
     share = _SHARE.get()
     if share is None:
         return bool(torch.rand(()) < probability)
@@ -70,24 +89,24 @@ def few_of(n: int, count: int) -> tuple[Tensor, float]:
     """Choose ``count`` points of a batch at random, without replacement.
 
     Args:
-        n: points here.
-        count: how many of the whole batch.
+        n: number of points in this part of the batch.
+        count: number of points to choose from the whole batch.
 
     Returns:
-        tuple: places among the points here of those that were chosen, and what to divide the sum of
-        their losses by, so that the mean over all parts, each weighted by its points, is the mean
-        over the chosen ones.
+        tuple: the indices into this part of the chosen points that it has, and the number to divide
+        the sum of their losses by. With this number, the mean over all parts, each weighted by its
+        points, is the mean over all chosen points.
     """
     share = _SHARE.get()
     if share is None or len(share.rows) != n:
         few = torch.randperm(n)[:count]
         return few, float(len(few))
     generator = share.generator
-    order = torch.randperm(share.of, generator=generator, device=generator.device)
+    order = torch.randperm(share.points, generator=generator, device=generator.device)
     chosen = order[:count].tolist()
     here = {row: place for place, row in enumerate(share.rows)}
     few = torch.tensor([here[row] for row in chosen if row in here], dtype=torch.long)
-    return few, len(chosen) * n / share.of
+    return few, len(chosen) * n / share.points
 
 
 def _drawn(
@@ -95,14 +114,16 @@ def _drawn(
     fill: Callable[[Tensor, torch.Generator | None], Tensor],
     samples: int | None = None,
 ) -> Tensor:
+    """Return a tensor that ``fill`` has filled, of the whole batch or of this part's rows."""
     leading = [] if samples is None else [samples]
     share = _SHARE.get()
-    # Other points than the share's, as where an attack restarts on those that stand: no rows of it.
+    # Other points than those of the part, as when an attack restarts on the points not fooled yet,
+    # have no rows in the draw of the batch.
     if share is None or len(share.rows) != len(x) or share.generator.device.type != x.device.type:
         return fill(torch.empty(*leading, *x.shape, dtype=x.dtype, device=x.device), None)
-    size = [*leading, share.of, *x.shape[1:]]
+    size = [*leading, share.points, *x.shape[1:]]
     whole = fill(torch.empty(size, dtype=x.dtype, device=x.device), share.generator)
-    if len(share.rows) == share.of:
+    if len(share.rows) == share.points:
         return whole
     rows = torch.tensor(share.rows, device=x.device)
     return whole.index_select(len(leading), rows)
@@ -110,10 +131,15 @@ def _drawn(
 
 @contextmanager
 def forked(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators of the CPU and of a device inside; then they are as before."""
+    """Seed torch's global generators of the CPU and of one device inside, and restore them after.
+
+    Args:
+        seed: seed of the generators.
+        device: device whose generator is seeded beside that of the CPU.
+    """
     cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if cuda else []):
-        # Not torch.manual_seed, which reaches for other GPUs too, and nobody would restore those.
+        # Not torch.manual_seed: it also seeds other GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(seed)
         if cuda:
             with torch.cuda.device(device):
@@ -122,6 +148,12 @@ def forked(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def seed_of(*parts: object) -> int:
-    """Return a seed that is a function of its parts alone; near parts give unrelated seeds."""
+    """Return a seed, 0 <= seed < 2**63, that depends on the parts alone.
+
+    Parts that differ by little give unrelated seeds.
+
+    Args:
+        parts: values whose ``str`` identifies them, such as a seed, a name and an epoch.
+    """
     digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

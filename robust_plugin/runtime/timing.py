@@ -1,4 +1,4 @@
-"""Deployment on a CPU: CSR products where they were timed to be faster than the dense layers."""
+"""A fair comparison of the running times of two functions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ def alternating(
     seconds: float,
     clock: Callable[[], float] | None = None,
 ) -> tuple[float, float]:
-    """Call two functions in turns for about ``seconds``; return the median time of each.
+    """Call two functions in turns for about ``seconds``, and return the median time of each.
 
-    At least five turns, after one that does not count. ``time.process_time`` as the clock, instead
-    of the wall's, counts the work of one thread, whatever else a shared machine does.
+    In turns, because a slow moment of the machine then meets both functions. There are at least
+    five turns, after a first one that does not count.
+
+    Args:
+        first: first function.
+        second: second function.
+        seconds: seconds that all turns together take at least.
+        clock: function that returns the time in seconds; default: the wall clock. On a shared
+            machine, ``time.process_time`` counts the work of one thread alone.
+
+    Returns:
+        tuple: median seconds of ``first`` and of ``second``.
     """
     clock = time.perf_counter if clock is None else clock
     turns: list[tuple[float, float]] = []

@@ -1,7 +1,9 @@
-"""Normalisation as a layer, so that a threat model speaks of pixels.
+"""Layers that change the units of inputs, so that eps is in pixels and attacks see [0, 1].
 
-A radius is in the units of the inputs that a network gets. Where the data loader normalises, a ball
-of 8/255 is another one, eps / std in each channel, and [0, 1] no longer bounds the inputs.
+A radius is in the units of the inputs that a network gets. If the data loader normalises images,
+a ball of 8/255 in pixels becomes a ball of eps / std in each channel, and [0, 1] no longer bounds
+the inputs. ``Normalize`` moves the normalisation into the network. ``UnitBox`` scales the inputs of
+a network to [0, 1] for attacks that expect this range.
 """
 
 from __future__ import annotations
@@ -15,16 +17,20 @@ from robust_plugin.threat.model import ThreatModel
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std by channel, x of shape [N, C, H, W] in [0, 1]: the first layer of a network.
+    """First layer of a network that normalises images by channel: (x - mean) / std.
+
+    The inputs x have shape [N, C, H, W] and values in [0, 1].
 
     Args:
-        mean: one number a channel, in pixel units; a sequence, an array or a tensor, of shape [C]
-            or [1, C, 1, 1].
-        std: one positive number a channel, in pixel units; likewise.
+        mean: mean of each channel in pixel units: a sequence, an array or a tensor of shape [C] or
+            [1, C, 1, 1].
+        std: standard deviation of each channel in pixel units, positive: a sequence, an array or a
+            tensor of shape [C] or [1, C, 1, 1].
 
     Raises:
-        TypeError: a single number, or no numbers.
-        ValueError: different lengths, numbers that are not finite, or a std that is not positive.
+        TypeError: if ``mean`` or ``std`` is a single number or does not hold numbers.
+        ValueError: if the two have different lengths, a number is not finite, or a number of
+            ``std`` is not positive.
 
     >>> from robust_plugin import IBP, ThreatModel
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 10))
@@ -41,28 +47,28 @@ class Normalize(nn.Module):
         super().__init__()
         numbers = [_channels(name, value) for name, value in (("mean", mean), ("std", std))]
         if len(numbers[0]) != len(numbers[1]) or not len(numbers[0]):
-            raise ValueError(f"mean={mean} and std={std}: one number a channel in each")
+            raise ValueError(f"mean={mean} and std={std}: give one number per channel in each")
         if not bool((numbers[1] > 0).all()):
-            raise ValueError(f"std={std}: every channel needs a positive one")
+            raise ValueError(f"std={std}: every channel needs a positive number")
         for name, each in zip(("mean", "std"), numbers, strict=True):
-            # Made anew, so that it lies where torch puts new tensors, as the layers' weights do.
+            # torch.tensor puts the buffer on the default device, as torch does with new weights.
             self.register_buffer(name, torch.tensor(each.tolist()).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised input, same shape."""
+        """Return the normalised inputs, same shape as ``x``."""
         return (x - self.mean) / self.std
 
 
 def _channels(name: str, value: Sequence[float] | Tensor) -> Tensor:
-    """Return one number a channel, shape [C], in torch's default dtype, whatever held them."""
+    """Return one number per channel, shape [C], in torch's default dtype on the CPU."""
     try:
         # A float64 array would make the network's inputs float64.
         given = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         found = given.detach().to("cpu", torch.get_default_dtype())
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}={value!r}: one number a channel, as (0.5, 0.5, 0.5)") from error
+        raise TypeError(f"{name}={value!r}: one number per channel, as (0.5, 0.5, 0.5)") from error
     if found.dim() == 0:
-        raise TypeError(f"{name}={value}: one number a channel, as (0.5, 0.5, 0.5)")
+        raise TypeError(f"{name}={value}: one number per channel, as (0.5, 0.5, 0.5)")
     if found.numel() != max(found.shape):
         raise ValueError(f"{name} has shape {tuple(found.shape)}; legal: [C] or [1, C, 1, 1]")
     if not bool(found.isfinite().all()):
@@ -70,26 +76,27 @@ def _channels(name: str, value: Sequence[float] | Tensor) -> Tensor:
     return found.flatten()
 
 
-# A radius is worth attacking if it is this many times the rounding of the values that it moves.
+# UnitBox refuses a radius below this many rounding errors of the inputs: the scaling would lose it.
 _ROUNDINGS = 10
 
 
 class UnitBox(nn.Module):
-    """A network for inputs in [0, 1], which attack libraries take for granted.
+    """Wrapper that makes a network take inputs in [0, 1], the range that attack libraries expect.
 
     Args:
-        model: a network for inputs in [low, high].
-        threat: its threat model; where its box is very wide or has no bounds, a smaller one is
-            scaled to [0, 1] in which the attack can do the same.
-        x: all inputs that are attacked, shape [B, ...].
-        reach: how far the attack may look beyond the values of ``x``; by default eps.
+        model: network for inputs in [low, high].
+        threat: threat model of ``model``. If its box is very wide or has no bounds, the wrapper
+            scales a smaller box to [0, 1]; every point that the attack may reach is inside it.
+        x: all inputs to attack, shape [B, ...].
+        reach: how far the attack may search beyond the values of ``x``, in input units; None means
+            eps.
 
     Attributes:
-        threat: the same ball in the unit box: eps / (high - low).
+        threat: the threat model for inputs in [0, 1], with radius eps / (high - low).
 
     Raises:
-        ValueError: if eps is so small beside the spread of the values that it would be lost to
-            rounding.
+        ValueError: if eps is so small compared with the range of the values that rounding would
+            lose it.
     """
 
     def __init__(
@@ -99,7 +106,7 @@ class UnitBox(nn.Module):
         given = threat
         threat = threat.narrowed(x, reach=threat.eps if reach is None else reach)
         self.model, self.low, self.width = model, threat.low, threat.high - threat.low
-        # Half precision has a finding of its own.
+        # Half precision is judged as float32 here: ``evaluate`` reports it as a finding of its own.
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
         scaled = (self.low, self.width) != (0, 1)
         if scaled and 0 < threat.eps < _ROUNDINGS * torch.finfo(dtype).eps * self.width:
@@ -112,14 +119,14 @@ class UnitBox(nn.Module):
         self.threat = threat.in_unit_box
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the network's logits."""
+        """Return the network's logits for inputs in [0, 1]."""
         logits: Tensor = self.model(self.grown(x))
         return logits
 
     def shrunk(self, x: Tensor) -> Tensor:
-        """Scale inputs of the network to [0, 1]."""
+        """Scale inputs of the network from [low, high] to [0, 1]."""
         return x if (self.low, self.width) == (0, 1) else (x - self.low) / self.width
 
     def grown(self, x: Tensor) -> Tensor:
-        """Scale inputs in [0, 1] to those of the network."""
+        """Scale inputs from [0, 1] to [low, high], the range of the network."""
         return x if (self.low, self.width) == (0, 1) else self.low + self.width * x

@@ -1,4 +1,8 @@
-"""The threat model: what an adversary may change, and how far."""
+"""The threat model: what an adversary may change, and how far.
+
+``ThreatModel`` is the value that attacks, certifiers and objectives share. It projects points onto
+the allowed set and checks inputs and the results of attacks.
+"""
 
 from __future__ import annotations
 
@@ -11,42 +15,38 @@ import torch
 from torch import Tensor
 
 from robust_plugin.threat.projection import project_on_l1_ball
-from robust_plugin.threat.units import parse_eps
+from robust_plugin.threat.units import TOLERANCE, check_box, parse_bound, parse_eps
 
-Norm = Literal["Linf", "L2", "L1"]  # a ball of each lies in that of the one before
+# At equal radius, the ball of each norm lies inside the ball of the norm before it.
+Norm = Literal["Linf", "L2", "L1"]
 
-
-# A radius that is a smaller share of the box's width loses precision where the box is scaled to
-# [0, 1].
+# A radius below this share of the box's width loses precision when the box is scaled to [0, 1].
 _FINE = 1e-4
 
-
-# Gradients below it are scaled up before their length is taken.
+# Gradients whose largest entry is below this are scaled up before their L2 norm is computed.
 _SMALL = 1e-6
 
-
-# In a box of grey levels, 0 to 255, radii below these are meant for inputs in [0, 1].
+# In a box of grey levels, 0 to 255, a radius below these was probably meant for inputs in [0, 1].
 _LEAST_GREY = {"Linf": 0.2, "L2": 5.0, "L1": 100.0}
-
-
-# Float32 rounding of x + delta moves a point by up to half a unit in the last place of x.
-_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, init=False)
 class ThreatModel:
-    """All inputs x' with ||x' - x||_norm <= eps and low <= x' <= high.
+    """Set of inputs x' that an adversary may use instead of x: a ball around x, cut by a box.
+
+    The set holds all x' with ``||x' - x||_norm <= eps`` and ``low <= x' <= high``.
 
     Args:
-        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
-        eps: radius in input units (pixels in [0, 1]), a number or a fraction as a string.
-        low: smallest legal input value, -inf for none.
-        high: largest legal input value, inf for none.
+        norm: norm of the ball: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        eps: radius in input units, >= 0: a number, or a fraction as a string such as ``"8/255"``.
+        low: smallest legal input value; -inf for no lower bound.
+        high: largest legal input value; inf for no upper bound.
 
     Raises:
-        ValueError: for an unknown norm, an eps that is no finite number >= 0, bounds that are not
-            one number each, low >= high, an Linf radius beyond the whole box (8 where "8/255" was
-            meant), or a radius of [0, 1] in a box of grey levels (8/255 where 8 was meant).
+        ValueError: if the norm is unknown, eps is not a finite number >= 0, a bound is not a
+            single number, or low >= high. Also if an Linf radius is wider than the whole box (8
+            where "8/255" was meant), or if a radius for [0, 1] is given with a box of grey levels
+            (8/255 where 8 was meant).
 
     >>> ThreatModel("Linf", eps="8/255").eps
     0.03137254901960784
@@ -57,14 +57,14 @@ class ThreatModel:
     low: float
     high: float
 
+    # Written by hand, because eps may be given as a string and is stored as a float.
     def __init__(
         self, norm: Norm, eps: float | str, *, low: float = 0.0, high: float = 1.0
     ) -> None:
         if norm not in get_args(Norm):
             raise ValueError(f"norm is {norm!r}; legal: {', '.join(get_args(Norm))}.")
-        low, high = _bound("low", low), _bound("high", high)
-        if not low < high:
-            raise ValueError(f"low is {low} and high is {high}; low must be below high.")
+        low, high = parse_bound("low", low), parse_bound("high", high)
+        check_box(low, high)
         radius = parse_eps(eps)
         if norm == "Linf" and radius > high - low:
             raise ValueError(
@@ -76,13 +76,7 @@ class ThreatModel:
                 f"eps is {eps!r} in the box [{low:g}, {high:g}], too small for grey levels; eps is "
                 f"in input units: give {255 * radius:g} for a radius of {radius:g} in [0, 1]."
             )
-        for name, value in (
-            ("norm", norm),
-            ("eps", radius),
-            ("low", low),
-            ("high", high),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(norm=norm, eps=radius, low=low, high=high)
 
     def __str__(self) -> str:
         box = "" if (self.low, self.high) == (0, 1) else f" in [{self.low:g}, {self.high:g}]"
@@ -90,7 +84,9 @@ class ThreatModel:
 
     @property
     def in_unit_box(self) -> ThreatModel:
-        """The same ball for inputs scaled from [low, high] to [0, 1]: radius eps / (high - low).
+        """The threat model for inputs scaled from [low, high] to [0, 1].
+
+        Its radius is eps / (high - low).
 
         >>> str(ThreatModel("Linf", "16/255", low=-1, high=1).in_unit_box)
         'Linf eps=8/255'
@@ -99,21 +95,24 @@ class ThreatModel:
 
     @property
     def fraction(self) -> str:
-        """The radius as papers write it: in [0, 1] and whole 255ths as a fraction, else the number.
+        """The radius as papers write it, as text.
+
+        An Linf radius of whole 255ths, up to 32/255, in the box [0, 1] is written as a fraction.
+        Every other radius is written as a number.
 
         >>> ThreatModel("Linf", 8 / 255).fraction, ThreatModel("L2", 0.5).fraction
         ('8/255', '0.5')
         """
         levels = 255 * self.eps
-        # .2 is 51/255, and nobody means that.
+        # 0.2 is 51/255, but a paper that writes 0.2 does not mean a fraction.
         whole = self.norm == "Linf" and abs(levels - round(levels)) < 1e-9 and 1 <= levels <= 32
         whole = whole and (self.low, self.high) == (0, 1)
         return f"{round(levels)}/255" if whole else f"{self.eps:.6g}"
 
     def covers(self, other: ThreatModel) -> bool:
-        """Return whether all that ``other`` allows is allowed here.
+        """Return whether this threat model allows every input that ``other`` allows.
 
-        In other norms too, by ||d||_inf <= ||d||_2 <= ||d||_1.
+        The norms may differ, because ``||d||_inf <= ||d||_2 <= ||d||_1``.
 
         >>> ThreatModel("Linf", 0.1).covers(ThreatModel("L2", 0.1))
         True
@@ -123,7 +122,7 @@ class ThreatModel:
         return wider and other.eps <= self.eps and inside
 
     def norms(self, delta: Tensor) -> Tensor:
-        """Return ||delta||_norm of each point: shape [B] for delta of shape [B, ...]."""
+        """Return ``||delta||_norm`` of each point, shape [B], for ``delta`` of shape [B, ...]."""
         flat = delta.flatten(1)
         if self.norm == "Linf":
             return flat.abs().amax(1)
@@ -131,49 +130,58 @@ class ThreatModel:
         return norms
 
     def direction(self, grad: Tensor) -> Tensor:
-        """Return the steepest ascent of Linf or L2: sign(grad), or grad / ||grad||_2 of each point.
+        """Return the direction of steepest ascent of each point, for the norms Linf and L2.
 
-        The length of the gradient does not matter: it may be as small as floats get.
+        It is sign(grad) for Linf and grad / ``||grad||_2`` for L2, with the shape of ``grad``. The
+        size of the gradient does not matter: it may be as small as floats get.
         """
         if self.norm == "Linf":
             return grad.sign()
         largest = grad.flatten(1).abs().amax(1)
-        # Small gradients by their largest entry first: their squares would be 0.
+        # Small gradients are divided by their largest entry first, or their squares would be 0.
         small = (largest > 0) & (largest < _SMALL)
         grad = grad / per_point(torch.where(small, largest, 1.0).to(grad), grad)
         tiny = torch.finfo(grad.dtype).tiny
         return grad * per_point(1 / self.norms(grad).clamp(min=tiny), grad)
 
     def narrowed(self, x: Tensor, *, reach: float) -> ThreatModel:
-        """Return the same ball in a smaller box where the present one is too wide for the radius.
+        """Return the threat model with a smaller box if its box is too wide for the radius.
 
-        No point of the ball lies more than ``eps`` beyond the values of ``x``, whatever the norm,
-        so that attacks which compute in units of the box may as well take a box that ends there.
-        In one without bounds, or more than 10,000 radii wide, rounding would take the radius away.
+        Some attacks compute in units of the box. If the box has no bounds, or is more than 10,000
+        radii wide, rounding would lose the radius. In every norm, no point of the ball lies more
+        than ``eps`` beyond the values of ``x``, so a box that ends there allows the same attacks.
 
         Args:
             x: inputs of finite values, shape [B, ...].
-            reach: how far beyond the values of ``x`` the box has to go, at least eps.
+            reach: how far the box goes beyond the values of ``x``, in input units, at least eps.
         """
         width = self.high - self.low
         if width <= 1 or (math.isfinite(width) and self.eps >= _FINE * width):
             return self
         least, largest = (float(v) for v in x.aminmax())
-        reach = reach or 1.0  # at eps = 0 there is no other measure
+        reach = reach or 1.0  # at eps = 0 there is no radius to measure by
         low, high = max(self.low, least - reach), min(self.high, largest + reach)
         return ThreatModel(self.norm, self.eps, low=low, high=high)
 
     def with_radius(self, eps: float) -> ThreatModel:
-        """Return the threat model with another radius, of whatever size a schedule asks for."""
+        """Return the threat model with another radius.
+
+        Schedules of eps use it. The radius is not compared with the width of the box.
+        """
         found = copy.copy(self)
         object.__setattr__(found, "eps", float(eps))
         return found
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Return the point of the threat model nearest to ``x_adv``, for each point of a batch.
+        """Return the allowed point nearest to each point of ``x_adv``, shape [B, ...].
 
-        Exact for Linf; for L2 and L1 the ball first and the box second, as attacks do (the box only
-        brings a point nearer to x, which lies inside it).
+        The result is exact for Linf. For L2 and L1 the points are projected onto the ball first and
+        onto the box second, as attacks do. The second step keeps a point in the ball: it only moves
+        the point nearer to ``x``, which lies inside the box.
+
+        Args:
+            x_adv: points to project, shape [B, ...].
+            x: centres of the balls, shape [B, ...].
         """
         delta = x_adv - x
         if self.norm == "Linf":
@@ -185,11 +193,12 @@ class ThreatModel:
         return (x + delta).clamp(self.low, self.high)
 
     def check_inputs(self, x: Tensor) -> None:
-        """Raise unless ``x`` is finite floats within [low, high].
+        """Raise an error unless ``x`` holds finite floats within [low, high].
 
         Raises:
-            TypeError: if it is no tensor.
-            ValueError: otherwise, saying what it is.
+            TypeError: if ``x`` is not a tensor.
+            ValueError: if ``x`` does not hold floats, is empty, or has values that are not finite
+                or outside of [low, high].
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs are a {type(x).__name__}; give a tensor.")
@@ -200,7 +209,7 @@ class ThreatModel:
         if x.numel() == 0:
             raise ValueError(f"inputs have shape {tuple(x.shape)}; the batch is empty.")
         low, high = (float(v) for v in x.aminmax())
-        if not (self.low - _TOLERANCE <= low and high <= self.high + _TOLERANCE):
+        if not (self.low - TOLERANCE <= low and high <= self.high + TOLERANCE):
             raise ValueError(
                 f"inputs span [{low:g}, {high:g}], outside the threat model's "
                 f"[{self.low:g}, {self.high:g}]; normalise inside the model (Normalize), or give "
@@ -208,7 +217,7 @@ class ThreatModel:
             )
 
     def check_result(self, x_adv: Tensor, x: Tensor) -> None:
-        """Raise a ValueError unless ``x_adv`` is finite, in the box and in the ball of ``x``."""
+        """Raise a ValueError unless ``x_adv`` is finite, in the box and within eps of ``x``."""
         if x_adv.shape != x.shape:
             raise ValueError(
                 f"the attack returned shape {tuple(x_adv.shape)} for inputs of {tuple(x.shape)}."
@@ -220,35 +229,24 @@ class ThreatModel:
                 f"finite values in [{self.low:g}, {self.high:g}]."
             )
         low, high = (float(v) for v in x_adv.aminmax())
-        if not (self.low - _TOLERANCE <= low and high <= self.high + _TOLERANCE):
+        if not (self.low - TOLERANCE <= low and high <= self.high + TOLERANCE):
             raise ValueError(
                 f"the attack returned values from {low:g} to {high:g}, outside the threat model's "
                 f"[{self.low:g}, {self.high:g}]."
             )
         farthest = float(self.norms(x_adv.double() - x.double()).max())
-        # The input's own precision bounds what an attack in that dtype can promise.
+        # An attack cannot be more exact than the rounding of its inputs' dtype.
         largest = float(x.abs().max()) + self.eps
-        slack = max(_TOLERANCE, torch.finfo(x.dtype).eps * largest)
-        if not farthest <= self.eps * (1 + _TOLERANCE) + slack:
+        slack = max(TOLERANCE, torch.finfo(x.dtype).eps * largest)
+        if not farthest <= self.eps * (1 + TOLERANCE) + slack:
             raise ValueError(
                 f"the attack moved a point by {farthest:g} in {self.norm}, beyond "
                 f"eps = {self.eps:g}; give the attack the same eps, norm and bounds."
             )
 
 
-def _bound(name: str, value: object) -> float:
-    """Return a bound of the box as a number; a tensor of one value is one, too."""
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} is {value!r}; legal: one number. All channels have one box: keep the inputs "
-            "in it, and normalise inside the model (Normalize)."
-        ) from error
-
-
 def check_threat(threat: object) -> ThreatModel:
-    """Return the threat model, or raise a TypeError if it is something else."""
+    """Return ``threat``, or raise a TypeError if it is not a ThreatModel."""
     if not isinstance(threat, ThreatModel):
         raise TypeError(
             f'threat is {threat!r}; give a ThreatModel, as ThreatModel("Linf", "8/255").'
@@ -257,5 +255,5 @@ def check_threat(threat: object) -> ThreatModel:
 
 
 def per_point(values: Tensor, like: Tensor) -> Tensor:
-    """View ``values`` of shape [B] so that it broadcasts over ``like`` of shape [B, ...]."""
+    """Return a view of ``values``, shape [B], that broadcasts over ``like``, shape [B, ...]."""
     return values.view(-1, *[1] * (like.dim() - 1))

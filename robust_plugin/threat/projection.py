@@ -1,4 +1,4 @@
-"""Nearest points: of an L1 ball, and of a hyperplane within a box."""
+"""The projection onto an L1 ball, which ``ThreatModel.project`` uses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from torch import Tensor
 
 
 def project_on_l1_ball(delta: Tensor, radius: float) -> Tensor:
-    """Return the point of the L1 ball nearest to each row: all entries shrunk by a common amount.
+    """Return the point of the L1 ball around 0 that is nearest to each row of ``delta``.
 
-    sign(d) max(|d| - c, 0), with c from the largest entries, Duchi et al. 2008, figure 1.
+    The nearest point is sign(d) max(``|d|`` - c, 0): every entry shrinks by the same amount c. The
+    largest entries determine c (Duchi et al. 2008, figure 1). A row inside the ball stays as it is.
 
     Args:
-        delta: shape [B, n].
-        radius: of the ball.
+        delta: points to project, shape [B, n].
+        radius: L1 radius of the ball, >= 0.
     """
     ordered = delta.abs().sort(dim=1, descending=True).values
     ranks = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=delta.dtype)

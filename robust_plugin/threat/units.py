@@ -1,4 +1,7 @@
-"""The threat model: what an adversary may change, and how far."""
+"""Radii, noise levels and ranges in input units: how they are read and checked.
+
+Threat models, smoothing certificates and objectives with noise use these functions.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,17 @@ from numbers import Real
 
 from torch import Tensor
 
+# Float32 rounding of x + delta moves a point by up to half a unit in the last place of x. Checks of
+# ranges and of distances therefore allow this much, in input units.
+TOLERANCE = 1e-5
+
 
 def parse_eps(eps: float | str, *, name: str = "eps") -> float:
-    """Read a radius: a number, or a fraction such as ``"8/255"`` or ``"2.5/255"``.
+    """Return a radius as a float, read from a number or from a fraction as a string.
 
     Args:
-        eps: in input units.
-        name: what an error calls it.
+        eps: radius in input units: a number, or a string such as ``"8/255"`` or ``"2.5/255"``.
+        name: name of the setting that holds the radius, for the error message.
 
     Raises:
         ValueError: if ``eps`` is not a finite number >= 0.
@@ -35,12 +42,27 @@ def parse_eps(eps: float | str, *, name: str = "eps") -> float:
     return value
 
 
-# Rounding, as where a threat model checks its inputs.
-_TOLERANCE = 1e-5
+def parse_bound(name: str, value: object) -> float:
+    """Return a bound of the box as a float; a tensor of one value is legal too.
+
+    Args:
+        name: name of the bound, "low" or "high", for the error message.
+        value: the bound.
+
+    Raises:
+        ValueError: if ``value`` is not a single number.
+    """
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} is {value!r}; legal: one number. All channels have one box: keep the inputs "
+            "in it, and normalise inside the model (Normalize)."
+        ) from error
 
 
 def check_sigma(sigma: float) -> None:
-    """Raise a ValueError unless a standard deviation is a number above 0."""
+    """Raise a ValueError unless ``sigma``, a standard deviation of noise, is a number above 0."""
     if not (isinstance(sigma, Real) and sigma > 0):
         raise ValueError(f"sigma is {sigma!r}; legal: a number above 0, in input units.")
 
@@ -52,12 +74,20 @@ def check_box(low: float, high: float) -> None:
 
 
 def check_units(x: Tensor, low: float, high: float, name: str) -> None:
-    """Raise unless inputs are floats within [low, high], the unit of sigma and of radii.
+    """Raise an error unless the inputs are floats within [low, high].
+
+    Sigma and certified radii are in the unit of this range.
+
+    Args:
+        x: inputs, shape [B, ...].
+        low: smallest legal input value.
+        high: largest legal input value.
+        name: name of the function or class that takes ``low`` and ``high``, for the error message.
 
     Raises:
-        TypeError: if they are no tensor.
-        ValueError: for other dtypes, an empty batch, or values outside, naming what takes low and
-            high.
+        TypeError: if ``x`` is not a tensor.
+        ValueError: if ``x`` does not hold floats, is an empty batch, or has values outside of
+            [low, high].
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"inputs are a {type(x).__name__}; give a tensor.")
@@ -67,7 +97,7 @@ def check_units(x: Tensor, low: float, high: float, name: str) -> None:
             "of shape [B, ...]."
         )
     least, most = (float(v) for v in x.aminmax())
-    if not (low - _TOLERANCE <= least and most <= high + _TOLERANCE):
+    if not (low - TOLERANCE <= least and most <= high + TOLERANCE):
         raise ValueError(
             f"inputs span [{least:g}, {most:g}], outside [{low:g}, {high:g}], so that sigma and "
             "radii would be in another unit; normalise inside the model (Normalize), or give "

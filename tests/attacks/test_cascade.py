@@ -15,7 +15,6 @@ from torch import nn
 
 from robust_plugin import ThreatModel, pgd
 from robust_plugin.attacks.cascade import cascade
-from robust_plugin.attacks.survivors import AllFooled, Standing
 from robust_plugin.runtime.journal import Journal
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -40,7 +39,7 @@ def run(**options) -> torch.Tensor:
     return cascade(network(), x, y, ATTACKS, seed=3, batch_size=8, **options)
 
 
-def test_each_attack_sees_what_withstood_those_before():
+def test_each_attack_gets_the_points_that_no_earlier_one_fooled():
     x, y = points()
     seen = []
 
@@ -187,104 +186,3 @@ def test_a_journal_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "j" / "weak-00001.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="weak-00001.safetensors is truncated"):
         run(journal=Journal(tmp_path / "j", {"of": "this"}))
-
-
-def test_standing_computes_only_the_points_that_stand():
-    x, y = points(6)
-    sizes = []
-
-    def model(points):
-        sizes.append(len(points))
-        return network()(points)
-
-    wrong = y.clone()
-    wrong[0] = (y[0] + 1) % 4  # fooled from the start
-    batch = Standing(model, x, wrong, THREAT)
-    assert batch.robust.tolist() == [False] + [True] * 5
-    assert batch.rest().tolist() == [1, 2, 3, 4, 5]
-    clean = batch(x[1:])
-    assert torch.equal(clean, network()(x[1:])) and sizes == [6, 5]
-    # What misclassifies within the ball is kept, and not computed again.
-    logits = clean.clone()
-    logits[2] = -logits[2]
-    standing = batch.keep(batch.rest(), x[1:] + 0.05, logits)
-    assert standing is not None and standing.tolist() == [0, 1, 3, 4]
-    assert batch.robust.tolist() == [False, True, True, False, True, True]
-    assert torch.equal(batch.x_adv[3], x[3] + 0.05) and torch.equal(batch.x_adv[4], x[4])
-    again = batch.predict(x[1:])
-    assert sizes == [6, 5, 4]
-    assert torch.equal(again[2], clean[2]) and torch.allclose(again, clean, atol=1e-6)
-    assert batch.rest().tolist() == [1, 2, 4, 5]
-    with pytest.raises(AllFooled):
-        batch.keep(batch.rest(), x[batch.rest()] + 0.05, -network()(x[batch.rest()]))
-    with pytest.raises(AllFooled):
-        batch.rest()
-    # Beyond the ball it is not.
-    far = Standing(model, x, y, THREAT)
-    assert far.keep(far.rest(), x + 0.2, -network()(x)) is not None
-    assert bool(far.robust.all()) and torch.equal(far.x_adv, x)
-
-
-def test_gradients_of_fooled_points_are_zero_and_of_the_others_the_models():
-    x, y = points(6)
-    batch = Standing(network(), x, y, THREAT)
-    logits = network()(x).detach()
-    logits[1] = -logits[1]
-    batch.keep(batch.rest(), x, logits)
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    outs = [batch.predict(inputs[0]), network()(inputs[1])]
-    ours, theirs = (
-        torch.autograd.grad(out.square().sum(), each)[0]
-        for out, each in zip(outs, inputs, strict=True)
-    )
-    assert float(ours[1].abs().max()) == 0
-    rest = torch.tensor([0, 2, 3, 4, 5])
-    torch.testing.assert_close(ours[rest], theirs[rest])
-
-
-def test_a_journal_killed_while_it_was_made_can_be_made_again(tmp_path):
-    (tmp_path / "j").mkdir()
-    (tmp_path / "j" / ".fingerprint.json.7.partial").write_text("{")
-    assert torch.equal(run(journal=Journal(tmp_path / "j", {"of": "this"})), run())
-    assert (tmp_path / "j" / "fingerprint.json").is_file()
-
-
-def test_a_journal_that_another_process_begins_at_this_moment(tmp_path, monkeypatch):
-    """Its fingerprint comes between two looks at the folder."""
-    folder = tmp_path / "j"
-    is_file = Path.is_file
-
-    def after_the_other(path):
-        if path == folder / "fingerprint.json" and not folder.exists():
-            with monkeypatch.context() as back:
-                back.setattr(Path, "is_file", is_file)
-                Journal(folder, {"of": "this"}).put("first", {"x": torch.ones(1)})
-        return is_file(path)
-
-    monkeypatch.setattr(Path, "is_file", after_the_other)
-    assert Journal(folder, {"of": "this"}).get("first") is not None
-    listed, iterdir = [], Path.iterdir
-
-    def before_it_was_there(path):
-        if path == folder and not listed:
-            listed.append(path)
-            return iter([])
-        return iterdir(path)
-
-    monkeypatch.setattr(Path, "iterdir", before_it_was_there)
-    assert Journal(folder, {"of": "this"}).get("first") is not None
-
-
-def test_a_journal_knows_networks_of_the_same_weights_apart(tmp_path):
-    journal = Journal(tmp_path / "j", {"of": "this"})
-    logits = torch.randn(5, 3)
-    journal.check_answers(logits)
-    journal.check_answers(logits * (1 + 1e-6))  # other threads round otherwise
-    with pytest.raises(ValueError, match="of the same weights, but its outputs are others"):
-        journal.check_answers(logits * 1.01)
-    (tmp_path / "j" / "fingerprint.json").write_text("{")
-    with pytest.raises(ValueError, match="fingerprint.json is damaged"):
-        Journal(tmp_path / "j", {"of": "this"})
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file is a file; give a folder"):
-        Journal(tmp_path / "file", {})

@@ -1,24 +1,21 @@
-"""AutoAttack here and by the library's own standard evaluation: the same verdicts, sooner.
+"""AutoAttack against the library's own standard evaluation: the same verdicts in less time.
 
-Small networks on digits and on CIFAR-10 (JPEG), with and without BatchNorm, of 4, 7 and 10 classes,
-in Linf and L2, three of them with straight-through estimators. The two take turns on the same
-points with the same seed; CPU seconds of one thread. A point whose verdict differs has to be one
-that the library itself judges by its seed. Then a dense ResNet-18, and a narrow one with its masks
-attached. Freed memory is kept (recipes/allocator.py), or half of the figures were the kernel's, who
-zeroes pages.
+The first benchmark takes small networks on digits and on CIFAR-10 (JPEG), with and without
+BatchNorm, with 4, 7 and 10 classes, in Linf and L2, three of them with straight-through estimators.
+Both implementations take turns on the same points with the same seed; CPU seconds of one thread are
+compared. Where a verdict differs, the library's own verdict has to depend on its seed. Two more
+benchmarks take a dense ResNet-18, and a narrow one with its masks attached. Freed memory is kept
+(``keep_freed_memory``); otherwise half of the time is the kernel's, which zeroes pages.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import sys
 import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,17 +24,19 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from suspect_networks import Quantiser, Sign, quantised_relu  # noqa: E402
+from straightforward import DENSITY, straightforward_network
+from suspect_networks import Quantiser, Sign, quantised_relu
 from torch import Tensor, nn
 
 from robust_plugin import HydraPruner, ThreatModel, pgd
-from robust_plugin.adapters.autoattack import AutoAttack, _Component
+from robust_plugin.adapters.autoattack import AutoAttack
+from robust_plugin.adapters.autoattack.component import Component
 from robust_plugin.copies.fast import fast_copy
 from robust_plugin.recipes.models.networks import resnet18
 from robust_plugin.recipes.runtime.workers import keep_freed_memory
 
 Rounded = Literal["nothing", "inputs", "activations", "signs"]
-# Data, classes, BatchNorm, what is rounded, norm, eps, points.
+# Data, number of classes, whether there is BatchNorm, what is rounded, norm, eps, number of points.
 NETWORKS: list[tuple[str, int, bool, Rounded, Literal["Linf", "L2"], float, int]] = [
     ("digits", 10, False, "nothing", "Linf", 0.15, 240),
     ("digits", 7, True, "nothing", "L2", 0.8, 240),
@@ -54,14 +53,14 @@ ROUNDED: dict[Rounded, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] 
     "activations": (nn.Identity, quantised_relu),
     "signs": (nn.Identity, Sign),
 }
-# Times sooner: on small networks, on a ResNet-18. Aims are printed; what is asserted leaves other
-# machines room.
+# How many times faster: on small networks, and on a ResNet-18. The aims are printed; the asserted
+# factors are lower, to leave room for other machines.
 AIM, LEAST = 1.8, 1.3
 AIM_RESNET, LEAST_RESNET = 1.1, 1.0
 
 
 def points_of(name: str, classes: int, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training and test points of the first so many classes."""
+    """Return training and test points (x, y, x_test, y_test) of the first classes."""
     if name == "digits":
         digits = load_digits()
         x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
@@ -116,7 +115,7 @@ def trained(
 def by_the_library(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
 ) -> Tensor:
-    """Which points withstand the library's own standard evaluation."""
+    """Return which points are robust by the library's own standard evaluation."""
     with torch.random.fork_rng(devices=[]):
         library: Any = pyautoattack.AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed)
         with torch.no_grad():
@@ -144,19 +143,8 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def training_step() -> ModuleType:
-    """The neighbouring script, which no import by name finds."""
-    spec = importlib.util.spec_from_file_location(
-        "training_step", Path(__file__).parents[1] / "support" / "training_step.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, silent, and no page zeroed twice."""
+    """Set up a measurement: one thread, no output of the library, freed memory kept."""
     torch.set_num_threads(1)
     keep_freed_memory()
     monkeypatch.setattr(logging.getLogger("auto-attack"), "disabled", True)
@@ -195,7 +183,7 @@ def test_the_librarys_verdicts_in_less_time(cifar: Path, monkeypatch: pytest.Mon
             f"{middle - start:.1f} / {end - middle:.1f} s: {ratio:.2f} times (aim {AIM}), "
             f"{len(other)} differ"
         )
-        assert ratio > LEAST or rounded != "nothing"  # no copy is faster there
+        assert ratio > LEAST or rounded != "nothing"  # with rounding, no fast copy is used
     print(
         f"{differ} of {points} verdicts differ, {stable} of them whatever the library's seed; "
         f"{missed} are more robust here"
@@ -205,7 +193,7 @@ def test_the_librarys_verdicts_in_less_time(cifar: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.bench
 def test_a_dense_resnet18(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 points, of which at least 40 % are robust: what stands is what costs."""
+    """On 16 points, at least 40 % of them robust, because robust points take most of the time."""
     alone(monkeypatch)
     torch.manual_seed(0)
     model = resnet18(10, (3, 32, 32))
@@ -230,7 +218,7 @@ def test_a_dense_resnet18(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             break
     robust = differ = 0
     seconds = {"ours": 0.0, "library": 0.0}
-    for rows in torch.arange(16).view(4, 4):  # in turns, for a machine is not the same for an hour
+    for rows in torch.arange(16).view(4, 4):  # in turns, because a machine's speed drifts
         start = time.process_time()
         ours = by_us(model, x[rows], y[rows], threat, seed=0)
         middle = time.process_time()
@@ -252,11 +240,10 @@ def test_learned_scores_still_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     """apgd-ce on 16 points against a network that sorts its scores at every forward pass."""
     alone(monkeypatch)
     torch.manual_seed(0)
-    step = training_step()
-    sorting = step.straightforward_network(16).eval()
+    sorting = straightforward_network(16).eval()
     model = resnet18(10, (3, 32, 32), width=16).eval()
     model.load_state_dict({k: v for k, v in sorting.state_dict().items() if "scores" not in k})
-    HydraPruner(model, step.DENSITY)
+    HydraPruner(model, DENSITY)
     x = torch.rand(16, 3, 32, 32)
     with torch.no_grad():
         y = model(x).argmax(1)
@@ -267,7 +254,7 @@ def test_learned_scores_still_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     ratios = []
     for _ in range(3):
         start = time.process_time()
-        ours = _Component("apgd-ce", "standard", threat, x.device)(fast_copy(model, x), x, y)
+        ours = Component("apgd-ce", "standard", threat, x.device)(fast_copy(model, x), x, y)
         middle = time.process_time()
         theirs = library.apgd.perturb(x, y)
         end = time.process_time()

@@ -1,6 +1,7 @@
-"""What removed channels gain: a ResNet-18 at half and a quarter of its channels against itself.
+"""Speed of a ResNet-18 with half and with a quarter of its channels, against the dense network.
 
-One thread, batch 64 of 32x32, networks in turns, medians; freed memory is kept (allocator.py).
+One thread, batch 64 of 32x32 images. The networks take turns and medians are compared. Freed memory
+is kept (``keep_freed_memory``).
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from robust_plugin.recipes.runtime.workers import keep_freed_memory
 from robust_plugin.runtime.timing import alternating
 
 SHAPE = (3, 32, 32)
-# Share of the channels, times faster that is aimed at.
+# Speed-up that is aimed at, by share of the channels. It is asserted for counts in multiples of 16,
+# the number of floats in an AVX-512 register (8 with AVX2), and printed for others. LAMP gives the
+# groups of an untrained ResNet-18 about equal counts, so that the early layers, which have the
+# largest maps, keep most of their channels. That is the hardest case.
 AIMS = {0.5: 3.0, 0.25: 8.0}
-# Counts in multiples of the floats in a vector register (16 with AVX-512, 8 with AVX2) are what the
-# aims are for; others are printed. LAMP gives the groups of an untrained ResNet-18 about equal
-# counts, so that the early, large maps keep most of their channels: the hardest case.
-# How much longer it may take than a network of uniform width with as many multiply-adds.
+# Largest ratio of its time to that of a network of uniform width with as many multiply-adds.
 UNIFORM = 1.3
 
 
@@ -49,7 +50,7 @@ def test_a_removed_network_is_faster(round_to: int) -> None:
     for share, aim in AIMS.items():
         model = resnet18(10, SHAPE).eval()
         groups = channel_groups(model, x[:1])
-        # Rates that differ, as learned ones do, at the cost of the uniform network.
+        # Rates differ between groups, as learned rates do; the cost is that of the uniform network.
         pruner = MagnitudePruner(
             model, share, budget="channels", rates="lamp", groups=groups, round_to=round_to,
             example_inputs=x[:1],

@@ -1,6 +1,6 @@
-"""What sparse deployment gains on this machine: a layer, networks, and files.
+"""Gain of sparse export on this machine: for a layer, for networks, and in file size.
 
-Ratios of one run, one thread, dense and sparse in turns, medians.
+One thread. Dense and sparse take turns in one run, and the ratios of medians are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from robust_plugin.runtime.timing import alternating
 pytest.importorskip("torchvision")
 from torchvision.models import resnet18  # noqa: E402
 
-AT_LEAST = 5.0  # a Linear layer with 99 % of its weights pruned
+AT_LEAST = 5.0  # speed-up of a Linear layer with 99 % of its weights pruned
 
 
 @pytest.mark.bench
@@ -53,7 +53,7 @@ def test_linear_layers() -> None:
 
 @pytest.mark.bench
 def test_no_network_is_slower() -> None:
-    """ResNet-18 on 32 x 32 and a multilayer perceptron; timed once more, outside the export."""
+    """Time ResNet-18 on 32 x 32 and a multilayer perceptron again after ``sparse`` timed them."""
     torch.manual_seed(0)
     networks = {
         "ResNet-18": (lambda: resnet18(num_classes=10), (3, 32, 32)),
@@ -85,7 +85,7 @@ def test_no_network_is_slower() -> None:
                 )
                 chosen = f"{len(report.chosen)}/{len(report.layers)}"
                 lines.append(f"{name:<22}{batch:>6}{pruned:>8.0%}{chosen:>9}{dense / found:>7.2f}x")
-                # The same network on both sides differs by a few per cent on a busy machine.
+                # Even two equal networks differ by a few per cent on a busy machine.
                 assert found <= 1.1 * dense, lines
     print("\n" + "\n".join(lines))
 

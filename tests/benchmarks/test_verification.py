@@ -1,4 +1,4 @@
-"""The cascade of proofs against the library's alpha-CROWN on all points: verdicts and time."""
+"""Verdicts and time of the cascade of provers, against the library's alpha-CROWN on all points."""
 
 import copy
 import time
@@ -10,11 +10,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from robust_plugin import ThreatModel, adversarial, certified, pgd, verify
-from robust_plugin.adapters.auto_lirpa import _library, proof_stages
+from robust_plugin.adapters.auto_lirpa import proof_methods
+from robust_plugin.adapters.auto_lirpa.certifier import _library
 from robust_plugin.adapters.auto_lirpa.shims import learning_at_the_ends, readable_trace
 from robust_plugin.recipes.models.networks import cnn_small
 
-auto_LiRPA = _library()  # with what it misses in today's torch
+auto_LiRPA = _library()  # adds what it needs and current torch no longer has
 THREAT = ThreatModel("Linf", eps=0.1)
 
 
@@ -40,10 +41,10 @@ def trained(build, objective, epochs):
 
 
 def library_alone(model, x, y):
-    """Which points the library's own alpha-CROWN proves, called as its examples call it."""
+    """Return which points the library's alpha-CROWN proves, called as in the library's examples."""
     options = {
         "conv_mode": "matrix",  # its default, patches, is unsound for some convolutions
-        "sparse_features_alpha": False,  # else release 0.3 fails on today's torch
+        "sparse_features_alpha": False,  # release 0.3 fails without it on current torch
         "sparse_spec_alpha": False,
         "optimize_bound_args": {"iteration": 20, "lr_alpha": 0.5},
     }
@@ -60,7 +61,7 @@ def library_alone(model, x, y):
             x_L=(x[rows] - THREAT.eps).clamp(0, 1),
             x_U=(x[rows] + THREAT.eps).clamp(0, 1),
         )
-        with learning_at_the_ends():  # else no slope moves on today's torch
+        with learning_at_the_ends():  # without it, no slope is learned on current torch
             lower, _ = module.compute_bounds(
                 x=(auto_LiRPA.BoundedTensor(x[rows], ball),),
                 C=eye[y[rows]][:, None] - eye[others],
@@ -71,8 +72,9 @@ def library_alone(model, x, y):
     return torch.cat(proved)
 
 
-# Points, and how many times cheaper: limited by the share of points that nothing cheap decides,
-# which is large for networks whose training had no bounds in it.
+# Network, number of points, and how many times cheaper the cascade has to be. The factor is limited
+# by the share of points that the cheap methods leave undecided, which is large for networks that
+# were trained without bounds.
 NETWORKS = {
     "cnn_small, PGD": (lambda: trained(cnn_small, adversarial(pgd(THREAT, steps=7)), 30), 150, 4),
     "cnn_small, IBP": (lambda: trained(cnn_small, certified(THREAT, kappa=(1, 0.5)), 60), 400, 20),
@@ -86,11 +88,11 @@ def test_the_cascade_is_as_sharp_as_alpha_crown_and_cheaper(name):
     build, n, times = NETWORKS[name]
     model: nn.Module = build()
     x, y = (each[1200 : 1200 + n] for each in points())
-    plain = copy.deepcopy(model)  # the library writes to what it is given
+    plain = copy.deepcopy(model)  # the library changes the model it is given
     seconds = {"cascade": [], "library": []}
     for _ in range(2):
         begun = time.process_time()
-        found = verify(model, x, y, proof_stages(THREAT), batch_size=n)
+        found = verify(model, x, y, proof_methods(THREAT), batch_size=n)
         seconds["cascade"].append(time.process_time() - begun)
         begun = time.process_time()
         wanted = library_alone(plain, x, y)

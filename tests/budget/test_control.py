@@ -1,3 +1,5 @@
+"""How learned rates meet the budget: held by projection, or by the paper's hinge."""
+
 import json
 import math
 
@@ -11,8 +13,8 @@ from robust_plugin.budget.control import (
     HeldRates,
     HingeRates,
     Schedule,
-    densities,
 )
+from robust_plugin.budget.logits import densities
 from robust_plugin.masks.attach import GroupMask
 
 SIZES = (200, 3000, 40)

@@ -1,8 +1,14 @@
+"""What entries cost: multiply-adds of single weights, and of networks with fewer channels."""
+
+import itertools
+
 import pytest
 import torch
 from torch import nn
+from wide_network import A, B, C, Wide, sizes, wide_groups  # noqa: E402
 
-from robust_plugin.budget.costs import multiply_adds
+from robust_plugin import Budget, Group, Member
+from robust_plugin.budget.costs import count_terms, multiply_adds, total_multiply_adds
 
 CASES = [
     (nn.Conv2d(3, 8, 3), (3, 9, 9), 7 * 7),
@@ -99,3 +105,30 @@ def test_the_model_is_left_alone_also_when_its_forward_fails(cnn, batch):
     assert model.training and model[0].training and not model[1].training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert not any(layer._forward_hooks for layer in model.modules())
+
+
+def test_the_cost_is_of_the_network_that_is_left_at_all_counts():
+    model, x = Wide(A, B, C), torch.rand(1, 1, 8, 8)
+    macs = multiply_adds(model, x)
+    assert total_multiply_adds(model, x) == sizes(model)[1]
+    budgets = []
+    for counted in (None, macs):
+        terms = count_terms(model, wide_groups(model), counted)
+        assert terms.products and any(i == j for i, j, _ in terms.products)
+        budgets.append(Budget((A, B, C), terms.costs, 1.0, 0, terms.products, terms.fixed))
+    for counts in itertools.product(range(1, A + 1), range(1, B + 1), range(1, C + 1)):
+        assert tuple(int(budget.cost(counts)) for budget in budgets) == sizes(Wide(*counts))
+    assert tuple(budget.full for budget in budgets) == sizes(model)
+
+
+def test_tied_weights_are_stored_once_and_computed_twice():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(4, 4))
+    model[3].weight = model[0].weight
+    group = Group(
+        (Member(model[2], "2", "weight", 1),), 6, "1",
+        (Member(model[1], "1", "weight", 0), Member(model[1], "1", "bias", 0)),
+    )  # fmt: skip
+    terms = count_terms(model, [group], None)
+    assert (terms.costs, terms.products, terms.fixed) == ((7,), (), 16 + 4 + 4 + 2)
+    macs = {(str(i), "weight"): 1 for i in range(4)}
+    assert count_terms(model, [group], macs).fixed == 32

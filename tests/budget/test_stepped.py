@@ -1,4 +1,4 @@
-"""Counts in whole blocks: every group that round_to divides keeps a multiple of it, on budget."""
+"""Counts that are multiples of a step: channels in blocks, and n:m patterns, within the budget."""
 
 import itertools
 import random
@@ -6,13 +6,15 @@ import random
 import pytest
 import torch
 from channel_networks import build  # noqa: E402
+from pattern_networks import counts_of_every, small, train_steps  # noqa: E402
 from torch import nn
 from torch.nn import functional as F
 
-from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner
+from robust_plugin import Budget, HarpPruner, HydraPruner, MagnitudePruner, dense_state_dict
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
 from robust_plugin.budget.costs import total_multiply_adds
-from robust_plugin.budget.stepped import BlockBudget
+from robust_plugin.budget.stepped import BlockBudget, PatternBudget, nearest
+from robust_plugin.pruning.checkpoint import load, save
 from robust_plugin.recipes.models.networks import resnet18
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
@@ -205,3 +207,146 @@ def test_bad_values():
         with pytest.raises(ValueError, match=r"density is 0.05 and leaves .*round_to=16.*already"):
             pruner(model, density, round_to=16, **options)
     assert not any("parametrizations" in name for name in model.state_dict())
+
+
+# --- n:m patterns -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8)])
+def test_a_learned_pattern_is_exact_in_every_row_at_every_stage(n, m, tmp_path):
+    model = small()
+    pruner = HydraPruner(model, pattern=f"{n}:{m}")
+    assert pruner.left_dense == ("0.weight",)
+
+    def check(network):
+        for i in (3, 6, 8):
+            assert counts_of_every(network[i].weight, m) == {n}
+
+    check(model)
+    before = [mask.mask.clone() for mask in pruner.masks]
+    for _ in train_steps(pruner, "prune", lr=1.0):
+        check(model)
+    assert any(
+        not torch.equal(a, b.mask) for a, b in zip(before, pruner.masks, strict=True)
+    )  # learned
+    for _ in train_steps(pruner, "finetune", lr=0.05):
+        check(model)
+    save(tmp_path / "c", model=model, pruner=pruner)
+    again = small(1)
+    other = HydraPruner(again, pattern=f"{n}:{m}")
+    load(tmp_path / "c").restore(model=again, pruner=other)
+    check(again)
+    for mine, theirs in zip(pruner.masks, other.masks, strict=True):
+        assert torch.equal(mine.mask, theirs.mask)
+    plain = small(2)
+    plain.load_state_dict(dense_state_dict(model))
+    check(plain)
+    pruner.finalize()
+    check(model)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize("m", [4, 8])
+@pytest.mark.parametrize("budget", ["params", "flops"])
+def test_each_layer_learns_its_n_within_the_budget(m, budget, tmp_path):
+    def network():
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1),
+            nn.Flatten(),
+            nn.Linear(128, 64),
+            nn.ReLU(),
+            nn.Linear(64, 32),
+            nn.Linear(32, 8),
+        )
+
+    model, x = network(), torch.rand(2, 1, 8, 8)
+    options = {"pattern": f"n:{m}", "budget": budget, "example_inputs": x}
+    pruner = HarpPruner(model, 0.5, **options)
+    positions = {2: 1 if budget == "params" else 16, 4: 1, 6: 1, 7: 1}
+    most = (positions[2] * 576 + 8192 + 2048 + 256) // 2
+
+    def check(model):
+        ns, kept = [], 0
+        for i, each in positions.items():
+            (n,) = counts_of_every(model[i].weight, m)
+            kept += each * int((model[i].weight != 0).sum())
+            ns.append(n)
+        assert kept <= most
+        return ns, kept
+
+    assert check(model) == ([m // 2] * 4, most)
+    # As if the loss had the third layer pruned for the sake of the fourth.
+    for mask, pull in zip(pruner.masks, (0, 0, 3.0, -3.0), strict=True):
+        mask.rate.requires_grad_(True)
+        mask.rate.register_hook(lambda grad, pull=pull: torch.full_like(grad, pull))
+    for _ in train_steps(pruner, "prune", lr=1.0, count=20):
+        check(model)
+    for _ in train_steps(pruner, "finetune", lr=0.05):
+        ns, kept = check(model)
+    assert ns[2] < m // 2 < ns[3]
+    save(tmp_path / "c", model=model, pruner=pruner)
+    again = network()
+    other = HarpPruner(again, 0.5, **options)
+    load(tmp_path / "c").restore(model=again, pruner=other)
+    assert check(again) == (ns, kept)
+    assert other.kept == pruner.kept == kept
+    pruner.finalize()
+    assert check(model) == (ns, kept)
+
+
+def by_trying_all(wishes, costs, total, m):
+    """The least weighted squared distance to the wishes of all m^L choices within the total."""
+    return min(
+        sum(c * (n - e) ** 2 for c, n, e in zip(costs, counts, wishes, strict=True))
+        for counts in itertools.product(range(1, m + 1), repeat=len(costs))
+        if sum(c * n for c, n in zip(costs, counts, strict=True)) <= total
+    )
+
+
+def test_the_choice_by_layer_is_the_nearest_of_all():
+    generator = random.Random(0)
+    for trial in range(150):
+        m = generator.choice([2, 4, 4, 8])
+        layers = generator.randint(1, 5 if m < 8 else 4)
+        costs = [generator.choice([1, 2, 9, 10, 64, 300]) for _ in range(layers)]
+        total = generator.randint(sum(costs), m * sum(costs))
+        wishes = [generator.uniform(1, m) for _ in range(layers)]
+        counts = nearest(wishes, costs, total, m=m)
+        assert all(1 <= n <= m for n in counts), trial
+        assert sum(c * n for c, n in zip(costs, counts, strict=True)) <= total, trial
+        off = sum(c * (n - e) ** 2 for c, n, e in zip(costs, counts, wishes, strict=True))
+        assert off == pytest.approx(by_trying_all(wishes, costs, total, m), rel=1e-9), trial
+
+
+def test_the_budget_is_never_exceeded_and_spent_until_no_step_fits():
+    generator = random.Random(1)
+    for trial in range(150):
+        m, layers = generator.choice([2, 4, 8]), generator.choice([1, 3, 20, 60])
+        rows = [generator.choice([1, 2, 9, 10, 64, 300]) for _ in range(layers)]
+        unit = [generator.choice([1, 1, 4, 50]) for _ in range(layers)]
+        density = generator.uniform(1 / m, 1)
+        whole = Budget.of([m * r for r in rows], unit, density, unit="flops")
+        kept = PatternBudget.of_every(m, whole).round(
+            [generator.uniform(1 / m, 1) for _ in range(layers)]
+        )
+        assert all(k % r == 0 and r <= k <= m * r for k, r in zip(kept, rows, strict=True)), trial
+        left = whole.total - sum(c * k for c, k in zip(unit, kept, strict=True))
+        assert left >= 0, trial
+        steps = zip(kept, rows, unit, strict=True)
+        assert all(k == m * r or c * r > left for k, r, c in steps), trial
+
+
+def test_a_large_layer_is_not_starved_by_small_ones():
+    """Rounding every layer down first would leave it at 1 of 4, and a third of the budget over."""
+    budget = PatternBudget.of_every(4, Budget.of([3600, 400], [1, 1], 0.5))
+    assert budget.round([0.45, 0.95]) == [1800, 200]
+
+
+def test_the_least_density():
+    model = small()
+    pruner = HarpPruner(model, 0.25, pattern="n:4")
+    for _ in train_steps(pruner, "prune", lr=1.0):
+        assert [counts_of_every(model[i].weight, 4) for i in (3, 6, 8)] == [{1}] * 3

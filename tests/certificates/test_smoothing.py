@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from robust_plugin import Certificates, Smoothed, ThreatModel, pgd
+from robust_plugin import Smoothed, ThreatModel, pgd
 from robust_plugin.certificates import smoothing as smoothing_module
 
 
@@ -262,18 +262,6 @@ def test_the_model_is_left_as_it_was_and_run_in_evaluation_mode(cnn, batch):
     Smoothed(0.25, n0=10, n=10).certify(model, *batch)
     assert not any(modes) and [m.training for m in model.modules()] == flags
     assert int(model[1].num_batches_tracked) == 0
-
-
-def test_accuracy_acr_and_table():
-    found = Certificates(
-        torch.tensor([1, -1, 2, 0]),
-        torch.tensor([0.5, 0.0, 0.9, 0.25]),
-        torch.tensor([1, 0, 2, 1]),
-    )
-    assert [found.accuracy(r) for r in (0.0, 0.5, 0.6, 1.0)] == [0.5, 0.5, 0.25, 0.0]
-    assert found.acr == pytest.approx((0.5 + 0.9) / 4)
-    table = found.table((0.0, 0.6))
-    assert "0.600   25.0 [4.6, 69.9]  n=4" in table and "0.3500" in table
 
 
 @pytest.mark.parametrize(

@@ -27,18 +27,18 @@ class Claims:
 
 @dataclass(frozen=True)
 class Counts:
-    """Any stage, and how many points it was given."""
+    """Any method, and how many points it was given."""
 
-    stage: object
+    method: object
     given: list
 
     @property
     def threat(self):
-        return self.stage.threat
+        return self.method.threat
 
     def margins(self, model, x, y):
         self.given.append(len(x))
-        return self.stage.margins(model, x, y)
+        return self.method.margins(model, x, y)
 
     def __call__(self, model, x, y):
         raise NotImplementedError
@@ -54,7 +54,7 @@ def sharp(cnn):
     return model, x, y
 
 
-def stages(threat):
+def methods(threat):
     attack = pgd(threat, steps=10, loss="margin", keep="best")
     return {"IBP": IBP(threat), "PGD": attack, "IBP again": IBP(threat)}
 
@@ -62,18 +62,18 @@ def stages(threat):
 THREAT = ThreatModel("Linf", eps=0.004)
 
 
-def test_each_point_gets_the_verdict_of_the_stage_that_decides_it(sharp):
+def test_each_point_gets_the_verdict_of_the_method_that_decides_it(sharp):
     model, x, y = sharp
-    found = verify(model, x, y, stages(THREAT), batch_size=25)
+    found = verify(model, x, y, methods(THREAT), batch_size=25)
     logits = model(x)
     right, ibp = logits.argmax(1) == y, IBP(THREAT)(model, x, y)
     kinds = set(found.verdicts)
     assert kinds == {"verified", "falsified", "misclassified", "unknown"}
-    for i, (verdict, stage) in enumerate(zip(found.verdicts, found.stages, strict=True)):
+    for i, (verdict, method) in enumerate(zip(found.verdicts, found.methods, strict=True)):
         assert (verdict == "misclassified") == (not right[i])
         assert (verdict == "verified") == bool(ibp[i])
         by = {"verified": "IBP", "falsified": "PGD"}
-        assert stage == by.get(verdict)
+        assert method == by.get(verdict)
         moved = not torch.equal(found.x_adv[i], x[i])
         assert moved == (verdict == "falsified")
     fooled = torch.tensor([v == "falsified" for v in found.verdicts])
@@ -86,7 +86,7 @@ def test_each_point_gets_the_verdict_of_the_stage_that_decides_it(sharp):
     assert found.verified == tuple(v == "verified" for v in found.verdicts)
 
 
-def test_stages_get_the_undecided_alone_and_the_best_margin_counts(sharp):
+def test_methods_get_the_undecided_alone_and_the_best_margin_counts(sharp):
     model, x, y = sharp
     given = []
     wide, narrow = Claims(THREAT, -2.0), Claims(THREAT, -1.0)
@@ -104,7 +104,7 @@ def test_stages_get_the_undecided_alone_and_the_best_margin_counts(sharp):
 
 def test_a_counterexample_to_a_proof_raises(sharp):
     model, x, y = sharp
-    wrong = {"liar": Claims(THREAT, 1.0), **stages(ThreatModel("Linf", eps=0.004))}
+    wrong = {"liar": Claims(THREAT, 1.0), **methods(ThreatModel("Linf", eps=0.004))}
     with pytest.raises(ValueError, match="PGD found a counterexample to point .* margin 1: the"):
         verify(model, x, y, wrong)
 
@@ -116,7 +116,7 @@ def test_nan_is_no_proof_and_no_margin(sharp):
 
 def test_resumed_equals_uninterrupted(sharp, tmp_path):
     model, x, y = sharp
-    whole = verify(model, x, y, stages(THREAT), batch_size=20)
+    whole = verify(model, x, y, methods(THREAT), batch_size=20)
 
     class StopError(Exception):
         pass
@@ -127,26 +127,26 @@ def test_resumed_equals_uninterrupted(sharp, tmp_path):
             raise StopError
 
     with pytest.raises(StopError):
-        verify(model, x, y, stages(THREAT), batch_size=20, journal=tmp_path, progress=stop)
+        verify(model, x, y, methods(THREAT), batch_size=20, journal=tmp_path, progress=stop)
     given = []
-    begun = {"IBP": IBP(THREAT), **{k: v for k, v in stages(THREAT).items() if k != "IBP"}}
+    begun = {"IBP": IBP(THREAT), **{k: v for k, v in methods(THREAT).items() if k != "IBP"}}
     hook = register_module_forward_hook(lambda m, *_: given.append(1) if m is model else None)
     torch.randn(7)  # the attack's noise is of the seed, not of what was drawn before
     again = verify(model, x, y, begun, batch_size=20, journal=tmp_path)
     first = len(given)
-    verify(model, x, y, stages(THREAT), batch_size=20, journal=tmp_path)
+    verify(model, x, y, methods(THREAT), batch_size=20, journal=tmp_path)
     hook.remove()
     # One look whether it is the same network.
     assert first > 1 and len(given) == first + 1
-    assert again.verdicts == whole.verdicts and again.stages == whole.stages
+    assert again.verdicts == whole.verdicts and again.methods == whole.methods
     assert torch.equal(again.margins, whole.margins) and torch.equal(again.x_adv, whole.x_adv)
     with pytest.raises(ValueError, match="journal of another evaluation: stages"):
-        other = stages(ThreatModel("Linf", eps=0.005))
+        other = methods(ThreatModel("Linf", eps=0.005))
         verify(model, x, y, other, batch_size=20, journal=tmp_path)
     with pytest.raises(ValueError, match="journal of another evaluation: model"):
         with torch.no_grad():
             model[0].weight += 1
-        verify(model, x, y, stages(THREAT), batch_size=20, journal=tmp_path)
+        verify(model, x, y, methods(THREAT), batch_size=20, journal=tmp_path)
 
 
 def test_a_point_whose_time_is_used_up_stays_unknown(sharp):
@@ -164,7 +164,7 @@ def test_the_model_and_the_generator_are_left_as_they_were(sharp):
     model[1].eval()
     flags, state = [m.training for m in model.modules()], torch.random.get_rng_state()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    verify(nn.DataParallel(model), x, y, stages(THREAT))
+    verify(nn.DataParallel(model), x, y, methods(THREAT))
     assert [m.training for m in model.modules()] == flags
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -202,17 +202,17 @@ def test_the_table():
 def test_bad_input(sharp):
     model, x, y = sharp
     for given, message in (
-        ({}, "the stages speak of no threat model"),
+        ({}, "the methods have no threat model"),
         ({"a": lambda m, x, y: x}, "no threat model"),
         ({"a": IBP(THREAT), "b": IBP(ThreatModel("Linf", eps=0.1))}, "of one threat model"),
     ):
         with pytest.raises(ValueError, match=message):
             verify(model, x, y, given)
     with pytest.raises(ValueError, match="labels are"):
-        verify(model, x, y + 10, stages(THREAT))
+        verify(model, x, y + 10, methods(THREAT))
     with pytest.raises(ValueError, match="outside the threat model's"):
-        verify(model, x + 1, y, stages(THREAT))
+        verify(model, x + 1, y, methods(THREAT))
     with pytest.raises(ValueError, match="the batch is empty"):
-        verify(model, x[:0], y[:0], stages(THREAT))
+        verify(model, x[:0], y[:0], methods(THREAT))
     with pytest.raises(ValueError, match="batch_size is 0"):
-        verify(model, x, y, stages(THREAT), batch_size=0)
+        verify(model, x, y, methods(THREAT), batch_size=0)

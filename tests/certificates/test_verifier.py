@@ -36,8 +36,8 @@ def test_it_proves_what_any_prover_proves_and_names_them(sure):
     assert torch.equal(Verifier({"high": Only(THREAT, 1)})(model, x, y), high)
     assert torch.equal(both(model, x, y), low | high)
     tiny = ThreatModel("Linf", eps=1e-5)
-    stages = {"IBP": IBP(tiny), "PGD": pgd(tiny, steps=2)}
-    report = evaluate(model, [(x, y)], attacks=[pgd(tiny, steps=3)], certifier=Verifier(stages))
+    methods = {"IBP": IBP(tiny), "PGD": pgd(tiny, steps=2)}
+    report = evaluate(model, [(x, y)], attacks=[pgd(tiny, steps=3)], certifier=Verifier(methods))
     assert report.certifier == "IBP"
     assert report.certified == tuple(IBP(tiny)(model, x, y).tolist()) and any(report.certified)
 
@@ -46,15 +46,15 @@ def test_a_report_tells_who_proved_what_and_goes_on_from_a_journal(sure, tmp_pat
     model, x, y = sure
     y = y.clone()
     y[:3] = (y[:3] + 1) % 10
-    stages = {"high": Only(THREAT, 1), "IBP": IBP(THREAT)}
+    methods = {"high": Only(THREAT, 1), "IBP": IBP(THREAT)}
     seen = []
     certifier = Verifier(
-        stages, batch_size=4, journal=tmp_path, progress=lambda done, of: seen.append((done, of))
+        methods, batch_size=4, journal=tmp_path, progress=lambda done, of: seen.append((done, of))
     )
     batches = list(zip(x.split(7), y.split(7), strict=True))
     report = evaluate(model, batches, certifier=certifier)
     assert report.verdicts is not None and report.verdicts[:3] == ("misclassified",) * 3
-    rest = verify(model, x[3:], y[3:], stages)
+    rest = verify(model, x[3:], y[3:], methods)
     assert report.verdicts[3:] == rest.words
     assert report.certified == tuple("verified" in words for words in report.verdicts)
     high, low = (report.verdicts.count(f"verified by {who}") for who in ("high", "IBP"))
@@ -63,7 +63,7 @@ def test_a_report_tells_who_proved_what_and_goes_on_from_a_journal(sure, tmp_pat
     assert Report.from_json(report.to_json()) == report
     # All points in one call, whatever the loader's batches; then nothing is left to prove.
     assert seen[-1] == (len(x) - 3, len(x) - 3) and seen[0][0] == 4
-    nothing = Verifier(stages, batch_size=4, journal=tmp_path)
+    nothing = Verifier(methods, batch_size=4, journal=tmp_path)
     assert evaluate(model, [(x, y)], certifier=nothing) == report
     with pytest.raises(ValueError, match="journal of another evaluation: points"):
         evaluate(model, [(x, y)], certifier=nothing, limits={"certified": 9})
@@ -76,7 +76,7 @@ def test_a_point_that_is_wrong_is_not_proved(sure):
     assert not Verifier(always)(model, x, wrong).any()
 
 
-def test_an_attack_among_the_stages_guards_the_proofs(sure):
+def test_an_attack_among_the_methods_guards_the_proofs(sure):
     model, x, y = sure
     wide = ThreatModel("Linf", eps=0.5)
     liars = {"high": Only(wide, 1), "low": Only(wide, -1), "PGD": pgd(wide, steps=20)}
@@ -85,11 +85,11 @@ def test_an_attack_among_the_stages_guards_the_proofs(sure):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="none of them proves: give a prover"):
+    with pytest.raises(ValueError, match="none of them is a prover"):
         Verifier({"PGD": pgd(THREAT, steps=1)})
-    with pytest.raises(ValueError, match="give certifiers and attacks of one threat model"):
+    with pytest.raises(ValueError, match="give provers and attacks of one threat model"):
         Verifier({"a": IBP(THREAT), "b": IBP(ThreatModel("Linf", eps=0.1))})
-    with pytest.raises(ValueError, match="give certifiers and attacks of one threat model"):
+    with pytest.raises(ValueError, match="give provers and attacks of one threat model"):
         Verifier({})
     with pytest.raises(ValueError, match="batch_size is 0"):
         Verifier({"a": IBP(THREAT)}, batch_size=0)(nn.Flatten(), torch.rand(1, 2), torch.zeros(1))

@@ -65,22 +65,6 @@ def test_an_honest_network_passes(digits):
     assert found == obfuscation(model, x, y, THREAT, parent=parent)
 
 
-@pytest.mark.parametrize("n", [1, 49, 50])
-def test_a_verdict_takes_fifty_points(n, digits):
-    model, x, y = digits
-    right = (model(x).argmax(1) == y).nonzero().flatten()[:n]
-    _, honest = failed(model, x[right], y[right])
-    names, hidden = failed(Wrapped(model, lambda m, x: m(Round.apply(x))), x[right], y[right])
-    if n < 50:
-        said = f"for a verdict on obfuscated gradients: {n} are right clean, and it takes 50"
-        assert said in honest.verdict and said in hidden.verdict
-        assert all(check.name in hidden.verdict for check in hidden.failed)
-        assert str(hidden).endswith(hidden.verdict)
-    else:
-        assert honest.verdict == f"no sign of obfuscated gradients in 5 checks on {n} points"
-        assert "not to be trusted" in hidden.verdict and "whole box" in names
-
-
 def test_a_quantising_layer_is_found(digits):
     model, x, y = digits
     names, found = failed(Wrapped(model, lambda m, x: m(Round.apply(x))), x, y, parent=model)
@@ -149,3 +133,19 @@ def test_bad_input(digits):
         obfuscation(model, x, y, ThreatModel("Linf", 0))
     with pytest.raises(ValueError, match="none of these points right"):
         obfuscation(model, x, (model(x).argmax(1) + 1) % 10, THREAT)
+
+
+@pytest.mark.parametrize("n", [1, 49, 50])
+def test_a_verdict_takes_fifty_points(n, digits):
+    model, x, y = digits
+    right = (model(x).argmax(1) == y).nonzero().flatten()[:n]
+    _, honest = failed(model, x[right], y[right])
+    names, hidden = failed(Wrapped(model, lambda m, x: m(Round.apply(x))), x[right], y[right])
+    if n < 50:
+        said = f"for a verdict on obfuscated gradients: {n} are right clean, and it takes 50"
+        assert said in honest.verdict and said in hidden.verdict
+        assert all(check.name in hidden.verdict for check in hidden.failed)
+        assert str(hidden).endswith(hidden.verdict)
+    else:
+        assert honest.verdict == f"no sign of obfuscated gradients in 5 checks on {n} points"
+        assert "not to be trusted" in hidden.verdict and "whole box" in names

@@ -1,7 +1,10 @@
+"""Masks on layers: what a network computes with them, and what copies and states keep."""
+
 import copy
 
 import pytest
 import torch
+from pattern_networks import counts_of_every, small  # noqa: E402
 from torch import nn
 from torch.nn import functional as F
 
@@ -370,3 +373,21 @@ def test_group_mask_saves_its_count_and_chooses_on_load():
     other = GroupMask(torch.randn(50), 30)
     other.load_state_dict(group.state_dict())
     assert int(other.kept) == 5 and torch.equal(other.mask, group.mask)
+
+
+def test_loading_checks_the_pattern():
+    state = {}
+    for pattern in ("1:4", "2:4"):
+        model = small()
+        HydraPruner(model, pattern=pattern)
+        state[pattern] = model.state_dict()
+    with pytest.raises(ValueError, match="288 of 1152 weights kept is not the pattern 2:4"):
+        model.load_state_dict(state["1:4"])
+    free = small()
+    HydraPruner(free, 0.5, pattern="n:4")
+    free.load_state_dict(state["1:4"])
+    assert counts_of_every(free[6].weight, 4) == {1}
+    unstructured = small()
+    HydraPruner(unstructured, 0.47, exclude=["0"])
+    with pytest.raises(ValueError, match="is not the pattern n:4"):
+        free.load_state_dict(unstructured.state_dict())

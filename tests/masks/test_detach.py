@@ -1,5 +1,10 @@
+"""Back to the plain network: states under dense names, and checks of masks at the end."""
+
+import copy
+
 import pytest
 import torch
+from pattern_networks import counts_of_every, small, train_steps  # noqa: E402
 from torch import nn
 
 from robust_plugin import HydraPruner, MagnitudePruner, dense_state_dict, load_dense_state_dict
@@ -168,3 +173,17 @@ def test_a_state_under_other_names_is_told_with_both_names(cnn):
     state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match="The state has backbone.0.weight, .* the model has 0."):
         load_dense_state_dict(model, state)
+
+
+def test_finalize_checks_the_pattern():
+    model = small()
+    pruner = HydraPruner(model, pattern="2:4")
+    for _ in train_steps(pruner, "prune", lr=0.1):
+        pass
+    mask = pruner.masks[1].mask
+    mask[0, :8] = torch.tensor([1, 1, 1, 0, 1, 0, 0, 0]).bool()  # the count is right
+    with pytest.raises(ValueError, match="mask of 6 keeps up to 3 of 4 entries instead of 2"):
+        pruner.finalize(copy.deepcopy(model))
+    pruner.update_masks()
+    pruner.finalize()
+    assert counts_of_every(model[6].weight, 4) == {2}

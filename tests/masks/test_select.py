@@ -9,6 +9,7 @@ from robust_plugin.masks.attach import GroupMask, MaskedWeight, attach
 from robust_plugin.masks.select import (
     StraightThrough,
     kept_count,
+    most_kept,
     nm_mask,
     parse_pattern,
     topk_mask,
@@ -108,6 +109,16 @@ def test_pattern_needs_divisible_rows():
         nm_mask(torch.randn(3, 6), 2, 4)
     with pytest.raises(ValueError, match=r"got \(8,\)"):
         nm_mask(torch.randn(8), 2, 4)
+
+
+def test_most_kept():
+    assert most_kept(torch.tensor([[0.0, 1, -1, 0, 0, 0, 0, 2]]), 4) == 2
+    assert most_kept(torch.zeros(3, 8, 2, 2), 4) == 0
+    weight = torch.zeros(1, 8, 1, 2)
+    weight[0, :3, 0, 1] = 1
+    assert most_kept(weight, 4) == 3
+    with pytest.raises(ValueError, match=r"n:4 needs dimension 1 divisible by 4; got \(3, 6\)"):
+        most_kept(torch.zeros(3, 6), 4)
 
 
 @pytest.mark.parametrize("pattern", ["", "2", "2:", "5:4", "0:4", "2:4:8", "-1:4", "a:b", "2/4"])

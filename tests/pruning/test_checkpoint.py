@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, ThreatModel, pgd
+from robust_plugin import MagnitudePruner, ThreatModel, pgd
 from robust_plugin.export.compressed import load_compressed
 from robust_plugin.pruning import checkpoint
 from robust_plugin.runtime.files import write_text
@@ -109,25 +109,6 @@ def test_finetune_phase_continues_to_the_bit(cnn, attach, tmp_path, kind, optimi
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     assert sum(int(other[i].weight.count_nonzero()) for i in (0, 3, 6)) == pruner.budget.total
-
-
-@pytest.mark.parametrize("kind", ["magnitude", "hydra", "held"])
-def test_a_state_of_after_finalize_is_not_one_of_masks(cnn, tmp_path, attach, train, kind):
-    ended, model = attach(kind, cnn(), 0.3), cnn()
-    if kind != "magnitude":
-        train(ended, "prune")
-    train(ended, "finetune")
-    before = ended.state_dict()
-    ended.finalize()
-    pruner = attach(kind, model, 0.3)
-    kept = pruner.kept
-    with pytest.raises(ValueError, match="was taken after finalize, when the masks were gone"):
-        pruner.load_state_dict(ended.state_dict())
-    assert pruner.phase == "attached" and pruner.kept == kept
-    with pytest.raises(ValueError, match="taken in phase 'finetune', and this pruner is finalized"):
-        ended.load_state_dict(before)
-    ended.load_state_dict(ended.state_dict())
-    assert ended.phase == "finalized"
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -252,16 +233,6 @@ def test_checkpoints_of_something_else(cnn, attach, tmp_path):
         ),
         "optimizer",
     )
-
-
-def test_patterns_and_gamma_are_compared(cnn, tmp_path):
-    model = cnn()
-    pruner = HydraPruner(model, pattern="2:4")
-    with pytest.raises(ValueError, match="pattern was .1, 4., here .2, 4."):
-        pruner.check_state(HydraPruner(cnn(), pattern="1:4").state_dict())
-    one = HarpPruner(cnn(), 0.1, control="hinge", gamma_step=0.01)
-    with pytest.raises(ValueError, match="gamma_step was 0.1, here 0.01"):
-        one.check_state(HarpPruner(cnn(), 0.1, control="hinge", gamma_step=0.1).state_dict())
 
 
 def test_missing_truncated_or_foreign_files(cnn, tmp_path):

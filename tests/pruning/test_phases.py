@@ -1,49 +1,123 @@
+"""The phases of a pruner: what each trains, their order, and what is legal in each."""
+
 import pytest
 import torch
+from torch.nn.utils import parametrize
+from unchanged import check_unchanged, snapshot
 
-from robust_plugin import HydraPruner
-from robust_plugin.pruning.phases import check_holds, step_was_skipped
-from robust_plugin.runtime.distributed import check_ranks
+from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, finalize
+
+# A few steps do not take the rates to their target, and the pruner warns of it.
+pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
 
 
-def test_optimizer_must_hold_every_trained_parameter(cnn):
+def requires_grad(model):
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    return {name.replace(".parametrizations.weight.original", ".weight") for name in names}
+
+
+@pytest.mark.parametrize(("kind", "own"), [("hydra", 1), ("rates", 1), ("held", 2), ("hinge", 2)])
+def test_phases_train_what_the_papers_train(cnn, attach, kind, own):
     model = cnn()
-    check_holds(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    with pytest.raises(ValueError, match="lacks 7 parameters of this phase, such as '0.bias'"):
-        check_holds(torch.optim.SGD([model[0].weight], lr=0.1), model)
-    model.requires_grad_(False)
-    check_holds(torch.optim.SGD([model[0].weight], lr=0.1), model)
-    for wrong in (None, model, [model[0].weight]):
-        with pytest.raises(TypeError, match=f"optimizer is a {type(wrong).__name__}"):
-            check_holds(wrong, model)
+    model[6].bias.requires_grad_(False)  # the user's own frozen parameter
+    model[1].bias.requires_grad_(False)
+    pruner = attach(kind, model, 0.1)
+    groups = pruner.set_phase("prune")
+    masks = {"hydra": {"scores"}, "rates": {"rate"}}.get(kind, {"scores", "rate"})
+    wanted = {"1.weight"} | {
+        f"{i}.parametrizations.weight.0.group.{m}" for i in (0, 3, 6) for m in masks
+    }
+    assert requires_grad(model) == wanted
+    assert [group.get("weight_decay") for group in groups] == [None] + [0.0] * own
+    held = {id(p) for group in groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters() if p.requires_grad}
+    groups = pruner.set_phase("finetune")
+    names = {f"{i}.{key}" for i in (0, 1, 3, 6) for key in ("weight", "bias")}
+    assert requires_grad(model) == names - {"6.bias", "1.bias"}
+    assert len(groups) == 1 and len(groups[0]["params"]) == 6
+    pruner.finalize()
+    assert requires_grad(model) == names - {"6.bias", "1.bias"}
 
 
-def test_skipped_steps_of_fused_optimizers(cnn):
-    optimizer = torch.optim.SGD(cnn().parameters(), lr=0.1)
-    assert not step_was_skipped(optimizer)
-    for found, skipped in [
-        (torch.tensor([1.0]), True),
-        (torch.tensor([0.0]), False),
-        (None, False),
-    ]:
-        optimizer.found_inf = found
-        assert step_was_skipped(optimizer) == skipped
-
-
-def test_one_process_has_nothing_to_compare(cnn):
-    check_ranks(cnn())
-
-
-def test_a_skipped_step_moves_nothing(cnn, batch):
+def test_prune_phase_moves_scores_and_norms_only(cnn, batch, attach, train):
     model = cnn()
-    pruner = HydraPruner(model, density=0.1)
-    optimizer = torch.optim.SGD(pruner.set_phase("prune"), lr=1.0, fused=True)
-    pruner.follow(optimizer)
-    torch.nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
-    scores = [mask.scores.detach().clone() for mask in pruner.masks]
-    for skipped in (True, False):
-        optimizer.found_inf = torch.tensor([float(skipped)])
-        optimizer.step()
-        assert pruner.schedule.step == int(not skipped)
-        same = [torch.equal(s, m.scores) for s, m in zip(scores, pruner.masks, strict=True)]
-        assert all(same) if skipped else not any(same)
+    pruner = attach("hydra", model, 0.1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train(pruner, "prune")
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    scores = {f"{i}.parametrizations.weight.0.group.scores" for i in (0, 3, 6)}
+    norms = {"1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert changed == scores | norms
+
+
+def test_finetune_phase_moves_no_mask_and_leaves_pruned_weights_at_zero(cnn, attach, train):
+    model = cnn()
+    pruner = attach("hydra", model, 0.1)
+    train(pruner, "prune")
+    train(pruner, "finetune", steps=1)
+    masks = [m.mask.clone() for m in pruner.masks]
+    scores = [m.scores.detach().clone() for m in pruner.masks]
+    train(pruner, "finetune", steps=5, lr=0.5)
+    for mask, chosen, values, i in zip(pruner.masks, masks, scores, (0, 3, 6), strict=True):
+        assert torch.equal(mask.mask, chosen) and torch.equal(mask.scores, values)
+        assert not model[i].weight[~chosen].any()
+
+
+def test_order_of_the_phases(cnn, attach):
+    hydra, magnitude = attach("hydra", cnn(), 0.1), attach("magnitude", cnn(), 0.1)
+
+    def refused(pruner, phase, says):
+        before = snapshot(pruner.model)
+        with pytest.raises(ValueError, match=says):
+            pruner.set_phase(phase)
+        check_unchanged(pruner.model, before)
+
+    refused(hydra, "finetune", "has learned nothing yet; run the phase 'prune'")
+    refused(hydra, "training", "phase is 'training'; legal: 'prune', then 'finetune'")
+    refused(magnitude, "prune", "MagnitudePruner learns nothing, so it has no prune phase")
+    hydra.set_phase("prune")
+    hydra.set_phase("finetune")
+    refused(hydra, "prune", "'prune' cannot follow 'finetune'")
+    hydra.set_phase("finetune")
+    hydra.finalize()
+    refused(hydra, "finetune", "'finetune' cannot follow 'finalized'")
+    with pytest.raises(ValueError, match="found no masked layer"):
+        finalize(hydra.model)
+
+
+def test_what_learned_nothing_is_not_finalized(cnn):
+    for kind in (HydraPruner, HarpPruner):
+        model = cnn()
+        pruner = kind(model, 0.2)
+        with pytest.raises(ValueError, match="has learned nothing yet"):
+            pruner.finalize()
+        assert pruner.phase == "attached" and parametrize.is_parametrized(model[0])
+
+
+@pytest.mark.parametrize("kind", ["held", "hinge", "rates", "hydra"])
+def test_finalize_straight_from_the_prune_phase_is_on_budget(cnn, attach, train, kind):
+    pruner = attach(kind, cnn(), 0.05)
+    train(pruner, "prune")
+    pruner.finalize()
+    kept = sum(int(pruner.model[i].weight.count_nonzero()) for i in (0, 3, 6))
+    assert kept == pruner.budget.total == 4 + 15 + 64
+
+
+def test_a_density_is_not_raised_nor_changed_after_the_end(cnn):
+    """A pruned weight is zero, so that no magnitude says which of them should come back."""
+    model = cnn()
+    pruner = MagnitudePruner(model, 0.2)
+    masks = [mask.mask.clone() for mask in pruner.masks]
+    with pytest.raises(ValueError, match="density is 0.5, and 0.2 is kept: .* Legal: at most 0.2"):
+        pruner.set_density(0.5)
+    assert all(torch.equal(m.mask, b) for m, b in zip(pruner.masks, masks, strict=True))
+    assert pruner.budget.density == 0.2
+    pruner.set_density(0.2)
+    pruner.set_density(0.1)
+    kept = pruner.kept
+    pruner.finalize()
+    with pytest.raises(ValueError, match="the pruner is finalized, so that no mask is left"):
+        pruner.set_density(0.05)
+    assert (
+        sum(int(layer.weight.count_nonzero()) for layer in (model[0], model[3], model[6])) == kept
+    )

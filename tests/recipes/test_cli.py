@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robust_plugin.recipes import cli
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.models.registry import build_model
 
@@ -52,8 +51,26 @@ def test_help_lists_the_settings(command: str, capsys: pytest.CaptureFixture[str
     assert stop.value.code == 0 and f"usage: robust-plugin {command}" in printed
     base = "--base." if command == "compare" else "--"
     assert f"{base}threat.eps" in printed and f"{base}data.name" in printed
+    # The common options come first, and each option has a description.
+    common = ["--config", "--out"] + ["--dry-run"] * (command != "evaluate")
+    pattern = r"^. (--[a-z][\w.-]*)(.*?)(?=^. --|\Z)"
+    found = dict(re.findall(pattern, printed, re.MULTILINE | re.DOTALL))
+    assert list(found)[: len(common)] == common and len(found) > 25
+    for option, text in found.items():
+        if option.startswith("--rows."):  # keys of a mapping, which have no descriptions
+            continue
+        assert "(default:" in text and len(text.split()) > 6, option
     if command == "evaluate":
-        assert all(option in printed for option in ("--out", "--attack,", "--eps", "--norm"))
+        assert all(option in printed for option in ("--attack,", "--eps", "--norm"))
+
+
+@pytest.mark.parametrize(("command", "said"), [("channels", "RUN [RUN ...]"), ("list", "presets")])
+def test_commands_without_settings_have_help(
+    command: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: robust-plugin {command}") and said in printed
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +85,10 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     [
         (["list", "extra"], "list takes no words, and got 'extra'."),
         (["channels"], "channels of what? Give the folders of finished runs."),
-        (["evaluate"], "evaluate what? Give a run folder, or --model and --weights of a network."),
+        (
+            ["evaluate"],
+            "evaluate what? Give a run folder, or --model and --checkpoint of a network.",
+        ),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused(
@@ -80,13 +100,27 @@ def test_a_command_that_cannot_be_meant_is_refused(
     assert printed.err == f"error: {message}\n" and printed.out == ""
 
 
-def test_options_are_taken_in_both_forms_and_the_last_wins() -> None:
-    take = cli._take
-    words = ["--out", "a", "--density", "0.1", "--out=b", "--seed=1", "--out", "c", "--out=d"]
-    assert take(words, "--out", "x") == ("d", ["--density", "0.1", "--seed=1"])
-    assert take(["--outer=1"], "--out", "x") == ("x", ["--outer=1"])
-    assert take(["--out=a=b"], "--out", "x") == ("a=b", [])
-    assert take(["--out="], "--out", "x") == ("", [])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config"], "--config needs a value."),
+        (["--out", "--dry-run"], "--out needs a value."),
+        (["--dry-run=yes"], "--dry-run takes no value."),
+    ],
+)
+@pytest.mark.parametrize("command", ["harp", "compare"])
+def test_a_common_option_without_its_value_is_one_sentence(
+    command: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, *words]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize("word", ["--dens=0.1", "--conf=hydra/digits", "--dry"])
+def test_an_abbreviated_option_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["hydra", word, "--dry-run"])
+    assert stop.value.code == 2 and word.partition("=")[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", ["list", "hydra --help", "--help"])
@@ -171,7 +205,7 @@ BAD = [
     ("--threat.eps=-1", "eps is '-1'"),
     ("--density=2", r"density is 2.0; legal: 0 < density <= 1"),
     ("--density=0", r"density is 0.0; legal: 0 < density <= 1"),
-    ("--density=nan", r"density is nan; legal: float, finite"),
+    ("--density=nan", r"density is nan; legal: a finite number"),
     ("--data.name=mnist", "unknown data set 'mnist'; legal are digits, folder"),
     ("--data.folder=absent", r"no folder absent; expected in it: train/<class>/"),
     ("--data.folder=None", r"give --data.folder; expected in it: train/<class>/"),
@@ -196,7 +230,7 @@ BAD = [
     ("--model=absent:net", "cannot import 'absent'"),
     ("--model=tiny_networks:absent", "has no 'absent'"),
     ("--out", "--out needs a value"),
-    ("--finetune.lr=inf", "options: finetune: lr is inf; legal: float, finite"),
+    ("--finetune.lr=inf", "options: finetune.lr is inf; legal: a finite number"),
     ("--prune.momentum=-0.1", "prune.momentum is -0.1; legal: 0 or more, below 1"),
     ("--prune.momentum=1", "prune.momentum is 1.0; legal: 0 or more, below 1"),
     ("--finetune.weight-decay=-1", "finetune.weight_decay is -1.0; legal: 0 or more"),
@@ -234,7 +268,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
         (["--gamma-step=0.1"], r"gamma_step is 0.1, but control is 'held', which has no hinge"),
         (["--control=hinge", "--gamma-step=-1"], r"gamma_step is -1.0; legal: above 0"),
         (["--control=hinge", "--learn=scores"], r"control is 'hinge', but learn is 'scores'"),
-        (["--control=hinge", "--gamma-step=nan"], r"gamma_step is nan; legal: float, finite"),
+        (["--control=hinge", "--gamma-step=nan"], r"gamma_step is nan; legal: a finite number"),
     ],
 )
 def test_settings_of_a_hinge_that_is_not_used_are_refused(
@@ -276,9 +310,9 @@ def test_rounds_that_epochs_do_not_reach_for(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("densty: 0.1", "unknown key 'densty'; legal: model"),
-        ("prune: {rate: 0.1}", "prune: unknown key 'rate'; legal: epochs, lr"),
-        ("density: much", "density is 'much'; legal: float"),
+        ("densty: 0.1", "unknown setting densty (did you mean density?); legal: model"),
+        ("prune: {rate: 0.1}", "unknown setting prune.rate; legal: epochs, lr"),
+        ("density: much", "density is 'much'; legal: a finite number"),
         ("rates: ekr", "rates is 'ekr'; legal: uniform, erk, lamp, global"),
         ("threat: {eps: 8/0}", "eps is '8/0'"),
         ("threat: {norm: L3}", "norm is 'L3'; legal: Linf, L2"),

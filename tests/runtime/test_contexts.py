@@ -1,11 +1,12 @@
-"""Inside ``exact`` nothing is rounded; outside all is as the user has it."""
+"""What contexts switch inside, and that all is as before outside."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import nn
 
-from robust_plugin.runtime.contexts import exact
+from robust_plugin.runtime.contexts import evaluating, exact, keeping_modes, unfrozen
 
 X = torch.zeros(1)
 
@@ -51,3 +52,66 @@ def test_no_autocast_inside() -> None:
         with exact(X):
             assert product().dtype == torch.float32
         assert product().dtype == torch.bfloat16
+
+
+def mixed() -> nn.Module:
+    """A network whose modules are in both modes, and whose first layer is frozen."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    model[1].eval()
+    model[0].requires_grad_(False)
+    return model
+
+
+def state(model: nn.Module) -> tuple[list[bool], list[bool]]:
+    modes = [module.training for module in model.modules()]
+    return modes, [parameter.requires_grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluation_mode_inside_and_every_modules_own_mode_after(fails: bool) -> None:
+    model = mixed()
+    before = state(model)
+    try:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            model[2].train()
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert state(model) == before and before[0] == [True, True, False, True]
+
+
+def test_modes_that_the_code_inside_changes_come_back() -> None:
+    model = mixed()
+    before = state(model)
+    with keeping_modes(model):
+        assert state(model) == before
+        model.eval()
+    assert state(model) == before
+
+
+def test_a_model_without_an_evaluation_mode_is_named() -> None:
+    class Exported(nn.Module):
+        def eval(self) -> "Exported":
+            raise NotImplementedError("calling eval() is not supported")
+
+    said = "Exported has no evaluation mode .*exported from"
+    with pytest.raises(ValueError, match=said), evaluating(Exported()):
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_unfrozen_parameters_are_frozen_again_by_name(fails: bool) -> None:
+    model = mixed()
+    before = state(model)
+    try:
+        with unfrozen(model):
+            assert all(parameter.requires_grad for parameter in model.parameters())
+            model.eval()
+            model[0].weight = nn.Parameter(torch.ones(1, 2))  # cut by the code inside
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert state(model) == before and model[0].weight.shape == (1, 2)

@@ -219,7 +219,7 @@ def test_a_journal_answers_for_its_own_attack_alone(one, other, tmp_path):
         verify(model, x, y, {"IBP": IBP(THREAT), "attack": other}, journal=tmp_path)
 
 
-def test_a_stage_that_cannot_be_described_is_refused_with_a_journal_alone(tmp_path):
+def test_a_method_that_cannot_be_described_is_refused_with_a_journal_alone(tmp_path):
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)), torch.rand(2, 1, 4, 4)
     lock = threading.Lock()
 
@@ -227,7 +227,7 @@ def test_a_stage_that_cannot_be_described_is_refused_with_a_journal_alone(tmp_pa
         with lock:
             return x
 
-    stages, y = {"IBP": IBP(THREAT), "attack": attack}, model(x).argmax(1)
+    methods, y = {"IBP": IBP(THREAT), "attack": attack}, model(x).argmax(1)
     with pytest.raises(TypeError, match="or no journal"):
-        verify(model, x, y, stages, journal=tmp_path)
-    assert math.isfinite(verify(model, x, y, stages).share("verified"))
+        verify(model, x, y, methods, journal=tmp_path)
+    assert math.isfinite(verify(model, x, y, methods).share("verified"))

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from robust_plugin import ThreatModel, mixtrain, pgd, smoothadv, stability, trades
 from robust_plugin.certificates.ibp import ibp_margins
 from robust_plugin.objectives.by_noise import gaussian
-from robust_plugin.runtime.random import Share, drawing, few_of, happens, normal_like, uniform_like
+from robust_plugin.runtime.random import (
+    Share,
+    drawing,
+    few_of,
+    happens,
+    normal_like,
+    seed_of,
+    uniform_like,
+)
 
 LINF, L2 = ThreatModel("Linf", eps=0.1), ThreatModel("L2", eps=0.5)
 X, Y = torch.rand(7, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3
@@ -111,3 +119,10 @@ def test_parts_agree_on_what_happens_and_share_the_few() -> None:
                 few, _ = few_of(len(range(part, 10, 3)), 4)
                 rows += (few * 3 + part).tolist()
         assert len(agreed) == 1 and len(rows) == len(set(rows)) == 4
+
+
+def test_near_seeds_are_unrelated_and_in_range() -> None:
+    seeds = {seed_of(seed, name, epoch) for seed in range(9) for name in "ab" for epoch in range(9)}
+    assert len(seeds) == 9 * 2 * 9
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of(1, 11) != seed_of(11, 1)

@@ -1,4 +1,7 @@
-"""Small networks of every wiring that channels run through, with statistics that hide nothing."""
+"""Small networks with all kinds of connections between channels, for tests of channel removal.
+
+Their running statistics, scales and shifts are random, so that no wrong channel has an effect of 0.
+"""
 
 import timm
 import torch
@@ -13,7 +16,10 @@ SHAPE = (3, 32, 32)
 
 
 class Concat(nn.Module):
-    """Two producers side by side, read by one convolution, one norm and one sum."""
+    """Two convolutions whose outputs are concatenated and read by a norm and a convolution.
+
+    The output of one of them is also added to a later result.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +53,7 @@ def biased_cnn() -> nn.Module:
 
 
 def vgg16_bn() -> nn.Module:
-    """VGG-16 with batch norm, an eighth as wide, without the last pool: it flattens 2x2 maps."""
+    """VGG-16 with batch norm at an eighth of its width, without the last pool (2x2 maps)."""
     widths = [w if isinstance(w, str) else w // 8 for w in tv_vgg.cfgs["D"]][:-1]
     features = tv_vgg.make_layers(widths, batch_norm=True)
     head = [nn.Linear(64 * 4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)]
@@ -85,7 +91,7 @@ BUILD = {
 
 
 def build(name: str) -> nn.Module:
-    """A network in evaluation mode whose norms have statistics, scales and shifts of their own."""
+    """Return a network in evaluation mode with random running statistics, scales and shifts."""
     torch.manual_seed(0)
     model = BUILD[name]().eval()
     for layer in model.modules():
@@ -95,5 +101,5 @@ def build(name: str) -> nn.Module:
         elif isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
-            nn.init.uniform_(layer.bias, 0.1, 0.6)  # so that one channel is not dead
+            nn.init.uniform_(layer.bias, 0.1, 0.6)  # so that no channel is dead
     return model

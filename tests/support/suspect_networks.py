@@ -1,4 +1,4 @@
-"""Networks on digits, trained in a second each, and what misleads attacks on them."""
+"""Networks on digits that train in a second, and layers whose gradients mislead attacks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ class _Round(torch.autograd.Function):
 
 
 class Quantiser(nn.Module):
-    """Rounds, with the straight-through estimator as its backward pass."""
+    """Rounding to a number of levels, with the straight-through estimator as its gradient."""
 
     def __init__(self, levels: float) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Sign(torch.autograd.Function):
 
 
 class Sign(nn.Module):
-    """A binary activation, its gradient that of hard tanh."""
+    """The sign as a binary activation, with the gradient of hard tanh."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _Sign.apply(x)
@@ -86,7 +86,7 @@ HONEST: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn, "normed cn
 
 
 def digits(n: int) -> tuple[Tensor, Tensor]:
-    """The last n digits, which ``trained`` does not see as long as n is at most 400."""
+    """Return the last n digits; ``trained`` does not train on the last 400."""
     found = load_digits()
     x = torch.tensor(found.images, dtype=torch.float32)[:, None] / 16
     return x[-n:], torch.tensor(found.target)[-n:]
@@ -96,7 +96,7 @@ _KNOWN: dict[str, nn.Module] = {}
 
 
 def trained(name: str, build: Callable[[], nn.Module], epochs: int = 8) -> nn.Module:
-    """Return a network in evaluation mode; of one name it is trained once a process."""
+    """Return a trained network in evaluation mode; each name is trained once per process."""
     if name in _KNOWN:
         return _KNOWN[name]
     x, y = digits(1797)
@@ -115,6 +115,6 @@ def trained(name: str, build: Callable[[], nn.Module], epochs: int = 8) -> nn.Mo
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """In per cent."""
+    """Return the accuracy in per cent."""
     with torch.no_grad():
         return 100 * float((model(x).argmax(1) == y).double().mean())

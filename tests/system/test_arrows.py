@@ -27,7 +27,7 @@ ROOMS = {
         "threat": set(),
         "runtime": {"version"},
         "masks": {"runtime"},
-        "budget": {"masks"},
+        "budget": {"masks", "runtime"},
         "pruning": {"budget", "masks", "runtime"},
         "copies": {"masks", "runtime"},
         "channels": {"pruning", "budget", "copies", "masks", "runtime"},
@@ -328,3 +328,15 @@ def test_every_sign_names_every_file():
             text = ast.get_docstring(ast.parse(sign.read_text())) or ""
             files = {path.name for path in sign.parent.glob("*.py")} - {"__init__.py"}
             assert {f for f in files if f"``{f}``" not in text} == set(), sign
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    missing = []
+    for floor in FLOORS:
+        tests = ROOT / "tests" / ("" if floor == "robust_plugin" else floor)
+        for path in (ROOT / floor).rglob("*.py"):
+            inside = path.relative_to(ROOT / floor)
+            test = tests / inside.with_name(f"test_{path.name}")
+            if path.name not in ("__init__.py", "version.py") and not test.is_file():
+                missing.append(str(inside))
+    assert missing == []

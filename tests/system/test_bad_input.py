@@ -152,7 +152,7 @@ EVALUATION: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "adversarial is 3; give the name of a file",
     ),
     (lambda: obfuscation(net(), X, Y, "8/255"), TypeError, "give a ThreatModel"),
-    (lambda: verify(net(), X, Y, []), TypeError, "stages is []; give a dict"),
+    (lambda: verify(net(), X, Y, []), TypeError, "methods is []; give a dict"),
     (lambda: IBP("Linf"), TypeError, "threat is 'Linf'; give a ThreatModel"),
     (lambda: LiRPA("x"), TypeError, "threat is 'x'; give a ThreatModel"),
     (lambda: LiRPA(THREAT)(net(), X[:0], Y[:0]), ValueError, "the batch is empty"),

@@ -1,4 +1,4 @@
-"""The documentation works: examples in docstrings, code on pages, and the site itself."""
+"""Tests of the documentation: examples in docstrings, code on pages, and the site itself."""
 
 import ast
 import doctest
@@ -39,10 +39,11 @@ MODULES = [
 ]
 # A room is a folder with a sign, the docstring of its __init__.py.
 ROOMS = [name for name in MODULES if hasattr(importlib.import_module(name), "__path__")]
-# Pages whose code runs; a page without any need not be here.
+# Pages whose code is run.
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
-# A block is run unless the line above it says why not; a shell block only where it says so.
+# A Python block is run unless the line above it says why not. A shell block is run only if the
+# line above it says so.
 _BLOCK = re.compile(
     r"(?P<above>[^\n]*)\n\n?```(?P<kind>python|sh)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -75,7 +76,7 @@ def test_there_are_examples_and_every_public_name_is_there():
 
 
 def blocks(text: str) -> list[tuple[str, str, int]]:
-    """The blocks of a page that run: kind, code, first line."""
+    """Return the blocks of a page that are run, as (kind, code, line number)."""
     found = []
     for match in _BLOCK.finditer(text):
         above, kind, code = match["above"].strip(), match["kind"], match["code"]
@@ -85,7 +86,7 @@ def blocks(text: str) -> list[tuple[str, str, int]]:
 
 
 def run_page(name: str, namespace: dict[str, Any]) -> None:
-    """Run a page's blocks in their order, in one namespace, from the current folder."""
+    """Run the blocks of a page in order, in one namespace and in the current folder."""
     page = ROOT / name
     for kind, code, line in blocks(page.read_text()):
         if kind == "sh":
@@ -94,13 +95,13 @@ def run_page(name: str, namespace: dict[str, Any]) -> None:
                 assert program == "robust-plugin", f"{name}:{line}: {program}"
                 assert main(words) == 0, f"{name}:{line}: {command}"
             continue
-        # Blank lines in front, so that a traceback has the page's own line numbers.
+        # The blank lines give a traceback the line numbers of the page.
         tree = Placeholders().visit(ast.parse("\n" * line + code, filename=str(page)))
         exec(compile(ast.fix_missing_locations(tree), str(page), "exec"), namespace)
 
 
 class Placeholders(ast.NodeTransformer):
-    """A line ``...`` stands for the reader's own loop: ``your_loop(globals())``."""
+    """Replace a line ``...``, the reader's own loop, by ``your_loop(globals())``."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt:
         if isinstance(node.value, ast.Constant) and node.value.value is ...:
@@ -109,7 +110,7 @@ class Placeholders(ast.NodeTransformer):
 
 
 def your_loop(names: dict[str, Any]) -> None:
-    """What a reader has where the README has dots: the phases that are left, a step each."""
+    """Train the remaining phases with one pass each: the loop behind the dots of the README."""
     pruner: Pruner = names["pruner"]
     if pruner.phase == "attached":
         names["optimizer"] = torch.optim.SGD(pruner.set_phase("prune"), lr=0.1, momentum=0.9)
@@ -141,7 +142,7 @@ def build() -> nn.Module:
 
 
 def readers_own() -> dict[str, Any]:
-    """What the README takes for granted: a network, points, and a report to compare with."""
+    """Return what the README assumes: a network, points, and a report to compare with."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(16, 1, 8, 8, generator=generator)
     y = torch.arange(16) % 10
@@ -164,7 +165,7 @@ def readers_own() -> dict[str, Any]:
 
 @pytest.fixture
 def in_a_folder(tmp_path, monkeypatch):
-    """A page's files go to a folder of its own; what it imports there is forgotten again."""
+    """Run a page in an empty folder, and forget the modules that it imported from there."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -193,6 +194,52 @@ def test_what_is_skipped_says_why():
             [m for m in _BLOCK.finditer(text) if m["kind"] == "python"]
         )
     assert written - 2 <= ran <= written and ran >= 20
+
+
+# --- the page on the architecture ---------------------------------------------------------------
+
+
+def tables_by_heading(text: str) -> dict[str, dict[str, list[str]]]:
+    """Return heading -> first cell -> all cells of each table row whose first cell is code."""
+    found: dict[str, dict[str, list[str]]] = {}
+    heading = ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("| `"):
+            cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+            found.setdefault(heading, {})[cells[0].strip("`")] = cells
+    return found
+
+
+def test_the_architecture_page_names_every_file():
+    tables = tables_by_heading((ROOT / "docs/architecture.md").read_text())
+    for floor in FOLDERS.values():
+        for folder in [
+            ROOT / floor,
+            *(sign.parent for sign in (ROOT / floor).glob("*/__init__.py")),
+        ]:
+            name = folder.relative_to(ROOT).as_posix()
+            name = f"{name}, beside its rooms" if name in ("robust_plugin", "recipes") else name
+            there = {path.name for path in folder.glob("*.*") if path.is_file()}
+            assert set(tables[name]) == there - {"__init__.py", "py.typed"}, name
+
+
+def test_the_architecture_page_has_the_rooms_of_the_table():
+    spec = importlib.util.spec_from_file_location("arrows", ROOT / "tests/system/test_arrows.py")
+    arrows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(arrows)
+    tables = tables_by_heading((ROOT / "docs/architecture.md").read_text())
+    for floor, heading in (
+        ("robust_plugin", "Core: `robust_plugin`"),
+        ("recipes", "Recipes: `recipes`"),
+    ):
+        uses = {room: cells[3] for room, cells in tables[heading].items()}
+        shown = {room: set(text.split(", ")) - {"none"} for room, text in uses.items()}
+        assert shown == arrows.ROOMS[floor]
+        firsts = {room: cells[2].strip("`") for room, cells in tables[heading].items()}
+        for room, first in firsts.items():
+            assert (ROOT / floor / room / first).is_file() or (ROOT / floor / first).is_file(), room
 
 
 # --- the site -----------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from robust_plugin import Normalize, ThreatModel, guarded, ibp_margins, pgd
-from robust_plugin.recipes.models import networks
+from robust_plugin.recipes.models.registry import build_model
+from robust_plugin.threat.layers import UnitBox
 
 MEAN, STD = (0.5, 0.25), (0.5, 0.2)
 
@@ -56,14 +57,14 @@ def test_attacks_stay_in_the_ball_of_pixels(network):
 
 
 def test_bad_statistics_are_refused():
-    with pytest.raises(ValueError, match="one number a channel in each"):
+    with pytest.raises(ValueError, match="one number per channel in each"):
         Normalize((0.5, 0.5, 0.5), (0.5,))
     with pytest.raises(ValueError, match="positive"):
         Normalize((0.5,), (0.0,))
-    with pytest.raises(TypeError, match="one number a channel, as"):
+    with pytest.raises(TypeError, match="one number per channel, as"):
         Normalize(0.5, 0.2)
     for scalar in (torch.tensor(0.5), np.float32(0.5), None, "grey"):
-        with pytest.raises(TypeError, match="one number a channel, as"):
+        with pytest.raises(TypeError, match="one number per channel, as"):
             Normalize(scalar, (0.5,))
     with pytest.raises(ValueError, match=r"std has shape \(3, 3\); legal: \[C\] or"):
         Normalize((0.5, 0.5, 0.5), torch.eye(3))
@@ -92,11 +93,23 @@ def test_statistics_of_any_kind_are_the_same_layer(make):
     torch.testing.assert_close(layer(x), found, rtol=0, atol=0)
 
 
-def test_recipes_have_it_too():
-    assert networks.Normalize is Normalize
+def test_recipes_put_it_before_a_network():
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    model = build_model("cnn-small", classes=10, shape=(3, 32, 32), mean=mean, std=std)
+    assert type(model[0]) is Normalize
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model[0](x), Normalize(mean, std)(x), rtol=0, atol=0)
 
 
 def test_the_numbers_lie_where_the_layers_weights_do():
     with torch.device("meta"):
         layer, weight = Normalize((0.5, 0.25), (1.0, 2.0)), nn.Linear(2, 2).weight
     assert layer.mean.device == layer.std.device == weight.device == torch.device("meta")
+
+
+def test_a_radius_below_the_rounding_of_the_box_is_refused() -> None:
+    x = torch.tensor([[1e6, 0.5], [-1e6, 0.2]])
+    threat = ThreatModel("Linf", 0.1, low=-1e7, high=1e7)
+    with pytest.raises(ValueError, match=r"rounds a radius of 0.1 away. Scale the features alike"):
+        UnitBox(nn.Identity(), threat, x)
+    UnitBox(nn.Identity(), threat, x.double())

@@ -1,36 +1,11 @@
+"""ThreatModel: projections against loops, and what its checks refuse."""
+
 import math
 
 import pytest
 import torch
 
 from robust_plugin import ThreatModel
-from robust_plugin.threat.units import parse_eps
-
-
-@pytest.mark.parametrize(
-    ("given", "value"),
-    [
-        ("8/255", 8 / 255),
-        (0.031, 0.031),
-        ("0.25", 0.25),
-        ("2.5/255", 2.5 / 255),
-        (0, 0.0),
-        ("2", 2.0),
-        (1, 1.0),
-    ],
-)
-def test_eps_is_a_number_or_a_fraction(given, value):
-    assert parse_eps(given) == value
-    assert ThreatModel("L2", eps=given).eps == value
-
-
-@pytest.mark.parametrize(
-    "eps", ["8/0", "8/", "8/2/2", -0.1, "-8/255", "abc", "", None, math.nan, math.inf, "1e999", [1]]
-)
-def test_bad_eps_is_named(eps):
-    with pytest.raises(ValueError, match="eps is .*a number >= 0 or a fraction") as error:
-        ThreatModel("Linf", eps=eps)
-    assert repr(eps) in str(error.value)
 
 
 def test_bad_norm_and_bounds():
@@ -142,3 +117,59 @@ def test_the_direction_of_a_gradient_of_any_size(dtype):
     grad = torch.tensor([[3.0, 4.0], [3e-7, 4e-7], [0.0, 0.0]]).to(dtype)
     wanted = torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]])
     torch.testing.assert_close(threat.direction(grad).float(), wanted, rtol=0.1, atol=0.0)
+
+
+def test_a_narrowed_box_holds_every_point_of_every_ball() -> None:
+    x = torch.tensor([[0.5, -3.0], [2.0, 1.0]])
+    wide = ThreatModel("L2", 0.5, low=-1e6, high=math.inf)
+    narrow = wide.narrowed(x, reach=0.5)
+    assert (narrow.norm, narrow.eps, narrow.low, narrow.high) == ("L2", 0.5, -3.5, 2.5)
+    one_side = ThreatModel("Linf", 0.5, low=-3.25, high=1e4).narrowed(x, reach=0.5)
+    assert (one_side.low, one_side.high) == (-3.25, 2.5)
+    unit = ThreatModel("Linf", 0.1)
+    assert unit.narrowed(torch.rand(5, 4), reach=0.1) is unit
+
+
+def test_a_step_out_of_a_wide_ball_is_refused() -> None:
+    """The slack for rounding is that of the inputs, not of the bounds of the box."""
+    x = torch.zeros(2, 3)
+    for width in (1e6, math.inf):
+        threat = ThreatModel("Linf", 0.1, low=-width, high=width)
+        threat.check_result(x + 0.1, x)
+        with pytest.raises(ValueError, match="moved a point by 0.15 in Linf"):
+            threat.check_result(x + 0.15, x)
+        with pytest.raises(ValueError, match="NaN or infinite values for 2 of 2 points"):
+            threat.check_result(x + math.inf, x)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "meant"),
+    [("Linf", "8/255", "8"), ("Linf", 16 / 255, "16"), ("L2", 0.5, "127.5"), ("L1", 12, "3060")],
+)
+def test_a_radius_of_the_unit_box_among_grey_levels_is_refused(
+    norm: str, eps: float | str, meant: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"too small for grey levels; .* give {meant} for a radius"
+    ):
+        ThreatModel(norm, eps, low=0, high=255)
+    assert ThreatModel(norm, float(meant), low=0, high=255).eps == float(meant)
+    assert ThreatModel(norm, 0, low=0, high=255).eps == 0
+
+
+def test_bounds_are_one_number_each() -> None:
+    threat = ThreatModel("Linf", 0.1, low=torch.tensor(-1.0), high=torch.tensor([2.0]))
+    assert (threat.low, threat.high) == (-1.0, 2.0) and type(threat.low) is float
+    for low in (torch.zeros(3), None, "a", [0.0, 0.0]):
+        with pytest.raises(ValueError, match=r"^low is .*; legal: one number"):
+            ThreatModel("Linf", 0.1, low=low)
+    with pytest.raises(ValueError, match="eps is tensor"):
+        ThreatModel("Linf", torch.tensor([0.1, 0.2]))
+    with pytest.raises(ValueError, match="low must be below high"):
+        ThreatModel("Linf", 0.1, low=math.nan)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_slack_of_dark_images_is_that_of_the_points_reached(dtype: torch.dtype) -> None:
+    x = torch.zeros(2, 3, dtype=dtype)
+    ThreatModel("Linf", 0.3).check_result(x + 0.3, x)

@@ -1,6 +1,7 @@
 """Every system of the papers by its own command: presets, what they extend, endings of names."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 from robust_plugin.recipes.catalogue.preset_list import listing
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config import presets
-from robust_plugin.recipes.config.presets import preset_layers, preset_names, variants
-from robust_plugin.recipes.config.read import read_preset
+from robust_plugin.recipes.config.compare import CompareConfig
+from robust_plugin.recipes.config.evaluate import EvaluateConfig
+from robust_plugin.recipes.config.presets import CONFIGS, preset_layers, preset_names, variants
+from robust_plugin.recipes.config.read import as_plain, build, read_preset
 from robust_plugin.recipes.config.schema import RecipeConfig
 from robust_plugin.recipes.models.registry import NAMES
 from robust_plugin.recipes.papers.hydra import HydraConfig
@@ -27,7 +31,55 @@ SYSTEMS = [name for name in preset_names() if name.partition("/")[0] in METHODS]
 
 
 def settings(name: str, command: str = "") -> Any:
-    return read_preset(name, RECIPES[command or name.partition("/")[0]][0])
+    return read_preset(name, RECIPES[command or name.partition("/")[0]].config)
+
+
+# --- every preset
+
+
+PRESETS = preset_names()
+
+
+def kind_of(preset: str) -> Any:
+    command = Path(preset).parts[0]
+    others = {"compare": CompareConfig, "evaluate": EvaluateConfig}
+    return others[command] if command in others else RECIPES[command].config
+
+
+def launch(preset: str) -> list[str]:
+    """The words of the command in a preset's first line."""
+    first = (CONFIGS / f"{preset}.yaml").read_text().splitlines()[0]
+    command = first.removeprefix("#").split("  ")[0]  # what follows two spaces is a remark
+    return shlex.split(command)
+
+
+def test_there_are_presets_of_every_command() -> None:
+    commands = {Path(preset).parts[0] for preset in PRESETS}
+    assert commands == {"magnitude", "hydra", "harp", "compare", "evaluate"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fills_its_dataclass_and_survives_json(preset: str) -> None:
+    config = read_preset(preset, kind_of(preset))
+    assert type(config) is kind_of(preset)
+    written = yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text())
+    assert written.pop("about") and written.pop("extends", True)
+    plain = as_plain(config)
+    assert build(kind_of(preset), json.loads(json.dumps(plain)), where="json") == config
+
+    def covered(part: Any, whole: Any) -> bool:
+        if isinstance(part, dict):
+            return all(covered(value, whole[key]) for key, value in part.items())
+        return bool(part == whole)
+
+    assert covered(written, plain)  # what the file says is what the run gets
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_opens_with_the_command_that_launches_it(preset: str) -> None:
+    program, command, *rest = launch(preset)
+    assert program == "robust-plugin" and command == Path(preset).parts[0]
+    assert rest[rest.index("--config") + 1] == preset
 
 
 # --- every system parses
@@ -118,7 +170,7 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path, extends: str, message:
     [
         ("hydra/digits-fast", r"no preset or file hydra/digits-fast; robust-plugin list shows"),
         ("hydra/digits-erk-lamp", r"-erk and -lamp both choose the rates"),
-        ("hydra/digits-hinge", r"-hinge: unknown key 'control'; legal: model"),
+        ("hydra/digits-hinge", r"-hinge: unknown setting control; legal: model"),
     ],
 )
 def test_an_ending_that_does_not_fit_is_named(name: str, message: str) -> None:
@@ -132,7 +184,7 @@ def test_a_wrong_setting_is_blamed_on_the_file_that_has_it(
     monkeypatch.setattr(presets, "CONFIGS", tmp_path)
     (tmp_path / "base.yaml").write_text("densty: 0.1\n")
     (tmp_path / "mine.yaml").write_text("extends: base\n")
-    with pytest.raises(ValueError, match=r"base.yaml: unknown key 'densty'"):
+    with pytest.raises(ValueError, match=r"base.yaml: unknown setting densty"):
         read_preset("mine", HydraConfig)
 
 
@@ -344,3 +396,60 @@ def test_two_steps_of_every_system_on_its_own_network(
     name: str, on_own_network: Callable[[str], None]
 ) -> None:
     on_own_network(name)
+
+
+# --- every comparison runs
+
+SHORT_COMPARISON = {
+    "data.name": "folder",
+    "data.test": "None",  # a folder has test points of its own
+    "data.batch-size": "29",  # two steps an epoch
+    "data.workers": "0",
+    "data.validation": "0.25",
+    "objective.steps": "1",
+    "pretrain.epochs": "1",
+    "prune.epochs": "1",
+    "finetune.epochs": "5",  # each round of iterative pruning takes an epoch
+    "evaluation.steps": "1",
+    "evaluation.restarts": "1",
+    "evaluation.autoattack": "0",
+    "evaluation.votes": "100",
+    "device": "cpu",
+}
+
+
+PROOFS = ("verify", "smooth")
+
+
+COMPARED = [each for each in PRESETS if each.startswith("compare/")]
+
+
+def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> None:
+    config = read_preset(preset, CompareConfig)
+    short = {**SHORT_COMPARISON, **changed, "data.folder": str(workplace / "images")}
+    # Two points are proved where the preset has points proved.
+    evaluation = config.base.evaluation
+    short |= {f"evaluation.{how}": str(min(2, getattr(evaluation, how))) for how in PROOFS}
+    words = launch(preset)[1:] + [f"--out={out}"]
+    words += [f"--base.{key}={value}" for key, value in short.items()]
+    assert main([*words, "--jobs=1", "--seeds=0", "--densities=0.1", "--lrs=0.01"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert [cell["row"] for cell in report["cells"]] == ["dense", *config.rows]
+
+
+@pytest.mark.parametrize("preset", COMPARED)
+def test_two_steps_of_a_comparison_by_its_own_command(
+    preset: str, tmp_path: Path, workplace: Path
+) -> None:
+    wide = read_preset(preset, CompareConfig).base.model == "resnet18"  # a minute or two
+    run_two_steps(
+        preset, workplace, tmp_path / "out", **({"model": "resnet18-w16"} if wide else {})
+    )
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("preset", [each for each in COMPARED if "resnet18" in each])
+def test_two_steps_of_a_comparison_on_its_own_network(
+    preset: str, tmp_path: Path, workplace: Path
+) -> None:
+    run_two_steps(preset, workplace, tmp_path / "out")

@@ -1,162 +1,66 @@
+"""Settings are read strictly: each wrong one is named with what is legal."""
+
 import dataclasses
-import json
-import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 
-from robust_plugin.objectives.ramp import Ramp, Shape
-from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.compare import CompareConfig
-from robust_plugin.recipes.config.evaluate import EvaluateConfig
-from robust_plugin.recipes.config.objective import ObjectiveConfig, ObjectiveName
-from robust_plugin.recipes.config.presets import CONFIGS, preset_names
-from robust_plugin.recipes.config.read import as_plain, build, read_preset
-from robust_plugin.recipes.config.schema import RecipeConfig, ThreatConfig
+from robust_plugin.recipes.config.read import build, read_preset
+from robust_plugin.recipes.config.schema import RecipeConfig
 from robust_plugin.recipes.papers.harp import HarpConfig
 from robust_plugin.recipes.papers.hydra import HydraConfig
-from robust_plugin.recipes.papers.registry import RECIPES
-from robust_plugin.recipes.training.objective import build_objective
-from robust_plugin.threat.model import ThreatModel
-
-PRESETS = preset_names()
-
-
-def kind_of(preset: str) -> Any:
-    command = Path(preset).parts[0]
-    others = {"compare": CompareConfig, "evaluate": EvaluateConfig}
-    return others[command] if command in others else RECIPES[command][0]
-
-
-def launch(preset: str) -> list[str]:
-    """The words of the command in a preset's first line."""
-    first = (CONFIGS / f"{preset}.yaml").read_text().splitlines()[0]
-    command = first.removeprefix("#").split("  ")[0]  # what follows two spaces is a remark
-    return shlex.split(command)
-
-
-def test_there_are_presets_of_every_command() -> None:
-    commands = {Path(preset).parts[0] for preset in PRESETS}
-    assert commands == {"magnitude", "hydra", "harp", "compare", "evaluate"}
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_fills_its_dataclass_and_survives_json(preset: str) -> None:
-    config = read_preset(preset, kind_of(preset))
-    assert type(config) is kind_of(preset)
-    written = yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text())
-    assert written.pop("about") and written.pop("extends", True)
-    plain = as_plain(config)
-    assert build(kind_of(preset), json.loads(json.dumps(plain)), where="json") == config
-
-    def covered(part: Any, whole: Any) -> bool:
-        if isinstance(part, dict):
-            return all(covered(value, whole[key]) for key, value in part.items())
-        return bool(part == whole)
-
-    assert covered(written, plain)  # what the file says is what the run gets
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_opens_with_the_command_that_launches_it(preset: str) -> None:
-    program, command, *rest = launch(preset)
-    assert program == "robust-plugin" and command == Path(preset).parts[0]
-    assert rest[rest.index("--config") + 1] == preset
-
-
-SHORT = {
-    "data.name": "folder",
-    "data.test": "None",  # a folder has test points of its own
-    "data.batch-size": "29",  # two steps an epoch
-    "data.workers": "0",
-    "data.validation": "0.25",
-    "objective.steps": "1",
-    "pretrain.epochs": "1",
-    "prune.epochs": "1",
-    "finetune.epochs": "5",  # each round of iterative pruning takes an epoch
-    "evaluation.steps": "1",
-    "evaluation.restarts": "1",
-    "evaluation.autoattack": "0",
-    "evaluation.votes": "100",
-    "device": "cpu",
-}
-PROOFS = ("verify", "smooth")
-COMPARED = [each for each in PRESETS if each.startswith("compare/")]
-
-
-def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> None:
-    config = read_preset(preset, CompareConfig)
-    short = {**SHORT, **changed, "data.folder": str(workplace / "images")}
-    # Two points are proved where the preset has points proved.
-    of = config.base.evaluation
-    short |= {f"evaluation.{how}": str(min(2, getattr(of, how))) for how in PROOFS}
-    words = launch(preset)[1:] + [f"--out={out}"]
-    words += [f"--base.{key}={value}" for key, value in short.items()]
-    assert main([*words, "--jobs=1", "--seeds=0", "--densities=0.1", "--lrs=0.01"]) == 0
-    report = json.loads((out / "report.json").read_text())
-    assert [cell["row"] for cell in report["cells"]] == ["dense", *config.rows]
-
-
-# Those of recipes run in test_presets.py, those of evaluate in test_evaluate.py.
-@pytest.mark.parametrize("preset", COMPARED)
-def test_two_steps_of_a_comparison_by_its_own_command(
-    preset: str, tmp_path: Path, workplace: Path
-) -> None:
-    wide = read_preset(preset, CompareConfig).base.model == "resnet18"  # a minute or two
-    run_two_steps(
-        preset, workplace, tmp_path / "out", **({"model": "resnet18-w16"} if wide else {})
-    )
-
-
-@pytest.mark.bench
-@pytest.mark.parametrize("preset", [each for each in COMPARED if "resnet18" in each])
-def test_two_steps_of_a_comparison_on_its_own_network(
-    preset: str, tmp_path: Path, workplace: Path
-) -> None:
-    run_two_steps(preset, workplace, tmp_path / "out")
-
-
-# --- strictness
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"densty": 0.1}, r"here: unknown key 'densty'; legal: model, .*density"),
-        ({"data": {"nam": "digits"}}, r"here: data: unknown key 'nam'; legal: name, folder"),
-        ({"objective": {"name": "pgd"}}, r"here: objective: name is 'pgd'; legal: benign, "),
+        (
+            {"densty": 0.1},
+            r"here: unknown setting densty \(did you mean density\?\); legal: model, .*density",
+        ),
+        (
+            {"data": {"nam": "digits"}},
+            r"here: unknown setting data.nam \(did you mean data.name\?\); legal: name, folder",
+        ),
+        ({"objective": {"name": "pgd"}}, r"here: objective.name is 'pgd'; legal: benign, "),
         ({"rates": "ekr"}, r"here: rates is 'ekr'; legal: uniform, erk, lamp, global"),
-        ({"density": "much"}, r"here: density is 'much'; legal: float"),
-        ({"density": None}, r"here: density is None; legal: float"),
-        ({"seed": 1.5}, r"here: seed is 1.5; legal: int"),
-        ({"seed": [1]}, r"here: seed is \[1\]; legal: int"),
-        ({"threads": "one"}, r"here: threads is 'one'; legal: int"),
-        ({"prune": {"decay_scores": "no"}}, r"here: prune: decay_scores is 'no'; legal: bool"),
-        ({"prune": 3}, r"here: prune: 3 is no mapping of StageConfig"),
+        ({"density": "much"}, r"here: density is 'much'; legal: a finite number"),
+        ({"density": None}, r"here: density is None; legal: a finite number"),
+        ({"seed": 1.5}, r"here: seed is 1.5; legal: a whole number"),
+        ({"seed": [1]}, r"here: seed is \[1\]; legal: a whole number"),
+        ({"threads": "one"}, r"here: threads is 'one'; legal: a whole number"),
+        (
+            {"prune": {"decay_scores": "no"}},
+            r"here: prune.decay_scores is 'no'; legal: true or false",
+        ),
+        ({"prune": 3}, r"here: prune is 3; legal: a mapping of settings"),
         ({"exclude": "fc"}, r"here: exclude is 'fc'; legal: a list"),
-        ({"exclude": ["a", ["b"]]}, r"here: exclude is \['b'\]; legal: str"),
-        ({"model": {"a": 1}}, r"here: model is \{'a': 1\}; legal: str"),
-        ({"model": ["a"]}, r"here: model is \['a'\]; legal: str"),
-        ({"model": True}, r"here: model is True; legal: str"),
-        ({"device": None}, r"here: device is None; legal: str"),
-        ({"threat": {"eps": ["8/255"]}}, r"here: threat: eps is \['8/255'\]; legal: str"),
-        ({"threat": {"eps": True}}, r"here: threat: eps is True; legal: str"),
-        ({"density": True}, r"here: density is True; legal: float"),
-        ({"density": float("nan")}, r"here: density is nan; legal: float, finite"),
-        ({"density": "nan"}, r"here: density is 'nan'; legal: float, finite"),
-        ({"prune": {"lr": float("inf")}}, r"here: prune: lr is inf; legal: float, finite"),
-        ({"seed": True}, r"here: seed is True; legal: int"),
-        ({"seed": "2.5"}, r"here: seed is '2.5'; legal: int"),
-        ({"seed": float("inf")}, r"here: seed is inf; legal: int"),
-        ({"threads": False}, r"here: threads is False; legal: int"),
-        ({"data": {"folder": True}}, r"here: data: folder is True; legal: Path"),
-        ({"data": {"folder": ""}}, r"here: data: folder is ''; legal: Path"),
+        ({"exclude": ["a", ["b"]]}, r"here: exclude.1 is \['b'\]; legal: text"),
+        ({"model": {"a": 1}}, r"here: model is \{'a': 1\}; legal: text"),
+        ({"model": ["a"]}, r"here: model is \['a'\]; legal: text"),
+        ({"model": True}, r"here: model is True; legal: text"),
+        ({"device": None}, r"here: device is None; legal: text"),
+        ({"threat": {"eps": ["8/255"]}}, r"here: threat.eps is \['8/255'\]; legal: text"),
+        ({"threat": {"eps": True}}, r"here: threat.eps is True; legal: text"),
+        ({"density": True}, r"here: density is True; legal: a finite number"),
+        ({"density": float("nan")}, r"here: density is nan; legal: a finite number"),
+        ({"density": "nan"}, r"here: density is 'nan'; legal: a finite number"),
+        ({"prune": {"lr": float("inf")}}, r"here: prune.lr is inf; legal: a finite number"),
+        ({"seed": True}, r"here: seed is True; legal: a whole number"),
+        ({"seed": "2.5"}, r"here: seed is '2.5'; legal: a whole number"),
+        ({"seed": float("inf")}, r"here: seed is inf; legal: a whole number"),
+        ({"threads": False}, r"here: threads is False; legal: a whole number"),
+        ({"data": {"folder": True}}, r"here: data.folder is True; legal: a path"),
+        ({"data": {"folder": ""}}, r"here: data.folder is ''; legal: a path"),
         ({"objective": {"kappa": [1, 0.5, 0]}}, r"kappa is \[1, 0.5, 0\]; legal: a list of 2"),
-        ({"objective": {"kappa": [1]}}, r"here: objective: kappa is \[1\]; legal: a list of 2"),
-        ({"objective": {"kappa": [1, True]}}, r"here: objective: kappa is True; legal: float"),
+        ({"objective": {"kappa": [1]}}, r"here: objective.kappa is \[1\]; legal: a list of 2"),
+        (
+            {"objective": {"kappa": [1, True]}},
+            r"here: objective.kappa.1 is True; legal: a finite number",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_legal(content: Any, message: str) -> None:
@@ -168,12 +72,12 @@ def test_a_wrong_setting_is_named_with_what_is_legal(content: Any, message: str)
     ("content", "message"),
     [
         ({"rows": ["LWM"]}, r"rows is \['LWM'\]; legal: a mapping"),
-        ({"rows": {"LWM": "magnitude"}}, r"rows: LWM is 'magnitude'; legal: a mapping"),
+        ({"rows": {"LWM": "magnitude"}}, r"rows.LWM is 'magnitude'; legal: a mapping"),
         ({"densities": 0.1}, r"densities is 0.1; legal: a list"),
-        ({"lrs": ["fast"]}, r"lrs is 'fast'; legal: float"),
-        ({"base": {"density": {}}}, r"base: density is \{\}; legal: float"),
-        ({"seeds": [0, True]}, r"seeds is True; legal: int"),
-        ({"rows": {True: {"recipe": "hydra"}}}, r"rows is True; legal: str"),
+        ({"lrs": ["fast"]}, r"lrs.0 is 'fast'; legal: a finite number"),
+        ({"base": {"density": {}}}, r"base.density is \{\}; legal: a finite number"),
+        ({"seeds": [0, True]}, r"seeds.1 is True; legal: a whole number"),
+        ({"rows": {True: {"recipe": "hydra"}}}, r"rows has the key True; legal: text"),
     ],
 )
 def test_a_wrong_setting_of_a_comparison_is_named(content: Any, message: str) -> None:
@@ -226,44 +130,44 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, message: 
         read_preset(tmp_path / "bad.yaml", HydraConfig)
 
 
-@pytest.mark.parametrize("name", get_args(ObjectiveName))
-def test_every_objective_trains_through_all_phases(
-    name: str, tmp_path: Path, run_tiny: Callable[..., dict[str, Any]]
-) -> None:
-    epochs = (
-        [f"--{s}.epochs=4" for s in ("pretrain", "prune", "finetune")] if name == "free" else []
-    )
-    norm = ["--threat.norm=L2"] * (name == "smoothadv")
-    left = run_tiny("hydra", tmp_path / "out", f"--objective.name={name}", *epochs, *norm)
-    stages = {line["stage"] for line in left["log"]}
-    assert stages == {"pretrain", "prune", "finetune"}
+def test_all_wrong_settings_are_named_at_once_by_their_paths() -> None:
+    content = {
+        "threat": {"eps": ["8/255"], "nrm": "L2"},
+        "objective": {"kappa": [1, 0.5, 0]},
+        "prune": {"lr": "fast", "epochs": 3},
+        "rates": "ekr",
+    }
+    with pytest.raises(ValueError) as found:
+        build(RecipeConfig, content, where="mine.yaml")
+    first, *others = str(found.value).splitlines()
+    assert first == "mine.yaml: 5 settings are wrong:"
+    assert sorted(others) == [
+        "  objective.kappa is [1, 0.5, 0]; legal: a list of 2.",
+        "  prune.lr is 'fast'; legal: a finite number.",
+        "  rates is 'ekr'; legal: uniform, erk, lamp, global.",
+        "  threat.eps is ['8/255']; legal: text.",
+        "  unknown setting threat.nrm (did you mean threat.norm?); legal: norm, eps.",
+    ]
 
 
-def test_objectives_take_the_papers_beta_unless_given() -> None:
-    threat = ThreatConfig(eps="0.1").build()
-
-    def beta(config: ObjectiveConfig) -> float:
-        (cell,) = [
-            cell.cell_contents
-            for name, cell in zip(
-                build_objective(config, threat).__code__.co_freevars,  # type: ignore[attr-defined]
-                build_objective(config, threat).__closure__,  # type: ignore[attr-defined]
-                strict=True,
-            )
-            if name == "beta"
-        ]
-        return float(cell)
-
-    assert [beta(ObjectiveConfig(name)) for name in ("trades", "mart", "stability")] == [6, 5, 6]
-    assert beta(ObjectiveConfig("trades", beta=1.5)) == 1.5
+def test_what_is_wrong_is_named_in_plain_words() -> None:
+    for content in ({"density": "much"}, [1], {1: 2}, {"rows": {1.5: []}}):
+        with pytest.raises(ValueError) as found:
+            build(CompareConfig, content, where="here")  # type: ignore[arg-type]
+        said = str(found.value)
+        assert type(found.value) is ValueError and said.startswith("here: ")
+        assert "pydantic" not in said and "Input" not in said and "legal: " in said
 
 
-@pytest.mark.parametrize("name", ["certified", "mixtrain", "smoothadv"])
-def test_a_ramp_rises_as_the_settings_say(name: ObjectiveName) -> None:
-    threat = ThreatModel("L2" if name == "smoothadv" else "Linf", eps=0.1)
-    for shape in get_args(Shape):
-        objective: Any = build_objective(ObjectiveConfig(name, ramp=shape), threat, ramp=0.5)
-        objective.progress(1, 20)
-        assert objective.risen == Ramp(0.0, 0.5, shape)(0.05) > 0
-    with pytest.raises(ValueError, match="shape is 'steep'; legal: linear, smoothed"):
-        build_objective(ObjectiveConfig(name, ramp="steep"), threat, ramp=0.5)  # type: ignore[arg-type]
+def test_a_default_keeps_what_is_not_given() -> None:
+    default = build(RecipeConfig, {"density": 0.2, "prune": {"lr": 0.3}}, where="here")
+    config = build(RecipeConfig, {"prune": {"epochs": 7}}, where="here", default=default)
+    assert config.prune == dataclasses.replace(default.prune, epochs=7)
+    assert config == dataclasses.replace(default, prune=config.prune)
+    assert default.prune.epochs == 20
+
+
+def test_a_large_whole_number_is_not_rounded_and_too_large_a_number_is_refused() -> None:
+    assert build(RecipeConfig, {"seed": 10**30 + 1}, where="here").seed == 10**30 + 1
+    with pytest.raises(ValueError, match="density is 1000.*; legal: a finite number"):
+        build(RecipeConfig, {"density": 10**400}, where="here")

@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from robust_plugin.recipes.data.batches import steps_of
-from robust_plugin.recipes.data.datasets import Data, loader
+from robust_plugin.recipes.data.epoch_loader import loader
 from robust_plugin.recipes.data.extra import Mixed, with_extra
+from robust_plugin.recipes.data.parts import Data
 
 N, EXTRA = 40, 24
 

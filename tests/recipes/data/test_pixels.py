@@ -189,7 +189,7 @@ def test_a_folder_of_16_bit_images_is_not_white(
     streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if streamed:
-        monkeypatch.setattr("robust_plugin.recipes.data.datasets.LIMIT", 0)
+        monkeypatch.setattr("robust_plugin.recipes.data.image_sets.LIMIT", 0)
     written: dict[str, list[Array]] = {"train": [], "test": []}
     for part, arrays in written.items():
         for label in ("a", "b"):

@@ -1,4 +1,4 @@
-"""The plan of a comparison: every training that comes, counted and timed, and nothing written."""
+"""The plan of a comparison counts and times every training, and nothing is written."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.dry.run import Rehearsal
+from robust_plugin.recipes.dry.measure import Rehearsal
 
 BASE: dict[str, Any] = {
     "model": "tiny_networks:net",
@@ -42,7 +42,7 @@ def test_every_training_is_counted_with_its_time(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Given the seconds of every stage, the sums are those on paper."""
+    """With given seconds per stage, the sums are those computed by hand."""
     seconds = {"pretrain": 1000.0, "prune": 100.0, "finetune": 10.0}
     seconds |= {"finetune-1": 3.0, "finetune-2": 3.0}
     measured = []

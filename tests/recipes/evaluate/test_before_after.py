@@ -1,4 +1,4 @@
-"""Recipes on channels: the small network is the masked one; bad settings stop before training."""
+"""Runs that remove channels: the small network computes the same, and bad settings are refused."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def run_of(out: Path, recipe: str) -> Run:
 
     content = json.loads((out / "config.json").read_text())
     del content["recipe"]
-    return Run(out, build(RECIPES[recipe][0], content, where="config.json"))
+    return Run(out, build(RECIPES[recipe].config, content, where="config.json"))
 
 
 def networks(run: Run) -> tuple[nn.Module, nn.Module]:

@@ -7,19 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config.schema import RecipeConfig
-from robust_plugin.recipes.evaluate.settings import of_run
-from robust_plugin.recipes.models.registry import build_model
 from robust_plugin.recipes.models.weights import load_weights
-from robust_plugin.recipes.papers.registry import finished_run
-from robust_plugin.recipes.runtime.process_group import device_of
-from robust_plugin.recipes.training import loop as training_module
-from robust_plugin.recipes.training.loop import train
-from robust_plugin.recipes.training.run import dense_weights
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n"
 
@@ -137,73 +128,6 @@ def test_an_empty_file_is_named_by_the_commands(
     if command == "hydra":
         given = words("hydra", tmp_path / "out", f"--checkpoint={tmp_path / 'empty.pt'}")
     else:
-        given = ["evaluate", f"--weights={tmp_path / 'empty.pt'}"]
+        given = ["evaluate", f"--checkpoint={tmp_path / 'empty.pt'}"]
     assert main(given) == 2
     assert f"error: {tmp_path / 'empty.pt'} is empty (0 bytes)" in capsys.readouterr().err
-
-
-# --- devices
-
-
-@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has mps")
-@pytest.mark.parametrize("name", ["mps", "vulkan", "privateuseone", "gpu", "cuda:77", ""])
-def test_a_device_that_is_not_there_is_named_with_those_that_are(name: str) -> None:
-    with pytest.raises(ValueError, match=f"device is {name!r}, .*; legal here: auto, cpu") as found:
-        device_of(name)
-    assert len(str(found.value)) < 200
-
-
-def test_a_device_without_values_is_refused() -> None:
-    with pytest.raises(ValueError, match="device is 'meta', whose tensors hold no values; legal"):
-        device_of("meta")
-
-
-# --- the dense network of a run
-
-
-def falling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let validation say that every epoch is worse than the one before."""
-    seen: list[float] = []
-
-    def validated(run: Any, model: nn.Module) -> dict[str, float]:
-        seen.append(0.0)
-        return {"clean": 0.5, "robust": 1 / len(seen)}
-
-    monkeypatch.setattr(training_module, "validated", validated)
-
-
-@pytest.mark.parametrize("select", ["last", "best"])
-@pytest.mark.parametrize("structure", ["weights", "channels"])
-def test_the_parent_of_a_run_is_the_network_that_its_prune_phase_began_with(
-    select: str,
-    structure: str,
-    tmp_path: Path,
-    run_tiny: Callable[..., dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    begun: dict[str, Tensor] = {}
-
-    def seen(run: Any, name: str, model: nn.Module, *rest: Any, **more: Any) -> nn.Module:
-        if name == "prune":
-            begun.update({k: t.clone() for k, t in model.state_dict().items()})
-        return train(run, name, model, *rest, **more)
-
-    monkeypatch.setattr("robust_plugin.recipes.papers.hydra.train", seen)
-    falling(monkeypatch)
-    out = tmp_path / "out"
-    run_tiny("hydra", out, f"--pretrain.select={select}", f"--structure={structure}")
-    # What it began with, under the names of the dense network.
-    masked = ".parametrizations.weight.original"
-    expected = {name.replace(masked, ".weight"): tensor for name, tensor in begun.items()}
-    of_epochs = [load_file(out / f"pretrain{which}.safetensors") for which in (".best", "")]
-    assert not torch.equal(of_epochs[0]["model/0.weight"], of_epochs[1]["model/0.weight"])
-    parent = of_run(out).parent
-    assert parent is not None and parent == dense_weights(out, finished_run(out).config)
-    model = build_model("tiny_networks:net", classes=4, shape=(3, 8, 8))
-    load_weights(model, parent)
-    assert all(torch.equal(tensor, expected[k]) for k, tensor in model.state_dict().items())
-
-
-def test_the_parent_of_a_run_that_was_given_one_is_that(tmp_path: Path) -> None:
-    config = RecipeConfig(checkpoint=tmp_path / "dense.pt")
-    assert dense_weights(tmp_path / "run", config) == tmp_path / "dense.pt"

@@ -1,6 +1,6 @@
-"""Several processes of one command give what one gives: losses, rates, masks and the run's files.
+"""Several processes give the same losses, rates, masks and files as one process.
 
-This file runs itself, so that each process is like those of torchrun; they meet by gloo.
+This file also runs as a script, in processes like those of torchrun that communicate by gloo.
 """
 
 import json
@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.papers import registry
+from robust_plugin.recipes.runtime.process_group import device_of
 
 Words = Callable[..., list[str]]
 
-# No BatchNorm; float32, so that sums over shares differ from sums over the batch by rounding.
+# Without BatchNorm, so that results differ only by the rounding of sums in float32.
 PLAIN = """
 from torch import nn
 
@@ -37,12 +38,12 @@ def plain(num_classes):
     )
 """
 NOISY = ("--model=plain_network:plain", "--data.augmentation=crop+flip", "--prune.lr=0.5")
-# Nine points do not split evenly, and the last batch has only three for the two processes.
+# Nine points per batch, and three in the last batch, are not divisible by two processes.
 ODD = ("--data.batch-size=9",)
-# The last batch has one point, and the second process none.
+# The last batch has one point, so the second process has none.
 ALONE = ("--data.batch-size=47",)
 
-# What both are asked: names of folders, and the command lines that fill them.
+# Names of folders, and the command lines of the runs in them, for one process and for two.
 RUNS: dict[str, tuple[str, ...]] = {
     "trades": ("hydra", *NOISY, *ODD, "--objective.name=trades", "--data.extra=extra.npz"),
     "free": (
@@ -53,7 +54,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "batch norm": ("harp", "--objective.name=trades", "--prune.lr=0.5", "--precision=bf16"),
 }
 KILLED = ("harp", *NOISY, "--threat.norm=L2", "--threat.eps=0.3", "--prune.epochs=6")
-# Two micro-batches in each of two processes: four parts of a batch of nine, and of one of three.
+# Two processes with two micro-batches each: batches of nine and of three points in four parts.
 OF_TWO = {"free": ("--accumulate=2",)}
 
 
@@ -95,7 +96,7 @@ def place(workplace: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def by_two(place: Path, words: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """All runs by two processes: their folder, and what each process held at the end of each."""
+    """All runs by two processes: their folder, their output, and the networks of each process."""
     out = tmp_path_factory.mktemp("two")
     lines = {
         name: (free_port(), words(command, out / name, *more, *OF_TWO.get(name, ())))
@@ -117,7 +118,7 @@ def by_two(place: Path, words: Words, tmp_path_factory: pytest.TempPathFactory) 
 def by_one(
     place: Path, words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path]:
-    """The same by one process."""
+    """Return a function that does a run in this process alone."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", [*sys.path, str(place)])
 
@@ -134,7 +135,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 
 def same_course(one: Path, other: Path) -> None:
-    """Equal logs, rates and masks, but for rounding where two scores are as good as equal."""
+    """Check that logs, rates and masks are equal, except for scores that are nearly equal."""
     first, second = log(one), log(other)
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
@@ -208,7 +209,7 @@ def test_killed_on_two_processes_it_goes_on_on_one(
         process.communicate(timeout=30)
         assert process.returncode == -signal.SIGKILL
     stage, epoch = (log(out)[-1][key] for key in ("stage", "epoch"))
-    assert stage == "prune" and epoch < 5  # or it was over
+    assert stage == "prune" and epoch < 5  # else the run had finished before
     assert main(line) == 0
     same_course(whole, out)
 
@@ -221,8 +222,21 @@ def test_a_comparison_is_not_started_by_torchrun(
     assert "leave torchrun out" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has mps")
+@pytest.mark.parametrize("name", ["mps", "vulkan", "privateuseone", "gpu", "cuda:77", ""])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device is {name!r}, .*; legal here: auto, cpu") as found:
+        device_of(name)
+    assert len(str(found.value)) < 200
+
+
+def test_a_device_without_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="device is 'meta', whose tensors hold no values; legal"):
+        device_of("meta")
+
+
 def one_of_two(out: Path) -> None:
-    """Run all command lines, and keep the finished network as this process has it."""
+    """Run all command lines as one of two processes, and save this process's final networks."""
 
     finished: dict[str, dict[str, torch.Tensor]] = {}
     lines = json.loads((out / "lines.json").read_text())
@@ -236,7 +250,7 @@ def one_of_two(out: Path) -> None:
 
     registry.train_recipe = kept
     for port, line in lines.values():
-        os.environ["MASTER_PORT"] = port  # the last group's may still be closing
+        os.environ["MASTER_PORT"] = port  # the port of the group before may still be in use
         assert main(line) == 0
     torch.save(finished, out / f"rank{os.environ['RANK']}.pt")
 

@@ -1,4 +1,4 @@
-"""Precision, memory format, compilation and trackers: settings that leave the method alone."""
+"""Precision, memory format, compilation and trackers, which do not change the method."""
 
 import sys
 import types
@@ -17,7 +17,10 @@ from robust_plugin.certificates import checks as core_checks
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.objective import ObjectiveConfig
 from robust_plugin.recipes.training import acceleration as acceleration_module
+from robust_plugin.recipes.training import step
+from robust_plugin.recipes.training.objective import build_objective
 from robust_plugin.runtime.files import read_tensors, write_tensors
+from robust_plugin.threat.model import ThreatModel
 
 Words = Callable[..., list[str]]
 RunTiny = Callable[..., dict[str, Any]]
@@ -25,17 +28,16 @@ RunTiny = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Of each call of the objective: its layers' outputs, attack included, and its own."""
+    """One record per call of the objective: dtypes of all layers' outputs and of the loss."""
     seen: list[dict[str, Any]] = []
-    built = ObjectiveConfig.build
 
-    def watched(self: ObjectiveConfig, *args: Any, **kwargs: Any) -> Any:
-        objective = built(self, *args, **kwargs)
+    def watched(config: ObjectiveConfig, threat: ThreatModel, **schedule: Any) -> Any:
+        objective = build_objective(config, threat, **schedule)
 
         def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             dtypes: set[torch.dtype] = set()
             hooks = [
-                layer.register_forward_hook(lambda *of: dtypes.add(of[2].dtype))
+                layer.register_forward_hook(lambda layer, inputs, output: dtypes.add(output.dtype))
                 for layer in model.modules()
                 if isinstance(layer, nn.Conv2d | nn.Linear)
             ]
@@ -48,7 +50,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
         return loss
 
-    monkeypatch.setattr(ObjectiveConfig, "build", watched)
+    monkeypatch.setattr(step, "build_objective", watched)
     return seen
 
 
@@ -57,7 +59,7 @@ def test_bfloat16_in_every_phase_and_float32_after_it(
 ) -> None:
     run_tiny("harp", tmp_path / "out", "--precision=bf16", "--prune.lr=0.5")
     assert len(forwards) == 3 * 2 * 3
-    for each in forwards:  # attack and loss alike, in pretrain, prune and finetune
+    for each in forwards:  # for the attack and the loss, in all three stages
         assert each["dtypes"] == {torch.bfloat16} and each["loss"] == torch.float32
     for name in ("pretrain", "prune", "finetune"):
         state = load_file(tmp_path / "out" / f"{name}.safetensors")
@@ -128,7 +130,7 @@ def test_compiled_training_is_eager_training(
     eager = run_tiny("hydra", tmp_path / "eager", *short)
     calls: list[nn.Module] = []
 
-    def compile_(model: nn.Module) -> None:  # traced, but not turned into machine code: minutes
+    def compile_(model: nn.Module) -> None:  # only traced: machine code would take minutes
         calls.append(model)
         compile_module(model, backend="eager")
 
@@ -173,11 +175,11 @@ def test_tensorboard_gets_every_epoch_of_every_stage(tmp_path: Path, run_tiny: R
     for place, line in enumerate(left["log"]):
         for key in ("loss", "clean", "robust", "density"):
             found = {e.step: e.value for e in events.Scalars(f"{line['stage']}/{key}")}
-            assert found[place] == pytest.approx(line[key])  # epochs count through
+            assert found[place] == pytest.approx(line[key])  # epochs are numbered over all stages
 
 
 class Recorder:
-    """Stands for W&B's run."""
+    """A stand-in for a run of W&B, which records what it gets."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings, self.logged, self.finished = settings, [], False
@@ -207,7 +209,7 @@ def test_wandb_goes_on_in_the_same_run(
     package.init = init  # type: ignore[attr-defined]
     package.__spec__ = ModuleSpec("wandb", None)
     monkeypatch.setitem(sys.modules, "wandb", package)
-    # accelerate looks for the package when it is imported itself.
+    # accelerate has looked for the package when it was imported.
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
     left = run_tiny("hydra", tmp_path / "out", "--tracker=wandb")
     (run,) = runs

@@ -1,4 +1,4 @@
-"""Scores that a recipe begins with, by name: SNIP by hand, and an interrupted run goes on."""
+"""Initial scores by name: SNIP computed by hand, and a finished run that is started again."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from robust_plugin import HydraPruner, pgd
 from robust_plugin.recipes.config.read import build
-from robust_plugin.recipes.data.datasets import Data, loader
+from robust_plugin.recipes.data.epoch_loader import loader
+from robust_plugin.recipes.data.parts import Data
 from robust_plugin.recipes.papers.registry import RECIPES, train_recipe
 from robust_plugin.recipes.training import run as run_module
 from robust_plugin.recipes.training.run import Run
@@ -38,8 +39,8 @@ def run(
     planted: Callable[..., Data],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
-    monkeypatch.setattr(run_module, "data_of", lambda of: planted())
-    kind, _ = RECIPES["hydra"]
+    monkeypatch.setattr(run_module, "data_of", lambda config: planted())
+    kind = RECIPES["hydra"].config
     return Run(tmp_path / "run", build(kind, {**SETTINGS, "scores": "snip"}, where="test"))
 
 
@@ -74,7 +75,7 @@ def test_other_names_are_the_pruners_own(run: Run) -> None:
 def test_recipes_take_snip_and_a_finished_run_gives_the_same_network_again(
     run: Run, tmp_path: Path, recipe: str
 ) -> None:
-    kind, _ = RECIPES[recipe]
+    kind = RECIPES[recipe].config
     config = build(kind, {**SETTINGS, "scores": "snip"}, where="test")
     first = train_recipe(recipe, Run(tmp_path / "again", config)).state_dict()
     second = train_recipe(recipe, Run(tmp_path / "again", config)).state_dict()

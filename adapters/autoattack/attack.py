@@ -1,0 +1,221 @@
+"""``AutoAttack``: all components of one version in order, on batches of points, with a journal."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.adapters.autoattack.component import Component
+from robust_plugin.adapters.autoattack.library import library
+from robust_plugin.attacks.cascade import CascadeProgress, cascade
+from robust_plugin.attacks.contract import Attack, SuspectNetwork, guarded
+from robust_plugin.attacks.logits import check_logits
+from robust_plugin.copies.fast import fast_copy
+from robust_plugin.evaluation.sanity import findings, refuse_random
+from robust_plugin.runtime.distributed import rank_and_world
+from robust_plugin.runtime.journal import Fingerprint, Journal
+from robust_plugin.threat.layers import UnitBox
+from robust_plugin.threat.model import ThreatModel, check_threat
+
+Version = Literal["standard", "plus", "rand", "screen"]
+
+# The components of the library's versions, and of "screen", which costs a fifth of "standard".
+_COMPONENTS: dict[str, tuple[str, ...]] = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+    "screen": ("apgd-ce", "apgd-t"),
+}
+# The DLR loss needs the three largest logits, the targeted DLR loss the four largest.
+_LEAST_CLASSES = 4
+# Number of points that the network is checked on before the attack.
+_CHECKED = 32
+
+
+@dataclass(frozen=True)
+class AutoAttack:
+    """AutoAttack as an attack: ``attack(model, x, y) -> x_adv``.
+
+    Give it all points in one call; it makes the batches itself. A point that it cannot fool is
+    returned unchanged. Under torch.distributed the processes share the batches and each returns all
+    points, so every process must call it.
+
+    Attributes:
+        threat: threat model with norm Linf, L2 or L1.
+        version: ``"standard"``, ``"plus"``, ``"rand"`` for networks that are random on purpose, or
+            ``"screen"``: only apgd-ce and apgd-t, a quick look that must not be called AutoAttack.
+        seed: seed of the random starts; None takes a new one from torch's global generator at each
+            call.
+        batch_size: number of points attacked at once; the results depend on it.
+        journal: folder in which finished batches are kept, so that an interrupted evaluation
+            continues from there; None to keep nothing.
+        progress: function called after each batch; None for none.
+
+    Raises:
+        TypeError: if ``threat`` is not a ThreatModel.
+        ValueError: for an unknown version, or a journal without a seed. When called: for fewer than
+            four classes, a random network (except with ``"rand"``), the journal of another
+            evaluation, or several processes without a seed.
+        ImportError: when called, if the library is not installed.
+
+    Warns:
+        SuspectNetwork: when called, for each finding about the network, such as zero gradients.
+    """
+
+    threat: ThreatModel
+    version: Version = "standard"
+    seed: int | None = None
+    batch_size: int = 250
+    journal: Path | None = field(default=None, repr=False, compare=False)
+    progress: Callable[[CascadeProgress], None] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        check_threat(self.threat)
+        if self.version not in get_args(Version):
+            raise ValueError(f"version is {self.version!r}; legal: {', '.join(_COMPONENTS)}.")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size!r}; legal: at least 1, whole.")
+        if not (self.seed is None or isinstance(self.seed, int)):
+            raise ValueError(f"seed is {self.seed!r}; legal: a whole number, or None.")
+        if self.journal is not None and self.seed is None:
+            raise ValueError("a journal goes on with the same noise; give a seed.")
+
+    @property
+    def name(self) -> str:
+        """The name of the attack's row in a report."""
+        if self.version == "screen":
+            return "screening (apgd-ce, apgd-t)"
+        return "AutoAttack" if self.version == "standard" else f"AutoAttack {self.version}"
+
+    @property
+    def whole(self) -> bool:
+        """True: ``evaluate`` gives this attack all points in one call."""
+        return True
+
+    @property
+    def for_random(self) -> bool:
+        """Whether the version is made for networks that are random on purpose."""
+        return self.version == "rand"
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return adversarial inputs, shape [B, ...].
+
+        Args:
+            model: the network; its modes are restored.
+            x: inputs, shape [B, ...], within [low, high].
+            y: labels, shape [B].
+        """
+        return guarded(self._run, self.threat)(model, x, y)
+
+    def check_classes(self, classes: int) -> None:
+        """Raise unless the attack can handle this number of classes.
+
+        It can be called before training, so that the error does not come after hours of it.
+
+        Raises:
+            ImportError: if the library is not installed.
+            ValueError: for fewer than four classes.
+        """
+        library()
+        if classes < _LEAST_CLASSES:
+            instead = (
+                "No attack here moves in L1 with so few; take torchattack('EADL1', threat)"
+                if self.threat.norm == "L1"
+                else "Take pgd(threat, loss='margin', restarts=..., keep='best')"
+            )
+            raise ValueError(
+                f"the model has {classes} classes; AutoAttack's DLR loss needs {_LEAST_CLASSES}. "
+                f"{instead}."
+            )
+
+    def check_points(self, x: Tensor) -> None:
+        """Raise unless the attack can handle inputs of this shape.
+
+        Square, the last component, needs images; without this check its error would come after all
+        other components have run.
+
+        Raises:
+            ValueError: for inputs that are not images [B, channels, height, width].
+        """
+        if x.dim() != 4 and "square" in _COMPONENTS[self.version]:
+            raise ValueError(
+                f"inputs have shape {tuple(x.shape)}; AutoAttack's Square draws squares on images, "
+                "[batch, channels, height, width]. Take version='screen' (apgd-ce and apgd-t), or "
+                "give images that the model reshapes."
+            )
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The name and version of the installed library."""
+        package = library()[0]
+        return {package: metadata.version(package)}
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Check the network, then run all components by ``cascade``."""
+        self._check_network(model, x, y)
+        if self.seed is None and rank_and_world()[1] > 1:
+            raise ValueError("several processes need the same noise; give a seed.")
+        seed = self.seed if self.seed is not None else int(torch.randint(2**31, (1,)))
+        journal = None if self.journal is None else self._open(self.journal, model, x, y)
+        fast = model if self.version == "rand" else fast_copy(model, x[: self.batch_size])
+        box = UnitBox(fast, self.threat, x)
+
+        def component(name: str) -> Attack:
+            def attack(_: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+                run = Component(name, self.version, box.threat, x.device)
+                x_adv = box.grown(run(box, box.shrunk(x), y))
+                # Scaling back to [low, high] may round a point out of the ball.
+                return x_adv if box.width == 1 else self.threat.project(x_adv, x)
+
+            return attack
+
+        return cascade(
+            model,
+            x,
+            y,
+            {name: component(name) for name in _COMPONENTS[self.version]},
+            seed=seed,
+            batch_size=self.batch_size,
+            journal=journal,
+            progress=self.progress,
+        )
+
+    def _check_network(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Raise or warn if the results for this network would mean little."""
+        few, labels = x[:_CHECKED], y[:_CHECKED]
+        with torch.no_grad():
+            logits = check_logits(model(few), labels)
+            self.check_classes(logits.shape[1])
+            self.check_points(few)
+            if self.for_random:  # noise would make the gradient checks meaningless
+                return
+            refuse_random(model, few, logits)
+        for found in findings(model, few, labels):  # ``evaluate`` hides them: its report has them
+            warnings.warn(f"{self.name}: {found}.", SuspectNetwork, stacklevel=5)
+
+    def _open(self, folder: Path, model: nn.Module, x: Tensor, y: Tensor) -> Journal:
+        """Return the journal in a folder, or raise if it is that of another evaluation."""
+        ((package, version),) = self.versions.items()
+        fingerprint = {
+            "model": str(Fingerprint(model)),
+            "points": str(Fingerprint(x, y)),
+            "threat model": f"{self.threat!r}",
+            "version": self.version,
+            "seed": str(self.seed),
+            "batch size": str(self.batch_size),
+            "library": f"{package} {version}",
+        }
+        journal = Journal(folder, fingerprint)
+        if not self.for_random:
+            with torch.no_grad():
+                journal.check_answers(model(x[: self.batch_size]))
+        return journal

@@ -1,0 +1,60 @@
+"""Remove masked channels from a copy of the network, and load a network saved without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from robust_plugin.adapters.torch_pruning.graph import Inputs, as_tuple, replay
+from robust_plugin.channels import remove
+from robust_plugin.channels.remove import Removed
+from robust_plugin.pruning.pruner import Pruner
+
+
+def remove_channels(pruner: Pruner, example_inputs: Inputs | None = None) -> Removed:
+    """Return a copy of the network without its masked channels, checked against the masked one.
+
+    Args:
+        pruner: pruner with groups from ``channel_groups``, in the finetune phase or finalized (a
+            MagnitudePruner: in any phase). Neither it nor its model is changed.
+        example_inputs: inputs of one forward pass, on which the outputs are compared; None takes
+            those that ``channel_groups`` or the pruner was given.
+
+    Raises:
+        ValueError: if the numbers of kept channels are not final yet, the groups are not groups of
+            channels, the forward does not take the inputs, or the small network differs from the
+            masked one: a parameter of another shape or value, or other outputs.
+
+    >>> from robust_plugin import MagnitudePruner
+    >>> model = nn.Sequential(
+    ...     nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 5), nn.Flatten(), nn.Linear(32, 2)
+    ... )
+    >>> x = torch.rand(1, 1, 8, 8)
+    >>> groups = channel_groups(model, x)
+    >>> pruner = MagnitudePruner(model, density=0.5, budget="channels", groups=groups)
+    >>> small = remove_channels(pruner)
+    >>> small.model[0], small.counts
+    (Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1)), {'0': 4, '1': 4})
+    """
+    inputs = pruner.example_inputs if example_inputs is None else example_inputs
+    if inputs is None:
+        raise ValueError(
+            "example_inputs is None, and the pruner was given none; give what one forward pass "
+            "takes, as x[:1]."
+        )
+    return remove.remove(pruner, as_tuple(inputs), replay)
+
+
+def load(path: str | Path, model: nn.Module, example_inputs: Inputs) -> nn.Module:
+    """Return the network that ``save`` wrote, bit for bit, cut from a copy of the large network.
+
+    Args:
+        path: the file.
+        model: the network before channel removal, with any weights, in the dtype that was saved.
+        example_inputs: inputs of one forward pass.
+
+    Raises:
+        ValueError: for a file that ``save`` did not write, or another architecture or dtype.
+    """
+    return remove.load_into(path, model, as_tuple(example_inputs), replay)

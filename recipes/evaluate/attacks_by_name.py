@@ -1,0 +1,68 @@
+"""Attacks of the command ``evaluate`` by their names on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from robust_plugin.adapters.autoattack import AutoAttack, Version
+from robust_plugin.adapters.torchattacks import torchattack
+from robust_plugin.attacks.cascade import CascadeProgress
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.attacks.minimum_norm import MinimumNorm
+from robust_plugin.recipes.config.evaluate import EvaluateConfig
+from robust_plugin.recipes.evaluate.measure import strongest_pgd
+from robust_plugin.recipes.runtime.progress import progress_bar
+from robust_plugin.threat.model import ThreatModel
+
+# AutoAttack's versions by their names on the command line.
+_VERSIONS: dict[str, Version] = {
+    "autoattack": "standard",
+    "autoattack-plus": "plus",
+    "autoattack-rand": "rand",
+    "screen": "screen",
+}
+
+
+def attack_by_name(name: str, config: EvaluateConfig, threat: ThreatModel) -> Attack:
+    """Return an attack by its name on the command line.
+
+    Args:
+        name: ``"pgd"``, ``"fab"``, a name of an AutoAttack version, or ``"torchattacks.NAME"``.
+        config: settings of the evaluation: PGD's steps and restarts, the seed, the journal.
+        threat: norm, eps and bounds of the inputs.
+
+    Raises:
+        ValueError: for an unknown name, or an attack that does not support the threat model.
+    """
+    if name == "pgd":
+        return strongest_pgd(threat, steps=config.steps, restarts=config.restarts)
+    if name in _VERSIONS:
+        return AutoAttack(
+            threat,
+            version=_VERSIONS[name],
+            seed=config.seed,
+            batch_size=config.batch_size,
+            journal=journal_of(config, name),
+            progress=_cascade_bar(name),
+        )
+    if name == "fab":
+        return MinimumNorm(threat)
+    library, _, kind = name.partition(".")
+    if library == "torchattacks" and kind:
+        return torchattack(kind, threat, seed=config.seed)
+    legal = ", ".join(["pgd", *_VERSIONS, "fab", "torchattacks.NAME"])
+    raise ValueError(f"attack is {name!r}; legal: {legal}.")
+
+
+def journal_of(config: EvaluateConfig, name: str) -> Path | None:
+    """Return the journal folder of one attack or certifier; None if no journal is written."""
+    return None if config.journal is None else config.journal / name
+
+
+def _cascade_bar(name: str) -> Callable[[CascadeProgress], None]:
+    """Return a function that shows a cascade's progress: points not yet fooled and time left."""
+    show = progress_bar(name, unit="batch")
+    return lambda progress: show(
+        progress.done, progress.total, f"{name}: {progress.attack}, {progress.left} points stand"
+    )

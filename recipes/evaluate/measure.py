@@ -1,0 +1,80 @@
+"""The measurement that all evaluations of the recipes share.
+
+The report of a run, the command ``evaluate`` and the table before and after channel removal all
+measure a network by ``measure``. With the same settings and seed they give the same report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.certificates.contract import Certifier
+from robust_plugin.evaluation.evaluation import evaluate
+from robust_plugin.evaluation.report import Report
+from robust_plugin.recipes.data.epoch_loader import loader
+from robust_plugin.runtime.random import seed_of
+from robust_plugin.threat.model import ThreatModel
+
+
+def measure(
+    model: nn.Module,
+    points: Dataset[Any],
+    *,
+    attacks: Sequence[Attack],
+    seed: int,
+    batch_size: int,
+    certifier: Certifier | None = None,
+    limits: Mapping[str, int] | None = None,
+    adversarial: Path | None = None,
+) -> Report:
+    """Evaluate a model on points in their order, with random numbers that depend on the seed alone.
+
+    Args:
+        model: network to evaluate.
+        points: pairs (x, y).
+        attacks: attacks in the order of the report's rows.
+        seed: seed of the run, or of the evaluation; PGD draws its random starts from it.
+        batch_size: number of points per forward pass.
+        certifier: proves points; None proves none.
+        limits: number of first points by attack name, or for ``"certified"``; default all.
+        adversarial: file for the adversarial inputs; None writes none.
+    """
+    batches = loader(points, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
+    torch.manual_seed(seed_of(seed, "evaluation"))
+    return evaluate(
+        model,
+        batches,
+        attacks=attacks,
+        certifier=certifier,
+        limits=limits,
+        adversarial=adversarial,
+    )
+
+
+def strongest_pgd(threat: ThreatModel, *, steps: int, restarts: int) -> Attack:
+    """Return PGD that keeps the best input of each point over all steps and starts.
+
+    A misclassified input is best; if there is none, the input of highest loss.
+
+    Args:
+        threat: norm, eps and bounds of the inputs.
+        steps: number of gradient steps per start.
+        restarts: number of random starts per point.
+    """
+    return pgd(threat, steps=steps, restarts=restarts, keep="best")
+
+
+def first_points(points: Dataset[Any], n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the first n points, or all if there are fewer, as one batch (x [n, ...], y [n])."""
+    few = Subset(points, range(min(n, len(points))))  # type: ignore[arg-type]
+    batches = loader(few, batch_size=len(few), seed=0, epoch=0, shuffle=False)
+    x, y = next(iter(batches))
+    return x.to(device), y.to(device)

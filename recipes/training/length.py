@@ -1,0 +1,49 @@
+"""Number of epochs and optimizer steps of a training stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robust_plugin.recipes.config.schema import StageConfig
+from robust_plugin.recipes.data.batches import steps_of
+from robust_plugin.recipes.training.run import Run
+
+
+@dataclass(frozen=True)
+class Length:
+    """Length of a stage.
+
+    Attributes:
+        epochs: number of passes over the training points.
+        batches: number of batches per epoch.
+        passes: number of steps per batch: the replays in free training, otherwise 1.
+    """
+
+    epochs: int
+    batches: int
+    passes: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps per epoch."""
+        return self.batches * self.passes
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps in the stage."""
+        return self.epochs * self.steps_per_epoch
+
+
+def length_of(run: Run, stage: StageConfig) -> Length:
+    """Return the length of a stage of a run.
+
+    Free training takes several steps per batch and has fewer epochs, so that a stage has about as
+    many steps as with any other objective.
+
+    Args:
+        run: run that the stage belongs to.
+        stage: settings of the stage.
+    """
+    passes = run.objective.replays if run.objective.name == "free" else 1
+    batches = steps_of(run.data.train, batch_size=run.config.data.batch_size)
+    return Length(max(1, stage.epochs // passes), batches, passes)

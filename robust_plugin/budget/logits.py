@@ -1,0 +1,62 @@
+"""Rate logits: the numbers r through which densities are learned.
+
+A learned density is k = k_min + (1 - k_min) sigmoid(r), HARP section 3.2. These functions convert
+between densities and logits, and read and set the logits of masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from robust_plugin.masks.attach import GroupMask
+
+# Rate logits stay within +-12. Beyond that the gradient of a float32 sigmoid is too small for a
+# rate to come back.
+MAX_LOGIT = 12.0
+
+
+def rate_logit(density: float, k_min: float) -> float:
+    """Return r = logit((k - k_min) / (1 - k_min)), kept finite at both ends (HARP, section 3.2).
+
+    Args:
+        density: k, in (0, 1].
+        k_min: least density of a group.
+    """
+    share = (density - k_min) / (1 - k_min)
+    edge = 1 / (1 + math.exp(MAX_LOGIT))
+    share = min(max(share, edge), 1 - edge)
+    return math.log(share / (1 - share))
+
+
+def limited(logits: Tensor, previous: Tensor, most: float) -> Tensor:
+    """Return ``logits`` with the step from ``previous`` scaled so that none moves by over ``most``.
+
+    The direction of the step stays. The gradient of a large layer's rate is a sum over all its
+    weights, and one step could empty or fill the layer. (A hook on the gradients could not do this:
+    it would see gradients that are scaled, and of one process and one micro-batch each.)
+    """
+    change = logits - previous
+    return previous + change * min(1.0, most / max(1e-12, float(change.abs().max())))
+
+
+def rate_logits(masks: Sequence[GroupMask]) -> Tensor:
+    """Return the rate logits r, float64 on the CPU, shape [groups]."""
+    return torch.stack([m.rate.detach() for m in masks if m.rate is not None]).double().cpu()
+
+
+def set_logits(masks: Sequence[GroupMask], logits: Tensor) -> None:
+    """Set the rate logits of the masks, shape [groups]; masks without a rate are skipped."""
+    for mask, logit in zip(masks, logits.tolist(), strict=True):
+        if mask.rate is not None:
+            mask.rate.data.fill_(logit)
+
+
+def densities(masks: Sequence[GroupMask]) -> list[float]:
+    """Return the density of each group that its rate stands for."""
+    k_min = masks[0].k_min
+    found: list[float] = (k_min + (1 - k_min) * rate_logits(masks).sigmoid()).tolist()
+    return found

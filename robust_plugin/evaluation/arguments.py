@@ -1,0 +1,105 @@
+"""Check the attacks, certifier and limits given to ``evaluate`` and make the report's rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from robust_plugin.attacks.contract import Attack
+from robust_plugin.certificates.contract import Certifier
+from robust_plugin.evaluation.rows import AttackRow, ProofRow, Row, described
+from robust_plugin.threat.model import ThreatModel
+
+# Names that mean something else in a report, or in the file of adversarial images.
+_RESERVED = ("clean", "worst case", "certified", "inputs", "labels")
+
+
+def rows_of(
+    attacks: Sequence[Attack] | Mapping[str, Attack],
+    certifier: Certifier | None,
+    threat: ThreatModel | None,
+    limits: Mapping[str, int],
+    *,
+    keep: bool,
+) -> dict[str, Row]:
+    """Return the rows of an evaluation by name: one per attack, and ``"certified"``.
+
+    Args:
+        attacks: callables ``attack(model, x, y)``, or a dict of them by the row's name.
+        certifier: callable ``certifier(model, x, y)``, or None.
+        threat: threat model of attacks and certifiers without a ``threat`` attribute, or None.
+        limits: by row, the number of points that it gets; all without an entry.
+        keep: whether the adversarial inputs are stored.
+
+    Raises:
+        TypeError: if the attacks are not a list of callables, the certifier is not callable, or the
+            limits are not a mapping.
+        ValueError: for an attack or certifier without a threat model, two rows of the same name,
+            and a limit below one point or for a row that does not exist.
+    """
+    if callable(attacks) or not isinstance(attacks, Iterable):
+        raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
+    if not (certifier is None or callable(certifier)):
+        raise TypeError(f"certifier is {certifier!r}; give a callable, such as IBP(threat).")
+    if not isinstance(limits, Mapping):
+        raise TypeError(f"limits is {limits!r}; give a dict of points by the row's name.")
+    rows: dict[str, Row] = {}
+    given = attacks.items() if isinstance(attacks, Mapping) else ((None, a) for a in attacks)
+    for title, attack in given:
+        _check_attack(attack)
+        own, name = getattr(attack, "threat", threat), title or _name(attack)
+        if own is None:
+            raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
+        if name in rows or name in _RESERVED:
+            raise ValueError(
+                f"two rows would be called {name!r}; give attacks={{name: attack}} with names of "
+                "your own."
+            )
+        rows[name] = AttackRow.for_attack(attack, own, keep=keep)
+    if certifier is not None:
+        own = getattr(certifier, "threat", threat)
+        if own is None:
+            raise ValueError("the certifier says no threat model; give evaluate(..., threat=...).")
+        whole = bool(getattr(certifier, "whole", False))
+        versions = getattr(certifier, "versions", {})
+        rows["certified"] = ProofRow(
+            certifier, own, _name(certifier), whole, described(certifier), versions
+        )
+    if unknown := set(limits) - set(rows):
+        raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
+    for name, room in limits.items():
+        if not isinstance(room, int) or room < 1:
+            raise ValueError(f"the limit of {name} is {room!r}; legal: at least 1 point, whole.")
+        rows[name].room = room
+    return rows
+
+
+def _check_attack(attack: object) -> None:
+    """Raise a TypeError unless an object can be called as ``attack(model, x, y)``."""
+    shown = getattr(attack, "__name__", type(attack).__name__)
+    if isinstance(attack, type):
+        raise TypeError(f"{shown} is a class; give an attack made of it, such as {shown}(threat).")
+    if not callable(attack):
+        raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
+    if any(kind.__module__.startswith("torchattacks.") for kind in type(attack).__mro__):
+        raise TypeError(
+            f"torchattacks.{shown} is called as attack(x, y), on a model of its own; give "
+            f"TorchAttack(torchattacks.{shown}, threat) of robust_plugin.adapters.torchattacks."
+        )
+    try:
+        signature = inspect.signature(attack)
+    except (TypeError, ValueError):  # some callables written in C have none
+        return
+    try:
+        signature.bind("model", "x", "y")
+    except TypeError as error:
+        raise TypeError(
+            f"{shown} cannot be called as attack(model, x, y) ({error}); if it makes an attack, "
+            f"give what it returns, such as {shown}(threat)."
+        ) from error
+
+
+def _name(method: Any) -> str:
+    """Return the name of an attack or certifier, or else that of its function or class."""
+    return str(getattr(method, "name", getattr(method, "__name__", type(method).__name__)))

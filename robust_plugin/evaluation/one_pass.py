@@ -1,0 +1,126 @@
+"""Run the rows of an evaluation on the points of a loader, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust_plugin.attacks.logits import check_logits, naming_inputs
+from robust_plugin.evaluation.rows import AttackRow, Row
+from robust_plugin.evaluation.sanity import findings, is_random, refuse_random
+from robust_plugin.runtime.journal import Fingerprint
+
+
+@dataclass
+class Seen:
+    """The points that were evaluated, and what the clean pass showed.
+
+    Attributes:
+        labels: true class of each point.
+        clean: whether each point is right clean.
+        findings: sentences about what looks wrong with the model.
+        inputs: fingerprint of all inputs.
+        batches: all batches (x, y), if they are needed at the end; else empty.
+    """
+
+    labels: list[int] = field(default_factory=list)
+    clean: list[bool] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    inputs: Fingerprint = field(default_factory=Fingerprint)
+    batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def together(self) -> tuple[Tensor, Tensor]:
+        """Return all points as one batch; only if the batches were kept."""
+        x, y = (torch.cat(each) for each in zip(*self.batches, strict=True))
+        return x, y
+
+
+def run_rows(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    rows: Mapping[str, Row],
+    device: torch.device,
+    *,
+    keep: bool,
+) -> Seen:
+    """Run all rows on the points of a loader, batch by batch, or on all points at the end.
+
+    Args:
+        model: the network, in evaluation mode.
+        loader: batches (x, y).
+        rows: the rows by name.
+        device: device of the model.
+        keep: whether the batches are kept in the result.
+    """
+    seen = Seen()
+    for batch in loader:
+        x, y = _points(batch)
+        for point in x:  # one by one, so that the fingerprint does not depend on the batch size
+            seen.inputs.add(point)
+        x, y = x.to(device), y.to(device)
+        with torch.no_grad(), naming_inputs(model, x):
+            logits = check_logits(model(x), y)
+            if not seen.labels:
+                _check_first(model, x, y, logits, rows, seen)
+        right = logits.argmax(1) == y
+        for row in rows.values():
+            if not row.at_once:
+                row.run(model, x, y, right)
+        seen.clean += right.tolist()
+        seen.labels += y.tolist()
+        seen.batches += [(x, y)] if keep else []
+    if not seen.labels:
+        raise ValueError("the loader is empty; nothing to evaluate.")
+    at_once = [row for row in rows.values() if row.at_once]
+    if at_once:
+        x, y = seen.together()
+        for row in at_once:
+            row.run(model, x, y, torch.tensor(seen.clean, device=device))
+    return seen
+
+
+def _check_first(
+    model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, rows: Mapping[str, Row], seen: Seen
+) -> None:
+    """Check the first batch, so that errors and findings come before hours of attacks.
+
+    Raises:
+        ValueError: for a number of classes or inputs that an attack cannot handle, and for a model
+            that is random in evaluation mode.
+    """
+    attacks = [row for row in rows.values() if isinstance(row, AttackRow)]
+    for row in attacks:
+        if row.check_classes is not None:
+            row.check_classes(logits.shape[1])
+        if row.check_points is not None:
+            row.check_points(x)
+    for_random = [row.for_random for row in attacks]
+    if for_random and all(for_random) and len(attacks) == len(rows):
+        if is_random(model, x, logits):
+            # The other checks are skipped, because noise would make their gradients meaningless.
+            seen.findings.append("the network is random; each figure is of one draw")
+            return
+    else:
+        refuse_random(model, x, logits)
+    seen.findings += findings(model, x, y)
+
+
+def _points(batch: Any) -> tuple[Tensor, Tensor]:
+    """Return the inputs and labels of a batch, or raise if it is not a valid pair of tensors."""
+    if not (isinstance(batch, list | tuple) and len(batch) == 2):
+        raise TypeError(f"the loader gives a {type(batch).__name__}; legal: batches (x, y).")
+    x, y = batch
+    if not (isinstance(x, Tensor) and x.is_floating_point() and len(x)):
+        shown = (
+            f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        )
+        raise ValueError(f"inputs are {shown}; legal: floats, at least one point.")
+    if not bool(x.isfinite().all()):
+        raise ValueError("the inputs hold NaN or infinity.")
+    if not isinstance(y, Tensor):
+        raise TypeError(f"labels are a {type(y).__name__}; legal: a tensor, one integer per point.")
+    return x, y if y.is_floating_point() else y.long()

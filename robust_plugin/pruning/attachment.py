@@ -1,0 +1,181 @@
+"""What a Pruner checks and builds when it is attached to a model.
+
+Everything here runs once, in the constructor of ``Pruner``: the checks of its arguments, the
+budget, one mask per group, the control of learned rates, and the settings that its states are
+compared by. The masks are attached last, so that an error leaves the model unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from robust_plugin.budget.budget import Budget, Unit
+from robust_plugin.budget.control import Control, RateControl, control_of
+from robust_plugin.budget.logits import rate_logit
+from robust_plugin.budget.plan import Plan, planner
+from robust_plugin.budget.rates import Rates
+from robust_plugin.budget.stepped import check_learns_rates
+from robust_plugin.masks.attach import GroupMask, attach_groups, masked_weights
+from robust_plugin.masks.group_checks import divisible
+from robust_plugin.masks.groups import Group
+from robust_plugin.masks.select import Pattern, parse_pattern
+from robust_plugin.pruning.phases import Learnable
+from robust_plugin.pruning.scores import Scores, initial_scores
+from robust_plugin.pruning.state import settings_of
+
+# HARP, section 4: uniform rates start at 10 %, also where the target is lower, and no layer's rate
+# falls below k_min = 0.1 k. Rates by another rule start at that rule's rates for the target: at
+# 10 %, ERK leaves small layers dense, and no gradient would bring their rates down again.
+_START_DENSITY = 0.1
+_K_MIN_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What a pruner starts with.
+
+    Attributes:
+        groups: the groups that are pruned, in the order of the masks.
+        left_dense: names of the weights that stay dense because the n:m pattern does not fit them.
+        plan: returns the budget and the counts for a density.
+        budget: what may be kept in all.
+        masks: one mask per group, attached to the model.
+        control: moves learned rates; keeps the rates fixed if none are learned.
+        settings: what a saved state must share with the pruner, plain JSON.
+    """
+
+    groups: tuple[Group, ...]
+    left_dense: tuple[str, ...]
+    plan: Callable[[float | None], Plan]
+    budget: Budget
+    masks: tuple[GroupMask, ...]
+    control: RateControl
+    settings: dict[str, Any]
+
+
+def check_choices(
+    model: nn.Module, learn: Collection[Learnable], control: Control, pattern: str | None
+) -> Pattern | None:
+    """Return the parsed pattern if a pruner with these choices can be attached to the model.
+
+    Args:
+        model: the network.
+        learn: what the prune phase learns.
+        control: how learned rates meet the budget.
+        pattern: n:m pattern as text, such as ``"2:4"``; None for unstructured masks.
+
+    Raises:
+        ValueError: if the model has a pruner already, or a choice is unknown or does not fit the
+            others.
+    """
+    if next(masked_weights(model), None) is not None:
+        raise ValueError("the model has a pruner already; finalize it before attaching one.")
+    if not set(learn) <= set(get_args(Learnable)) or isinstance(learn, str):
+        raise ValueError(f"learn is {learn!r}; legal: any of {get_args(Learnable)}.")
+    if control not in get_args(Control):
+        raise ValueError(f"control is {control!r}; legal: {', '.join(get_args(Control))}.")
+    if pattern is None:
+        return None
+    parsed = parse_pattern(pattern)
+    if "rates" in learn:
+        check_learns_rates(parsed, control)
+    return parsed
+
+
+def attach_masks(
+    model: nn.Module,
+    groups: Sequence[Group],
+    density: float | None,
+    *,
+    learn: Collection[Learnable],
+    scores: Scores,
+    rates: Rates,
+    unit: Unit,
+    control: Control,
+    gamma_step: float,
+    pattern: Pattern | None,
+    round_to: int,
+    example_inputs: Tensor | tuple[Tensor, ...] | None,
+) -> Attachment:
+    """Build budget, masks and control for the groups of a model, and attach the masks.
+
+    Args:
+        model: the network, without masks.
+        groups: the groups that masks can cover.
+        density: share of the budget that is kept, in (0, 1]; None if pattern or rates imply it.
+        learn: what the prune phase learns.
+        scores: initial scores: a name, a function of the weight, or tensors by parameter name.
+        rates: density of each layer: a rule, a function, or densities by parameter name.
+        unit: what the budget counts: weights, FLOPs or channels.
+        control: how learned rates meet the budget.
+        gamma_step: how fast the weight of the hinge grows.
+        pattern: n:m pattern of the masks; None for unstructured masks.
+        round_to: number of channels per block that is kept or removed as a whole.
+        example_inputs: inputs of one forward pass, for budgets in FLOPs and channels.
+
+    Raises:
+        TypeError: if round_to is no integer.
+        ValueError: naming the illegal value and what is legal; the model is then unchanged.
+    """
+    learns_rates = "rates" in learn
+    kept_groups, left_dense = divisible(groups, pattern)
+    plan = planner(
+        model,
+        kept_groups,
+        rates=rates,
+        unit=unit,
+        pattern=pattern,
+        least_start=_START_DENSITY if learns_rates and rates == "uniform" else 0.0,
+        round_to=round_to,
+        example_inputs=example_inputs,
+    )
+    first = plan(density)
+    # All masks are built before the first one is attached: an error leaves the model alone.
+    masks = _new_masks(kept_groups, first, scores, pattern, learns_rates)
+    kind = control if learns_rates else None
+    attachment = Attachment(
+        kept_groups,
+        left_dense,
+        plan,
+        first.budget,
+        masks,
+        control_of(kind, first.budget, masks, gamma_step),
+        settings_of(
+            kept_groups,
+            first.budget,
+            learn=learn,
+            pattern=pattern,
+            control=kind,
+            gamma_step=gamma_step if learns_rates else None,
+            round_to=round_to,
+        ),
+    )
+    attach_groups(kept_groups, masks)
+    return attachment
+
+
+def _new_masks(
+    groups: Sequence[Group],
+    first: Plan,
+    scores: Scores,
+    pattern: Pattern | None,
+    learns_rates: bool,
+) -> tuple[GroupMask, ...]:
+    """Return one mask per group with its initial scores, count and, if learned, rate."""
+    k_min = _K_MIN_SHARE * first.budget.density if learns_rates else 0.0
+    if k_min and pattern is not None:
+        k_min = 1 / pattern.m
+    return tuple(
+        GroupMask(
+            initial_scores(scores, group.name, group.magnitudes),
+            count,
+            k_min=k_min,
+            rate=rate_logit(k, k_min) if learns_rates else None,
+            pattern=pattern,
+        )
+        for group, k, count in zip(groups, first.densities, first.counts, strict=True)
+    )

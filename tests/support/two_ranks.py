@@ -1,0 +1,115 @@
+"""Learned steps in two processes; this file runs as a script, once per process, as by torchrun."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from learned_steps import (
+    STEPS,
+    THREAT,
+    Trace,
+    attach_learned,
+    batch_of,
+    follow,
+    network,
+    sgd,
+    step_by,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from robust_plugin import pgd, trades
+
+
+def ddp(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def shared_run(kind: str, rank: int, ranks: int, objective: str) -> Trace:
+    """PGD or TRADES on one half of every batch, or on all of it."""
+    model = network(batch_norm=objective == "trades", dtype=torch.float64)
+    pruner = attach_learned(kind, model)
+    optimizer = sgd(pruner.set_phase("prune"))
+    outer = ddp(model) if ranks > 1 else model
+    follow(pruner, optimizer)
+    attack, robust = pgd(THREAT, steps=2, start="clean"), trades(THREAT, steps=2)
+    trace = Trace(kind, pruner)
+    torch.manual_seed(7 + rank)
+    for step in range(STEPS):
+        x, y = (t.chunk(ranks)[rank] for t in batch_of(step, 16, torch.float64))
+        if objective == "trades":
+            loss = robust(outer, x, y)
+        else:
+            loss = F.cross_entropy(outer(attack(outer, x, y)), y)
+        step_by(loss, optimizer)
+        trace.see(step + 1)
+    return trace
+
+
+def finetune(trace: Trace, rank: int, ranks: int) -> None:
+    """Three steps of TRADES, two forward passes each, after the masks are fixed."""
+    pruner = trace.pruner
+    optimizer = torch.optim.SGD(pruner.set_phase("finetune"), lr=0.01)
+    outer = ddp(pruner.model)
+    for step in range(3):
+        x, y = (t.chunk(ranks)[rank] for t in batch_of(step, 16, torch.float64))
+        step_by(trades(THREAT, steps=2)(outer, x, y), optimizer)
+    assert all(
+        torch.equal(mask.mask, old) for mask, old in zip(pruner.masks, trace.masks[-1], strict=True)
+    )
+
+
+def wrapped_too_early(rank: int) -> str:
+    model = network(batch_norm=False)
+    pruner = attach_learned("hydra", model)
+    outer = ddp(model)
+    optimizer = sgd(pruner.set_phase("prune"))
+    follow(pruner, optimizer)
+    x, y = (t.chunk(2)[rank] for t in batch_of(0, 16))
+    try:
+        step_by(F.cross_entropy(outer(x), y), optimizer)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def forwards_of_the_wrapper(rank: int) -> tuple[int, int]:
+    """How often an attack and a training step call the wrapper, whose calls meet other ranks."""
+    model = network()
+    pruner = attach_learned("hydra", model)
+    optimizer = sgd(pruner.set_phase("prune"))
+    follow(pruner, optimizer)
+    outer, calls = ddp(model), []
+    outer.register_forward_hook(lambda *_: calls.append(1))
+    x, y = batch_of(rank)
+    # With restarts, a rank whose points are all misclassified stops early.
+    x = pgd(THREAT, steps=2, restarts=1 + rank, keep="best")(outer, x, y)
+    attacked = len(calls)
+    step_by(F.cross_entropy(outer(x), y), optimizer)
+    return attacked, len(calls)
+
+
+def two_processes(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    results: dict[str, Any] = {}
+    for kind in ("hydra", "held"):
+        results[f"{kind} pgd"] = shared_run(kind, rank, 2, "pgd").masks
+        trace = shared_run(kind, rank, 2, "trades")
+        results[f"{kind} trades"] = trace.masks
+        finetune(trace, rank, 2)
+        trace.pruner.finalize()
+        results[f"{kind} trained"] = [p.detach() for p in trace.pruner.model.parameters()]
+    results["calls"] = forwards_of_the_wrapper(rank)
+    results["too early"] = wrapped_too_early(rank)
+    torch.save(results, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    two_processes(int(sys.argv[1]), Path(sys.argv[2]))
