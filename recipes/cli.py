@@ -52,7 +52,12 @@ what they would do, how long it would take and which files they would write. On 
   torchrun --nproc-per-node 8 -m robust_plugin.recipes.cli hydra --config hydra/cifar10-wrn28-4
 """
 
-# One line, since tyro would keep the breaks before the names of options.
+# These texts are single lines, since tyro would keep breaks before the names of options.
+_COMPARE = (
+    "Compare methods (the rows of a table) at several densities and seeds on equal terms. The rows "
+    "are those of the preset. For other rows, write a YAML file with the keys extends and rows, "
+    "and give it as --config."
+)
 _EVALUATE = (
     "Measure the accuracy of a network under attack, and what can be proved about it. RUN FOLDER "
     "is the folder of a finished run, whose settings are then the defaults. Without it, give "
@@ -167,7 +172,7 @@ def _compare(words: list[str]) -> None:
     preset, out = given.config or "compare/digits-demo", Path(given.out)
     begun = read_preset(preset, CompareConfig)
     options = TrainOptions(preset, given.out, given.dry_run, begun)
-    config = read_settings(CompareConfig, options, words, "robust-plugin compare")
+    config = read_settings(CompareConfig, options, words, "robust-plugin compare", _COMPARE)
     if not given.config:
         _say_preset(preset)
     if given.dry_run:

@@ -26,7 +26,9 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs | None = None) -> Rem
             channels, the forward does not take the inputs, or the small network differs from the
             masked one: a parameter of another shape or value, or other outputs.
 
+    >>> import torch
     >>> from robust_plugin import MagnitudePruner
+    >>> from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
     >>> model = nn.Sequential(
     ...     nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 5), nn.Flatten(), nn.Linear(32, 2)
     ... )

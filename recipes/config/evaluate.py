@@ -21,7 +21,8 @@ class EvaluateConfig:
             brings its own.
         checkpoint: file with the weights of the network, as safetensors or as a state_dict that
             torch.load reads with weights_only=True. A run folder brings its own.
-        data: the data set whose test points are used.
+        data: the data set whose test points are used. Settings of training data (data.extra,
+            data.extra_share, data.batch_size, data.workers) have no effect here.
         threat: the threat model: what an attack may change.
         attacks: names of the attacks, separated by spaces: pgd, autoattack, autoattack-plus,
             autoattack-rand, screen (a faster AutoAttack with apgd-ce and apgd-t only), fab (finds

@@ -293,7 +293,7 @@ def test_masks_that_still_move_and_groups_of_weights_are_refused():
     with pytest.raises(ValueError, match="budget is 'channels', but the groups do not say"):
         MagnitudePruner(build("resnet18"), 0.5, budget="channels", example_inputs=X[:1])
     model = build("resnet18")
-    groups = channel_groups(model, X[:1])
+    groups = tuple(channel_groups(model, X[:1]))  # a plain tuple has no example inputs
     for budget in ("flops", "channels"):
         with pytest.raises(ValueError, match=f"budget='{budget}' counts on a forward pass"):
             MagnitudePruner(model, 0.5, budget=budget, groups=groups)
