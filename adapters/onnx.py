@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.export.replaced import dense_copy
+from robust_plugin.export.replace_layers import dense_copy
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.prunable import refuse_fixed
 from robust_plugin.runtime.files import replacing

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robust_plugin.recipes.catalogue.folder import written
 from robust_plugin.recipes.catalogue.preset_list import listing
 from robust_plugin.recipes.catalogue.published_comparison import beside_published
+from robust_plugin.recipes.catalogue.run_files import written
 from robust_plugin.recipes.compare.comparison import compare
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.config.evaluate import EvaluateConfig

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.adapters.auto_lirpa.module import TwinBounds, form_of
+from robust_plugin.adapters.auto_lirpa.module import CopyBounds, form_of
 from robust_plugin.adapters.auto_lirpa.shims import accept_remove_duplicate, importable
 from robust_plugin.attacks.contract import Attack
 from robust_plugin.attacks.logits import check_pairs
@@ -62,7 +62,7 @@ class LiRPA:
     method: Method = "CROWN-IBP"
     iterations: int = 20
     batch_size: int = 32
-    _built: WeakKeyDictionary[nn.Module, TwinBounds] = field(
+    _built: WeakKeyDictionary[nn.Module, CopyBounds] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
     )
 
@@ -135,7 +135,7 @@ class LiRPA:
             with exact(x):
                 with torch.no_grad():
                     ibp_margins(*few, self.threat)  # its error names a layer without a rule
-                built = TwinBounds(model, few[1], self.method, self.iterations, _library())
+                built = CopyBounds(model, few[1], self.method, self.iterations, _library())
                 built.check(*few, self.threat)
             self._built[model] = built
         graph = torch.is_grad_enabled() and not self.method.startswith("alpha")

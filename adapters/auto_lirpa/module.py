@@ -19,13 +19,13 @@ from robust_plugin.adapters.auto_lirpa.shims import (
 from robust_plugin.attacks.logits import check_logits
 from robust_plugin.certificates.checks import check_bounds, refuse_apart
 from robust_plugin.certificates.ibp import ibp_margins
-from robust_plugin.certificates.twin import Twin
+from robust_plugin.certificates.plain_copy import PlainCopy
 from robust_plugin.copies.convolutions import Unrolled, with_matrices
 from robust_plugin.threat.model import ThreatModel
 
 
-class TwinBounds:
-    """The library's module for an unmasked copy (``Twin``) of one network.
+class CopyBounds:
+    """The library's module for an unmasked copy (``PlainCopy``) of one network.
 
     Args:
         model: network with or without a pruner attached; it is not changed.
@@ -44,12 +44,12 @@ class TwinBounds:
     ) -> None:
         self.method, self.form, self.library = method, form_of(model, x), library
         self.learns = False
-        self.twin = Twin(model)
-        self.network, self.matrices = self.twin.network, dict[str, Tensor]()
+        self.copy = PlainCopy(model)
+        self.network, self.matrices = self.copy.network, dict[str, Tensor]()
         # alpha-CROWN makes many passes and needs no gradient to the weights, so that faster
         # convolutions pay off.
         if method.startswith("alpha"):
-            self.network, self.matrices = with_matrices(self.twin.network, x[:1])
+            self.network, self.matrices = with_matrices(self.copy.network, x[:1])
         slopes = "same-slope" if method == "same-slope" else "adaptive"
         options = {
             "conv_mode": "matrix",
@@ -89,7 +89,7 @@ class TwinBounds:
 
         graph = torch.is_grad_enabled() and not method.startswith("alpha")
         with _failures(method), torch.set_grad_enabled(graph), default_dtype(x.dtype):
-            return self.twin.following(model, compute)
+            return self.copy.following(model, compute)
 
     def check(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
         """Raise a ValueError unless the library's bounds of a few points pass ``check_bounds``."""
@@ -107,13 +107,13 @@ class TwinBounds:
         # Slopes reach their limits within a few steps of size 0.5, so five are enough here.
         with _at_most_iterations(self.module.bound_opts["optimize_bound_args"], 5):
             check_bounds(
-                bounds, self.twin.network, x, y, reference=ibp_margins, threat=threat, name=name
+                bounds, self.copy.network, x, y, reference=ibp_margins, threat=threat, name=name
             )
 
     def _load_buffers(self) -> None:
         """Copy the network's buffers into the library's module."""
         for name, maps in self.matrices.items():
-            matrix, layer = (n.get_submodule(name) for n in (self.network, self.twin.network))
+            matrix, layer = (n.get_submodule(name) for n in (self.network, self.copy.network))
             cast(Unrolled, matrix).follow(cast(nn.Conv2d, layer), maps)
         own = dict(self.network.named_buffers())
         for node in self.module._modules.values():

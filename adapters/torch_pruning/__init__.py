@@ -1,12 +1,12 @@
 """Remove channels from networks, by the dependency graph of torch-pruning.
 
-torch-pruning finds the layers that share a channel and cuts them. It skips silently what it cannot
-cut. Here that is an error: each group is tried on a randomised copy before anything is learned, and
-a network without its channels is compared to the masked one.
+torch-pruning finds the layers that share a channel and cuts them. It skips silently what it
+cannot cut. Here that is an error: each group is tried on a randomised copy before anything is
+learned, and a network without its channels is compared to the masked one.
 
 Start with ``coupled.py``: ``channel_groups`` finds the groups. ``removal.py`` removes the masked
-channels, ``loops.py`` does so inside training loops for torch-pruning's pruners, ``graph.py`` has
-the calls of torch-pruning that both use.
+channels, ``importance.py`` does so inside training loops for torch-pruning's pruners,
+``graph.py`` has the calls of torch-pruning that both use.
 """
 
 try:
@@ -17,7 +17,7 @@ except ImportError as error:
 from robust_plugin.adapters.torch_pruning.coupled import (
     channel_groups,
 )
-from robust_plugin.adapters.torch_pruning.loops import (
+from robust_plugin.adapters.torch_pruning.importance import (
     LearnedPruner,
     learned_importance,
     learned_ratios,

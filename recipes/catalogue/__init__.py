@@ -3,7 +3,7 @@
 ``preset_list.py`` is the command ``list``, which lists all presets.
 ``published.py`` reads the published figures of papers from ``published.yaml``.
 ``published_comparison.py`` compares the results of a run with the published figures.
-``folder.py`` describes each file in the folder of a run.
+``run_files.py`` describes each file in the folder of a run.
 
 Uses: papers, config.
 Used by: dry, cli.

@@ -5,7 +5,7 @@ its loss, ``evaluate.py`` and ``compare.py`` have those of the commands ``evalua
 ``compare``. ``read.py`` fills these dataclasses from YAML files, ``options.py`` from the command
 line.
 ``presets.py`` finds preset files and applies the endings of their names (``variants.yaml``).
-``identity.py`` says which settings the trained weights of a run depend on.
+``resume_check.py`` says which settings the trained weights of a run depend on.
 
 Not here: what the settings do (``training``, ``evaluate``, ``compare``).
 

@@ -13,7 +13,7 @@ from robust_plugin.recipes.data.image_sets import (
     torchvision_set,
 )
 from robust_plugin.recipes.data.images import AUGMENTATIONS
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 
 NAMES = ("digits", "folder", *TORCHVISION)
 _VALIDATION = 0.1  # default share of the training points, for all data sets but digits

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.utils.data import TensorDataset
 
-from robust_plugin.recipes.data.parts import Data, import_library
 from robust_plugin.recipes.data.splits import hold_out, stratified_split
+from robust_plugin.recipes.data.train_val_test import Data, import_library
 
 TEST_POINTS = 400  # of 1797; the same ones for every seed
 _VALIDATION_POINTS = 200  # of the points that are not test points

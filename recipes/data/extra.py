@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from robust_plugin.recipes.data.batches import generator_of
 from robust_plugin.recipes.data.images import Resident, augmented, in_unit
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 
 _CPU = torch.device("cpu")
 _IMAGES = ("images", "image", "data")
@@ -140,7 +140,7 @@ def with_extra(data: Data, path: Path, *, share: float, batch_size: int) -> Data
     if wrong_labels or len(labels) == 0:
         raise ValueError(
             f"{path} has labels of dtype {labels.dtype} and shape {labels.shape} for "
-            f"{len(images)} images; legal: one integer an image, at least one."
+            f"{len(images)} images; legal: one integer per image, at least one."
         )
     if labels.min() < 0 or labels.max() >= data.classes:
         raise ValueError(

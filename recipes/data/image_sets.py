@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 from robust_plugin.recipes.data.images import LIMIT, Resident, View
-from robust_plugin.recipes.data.parts import Data, import_library
 from robust_plugin.recipes.data.pixels import read_image
 from robust_plugin.recipes.data.splits import hold_out
+from robust_plugin.recipes.data.train_val_test import Data, import_library
 
 
 class _Torchvision(NamedTuple):

@@ -7,14 +7,14 @@ from pathlib import Path
 from torch import nn
 
 from robust_plugin.pruning.sparsity_table import sparsity
-from robust_plugin.recipes.catalogue.folder import files_of
+from robust_plugin.recipes.catalogue.run_files import files_of
 from robust_plugin.recipes.config.schema import RecipeConfig
 from robust_plugin.recipes.dry.measure import STEPS, Rehearsal, rehearsal
 from robust_plugin.recipes.papers.registry import RECIPES
 from robust_plugin.recipes.runtime.progress import clock
 from robust_plugin.recipes.training.length import length_of
 from robust_plugin.recipes.training.run import Run
-from robust_plugin.recipes.training.structure import kept_channels
+from robust_plugin.recipes.training.weights_or_channels import kept_channels
 from robust_plugin.runtime.tables import table
 
 

@@ -19,7 +19,7 @@ from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.evaluate.measure import measure, strongest_pgd
 from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.training.run import Run, dense_weights
-from robust_plugin.recipes.training.structure import small_network
+from robust_plugin.recipes.training.weights_or_channels import small_network
 from robust_plugin.runtime.files import write_text
 from robust_plugin.runtime.tables import table
 from robust_plugin.runtime.timing import alternating

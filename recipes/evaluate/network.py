@@ -26,7 +26,7 @@ from robust_plugin.recipes.config.read import as_plain
 from robust_plugin.recipes.config.schema import DataConfig
 from robust_plugin.recipes.data.datasets import load_data
 from robust_plugin.recipes.data.load import check_folder
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 from robust_plugin.recipes.evaluate.attacks_by_name import attack_by_name, journal_of
 from robust_plugin.recipes.evaluate.certifiers import certifier_of
 from robust_plugin.recipes.evaluate.measure import first_points, measure
@@ -36,7 +36,7 @@ from robust_plugin.recipes.models.registry import build_model, check_takes, exam
 from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.process_group import device_of
-from robust_plugin.recipes.training.structure import without_channels
+from robust_plugin.recipes.training.weights_or_channels import without_channels
 from robust_plugin.runtime.files import write_text
 from robust_plugin.threat.model import ThreatModel
 from robust_plugin.threat.units import parse_eps

@@ -71,7 +71,7 @@ def build_model(
     if (mean is None) != (std is None):
         raise ValueError(f"mean={mean}, std={std}: give both, or neither for no normalisation")
     if mean is not None and len(mean) != shape[0]:
-        raise ValueError(f"mean={mean} for inputs of {shape[0]} channels: one number a channel")
+        raise ValueError(f"mean={mean} for inputs of {shape[0]} channels: one number per channel")
     if name in _MODELS:
         network = _MODELS[name](classes, shape)
     elif ":" in name:

@@ -12,7 +12,7 @@ from robust_plugin.pruning.presets import HarpPruner
 from robust_plugin.recipes.config.schema import RecipeConfig
 from robust_plugin.recipes.training.loop import pretrained, train
 from robust_plugin.recipes.training.run import Run
-from robust_plugin.recipes.training.structure import (
+from robust_plugin.recipes.training.weights_or_channels import (
     InitialScores,
     covered,
     finished,

@@ -16,7 +16,7 @@ from robust_plugin.pruning.presets import MagnitudePruner
 from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
 from robust_plugin.recipes.training.loop import pretrained, train
 from robust_plugin.recipes.training.run import Run
-from robust_plugin.recipes.training.structure import covered, finished
+from robust_plugin.recipes.training.weights_or_channels import covered, finished
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,18 @@ from torch import nn
 from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.config.read import build
 from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
-from robust_plugin.recipes.evaluate.finish import check_evaluation, evaluate_run
+from robust_plugin.recipes.evaluate.end_of_run import check_evaluation, evaluate_run
 from robust_plugin.recipes.papers.harp import HarpConfig, harp
 from robust_plugin.recipes.papers.hydra import HydraConfig, hydra
 from robust_plugin.recipes.papers.magnitude import MagnitudeConfig, magnitude, rounds_of
 from robust_plugin.recipes.training.length import length_of
 from robust_plugin.recipes.training.loop import pretrained
 from robust_plugin.recipes.training.run import Run
-from robust_plugin.recipes.training.structure import kept_channels, refuse_early, small_network
+from robust_plugin.recipes.training.weights_or_channels import (
+    kept_channels,
+    refuse_early,
+    small_network,
+)
 
 
 @dataclass(frozen=True)

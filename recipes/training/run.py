@@ -30,9 +30,9 @@ from torch import nn
 
 from robust_plugin.pruning import checkpoint
 from robust_plugin.pruning.pruner import Pruner
-from robust_plugin.recipes.config.identity import identity_of, refuse_other_settings
 from robust_plugin.recipes.config.objective import ObjectiveConfig
 from robust_plugin.recipes.config.read import as_plain
+from robust_plugin.recipes.config.resume_check import identity_of, refuse_other_settings
 from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
 from robust_plugin.recipes.data.load import data_of
 from robust_plugin.recipes.models.registry import build_model, check_takes, example_of

@@ -155,7 +155,7 @@ def check_labels(logits: object, y: Tensor) -> Tensor:
             "alone, e.g. a wrapper whose forward picks them."
         )
     if y.dim() != 1:
-        raise ValueError(f"labels have shape {tuple(y.shape)}; legal: one integer a point.")
+        raise ValueError(f"labels have shape {tuple(y.shape)}; legal: one integer per point.")
     if logits.dim() != 2 or len(logits) != len(y):
         raise ValueError(
             f"the model returned shape {tuple(logits.shape)} for {len(y)} labels; legal: "
@@ -163,7 +163,7 @@ def check_labels(logits: object, y: Tensor) -> Tensor:
         )
     if logits.shape[1] < 2:
         raise ValueError(
-            "the model returned one output a point; legal: one for each of two classes or more. "
+            "the model returned one output per point; legal: one for each of two classes or more. "
             "Of a single logit z make two, torch.cat([-z, z], 1)."
         )
     if y.is_floating_point():

@@ -14,9 +14,14 @@ from torch import Tensor, nn
 
 from robust_plugin.budget.budget import Budget, Unit, check_density
 from robust_plugin.budget.costs import count_terms, multiply_adds
+from robust_plugin.budget.patterns_and_blocks import (
+    BlockBudget,
+    PatternBudget,
+    block_sizes,
+    check_blocks,
+)
 from robust_plugin.budget.quadratic import Terms
 from robust_plugin.budget.rates import Rates, erk, initial_rates
-from robust_plugin.budget.stepped import BlockBudget, PatternBudget, block_sizes, check_blocks
 from robust_plugin.masks.groups import Group
 from robust_plugin.masks.select import Pattern
 

@@ -10,7 +10,7 @@ Start with ``contract.py``: it defines bounds, provers, certifiers and verdicts.
   after another. ``batch.py`` is one batch of its points. ``verifier.py`` wraps a ``verify`` call as
   one certifier for ``evaluate``.
 - Randomized smoothing: ``smoothing.py`` certifies by votes under noise, ``radii.py`` is its result.
-- ``checks.py`` refuses unsound bounds; ``twin.py`` makes an unmasked copy for auto-LiRPA.
+- ``checks.py`` refuses unsound bounds; ``plain_copy.py`` makes an unmasked copy for auto-LiRPA.
 
 Not here: linear relaxations (``adapters/auto_lirpa``), training by bounds (``objectives``).
 

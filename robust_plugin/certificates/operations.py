@@ -85,7 +85,8 @@ def through_call(name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str
             return found
     if target in ("view", "reshape", "size", torch.reshape, "shape", getattr):
         raise ValueError(
-            f"{name!r} reshapes by hand; bounds need flatten(1), which keeps the batch: write "
+            f"{name!r} reshapes in its own code; bounds need flatten(1), which keeps the batch: "
+            "write "
             "x.flatten(1) for x.view(x.size(0), -1)."
         )
     shown = target if isinstance(target, str) else getattr(target, "__name__", repr(target))

@@ -21,10 +21,10 @@ from robust_plugin.attacks.logits import check_pairs, logits_of
 from robust_plugin.certificates.batch import Batch
 from robust_plugin.certificates.contract import VERDICTS, Prover, Verdict, counted
 from robust_plugin.copies.fast import fast_copy
-from robust_plugin.runtime.description import description
 from robust_plugin.runtime.distributed import unwrapped
 from robust_plugin.runtime.journal import Fingerprint, Journal, by_points
 from robust_plugin.runtime.random import forked
+from robust_plugin.runtime.settings_digest import description
 from robust_plugin.stats import wilson_interval
 from robust_plugin.threat.model import ThreatModel
 

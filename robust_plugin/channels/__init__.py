@@ -1,10 +1,11 @@
 """Channels as groups, and their removal from the network.
 
-Start with ``groups.py``, which builds groups of channels from the dependencies between layers, then
-``cut.py``, which cuts channels from a copy of a network and checks the result. ``entries.py`` lists
-the parameter entries that stay, ``remove.py`` removes the channels that a pruner has masked and
-saves and loads the smaller network, ``optimizer.py`` makes an optimizer for it, ``ranking.py``
-gives learned scores to torch-pruning, ``reach.py`` warns of layers that no group covers.
+Start with ``groups.py``, which builds groups of channels from the dependencies between layers,
+then ``cut.py``, which cuts channels from a copy of a network and checks the result.
+``kept_entries.py`` lists the parameter entries that stay, ``remove.py`` removes the channels that
+a pruner has masked and saves and loads the smaller network, ``optimizer.py`` makes an optimizer
+for it, ``ranking.py`` gives learned scores to torch-pruning, ``reach.py`` warns of layers that no
+group covers.
 
 Not here: tracing the dependencies, which torch-pruning does (``adapters/torch_pruning.py``).
 

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.channels.entries import kept_entries, select
+from robust_plugin.channels.kept_entries import kept_entries, select
 from robust_plugin.copies.agreement import Trial, doubled, outputs, relative_difference, trials
 from robust_plugin.masks.groups import Group
 from robust_plugin.runtime.tolerances import MAGNIFIED_CHANNELS_POWER

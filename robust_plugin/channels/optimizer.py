@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.channels.entries import kept_entries, select
+from robust_plugin.channels.kept_entries import kept_entries, select
 from robust_plugin.masks.detach import dense_names
 from robust_plugin.pruning.pruner import Pruner
 

@@ -5,7 +5,7 @@ convolutions that are faster on a CPU, ``copied.py`` makes deep copies, ``agreem
 the outputs and gradients of two networks, ``tracing.py`` refuses to trace a network that has a
 backward pass of its own.
 
-Not here: the copy that bounds are computed on (``certificates/twin.py``).
+Not here: the copy that bounds are computed on (``certificates/plain_copy.py``).
 
 Uses: masks, runtime.
 Used by: channels, attacks, certificates, export.

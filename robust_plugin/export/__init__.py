@@ -1,10 +1,10 @@
 """Layers that run faster, and files that are smaller, because most weights are zero.
 
 Start with ``csr.py``: it chooses, by measured time, the layers that run faster on a CPU with a
-weight in compressed sparse row (CSR) form. ``csr_layers.py`` has these layers, ``replaced.py`` puts
-layers into a copy of a network, ``csr_files.py`` saves and loads networks with CSR layers.
-``two_four.py`` converts layers to torch's 2:4 format for GPUs, ``compressed.py`` writes small files
-of pruned networks.
+weight in compressed sparse row (CSR) form. ``csr_layers.py`` has these layers,
+``replace_layers.py`` puts layers into a copy of a network, ``csr_files.py`` saves and loads
+networks with CSR layers. ``two_four.py`` converts layers to torch's 2:4 format for GPUs,
+``compressed.py`` writes small files of pruned networks.
 
 Not here: ONNX (``adapters/onnx.py``), removal of channels (``channels``).
 

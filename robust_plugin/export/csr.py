@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robust_plugin.copies.agreement import same_gradients
 from robust_plugin.copies.copied import copied
 from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear
-from robust_plugin.export.replaced import with_layers
+from robust_plugin.export.replace_layers import with_layers
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.prunable import refuse_fixed
 from robust_plugin.runtime.tables import table

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear
-from robust_plugin.export.replaced import with_layers
+from robust_plugin.export.replace_layers import with_layers
 from robust_plugin.masks.detach import tensors_of
 from robust_plugin.runtime.files import read_tensors, write_tensors
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from robust_plugin.export.replaced import with_layers
+from robust_plugin.export.replace_layers import with_layers
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.select import most_kept
 

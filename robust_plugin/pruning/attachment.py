@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from robust_plugin.budget.budget import Budget, Unit
 from robust_plugin.budget.control import Control, RateControl, control_of
 from robust_plugin.budget.logits import rate_logit
+from robust_plugin.budget.patterns_and_blocks import check_learns_rates
 from robust_plugin.budget.plan import Plan, planner
 from robust_plugin.budget.rates import Rates
-from robust_plugin.budget.stepped import check_learns_rates
 from robust_plugin.masks.attach import GroupMask, attach_groups, masked_weights
 from robust_plugin.masks.group_checks import divisible
 from robust_plugin.masks.groups import Group

@@ -24,9 +24,9 @@ from robust_plugin.masks.group_checks import check_groups
 from robust_plugin.masks.groups import Group, Groups
 from robust_plugin.masks.prunable import refuse_wrapped, warn_of_uncovered, weight_groups
 from robust_plugin.masks.transformed import refuse_transformed
-from robust_plugin.pruning import following, phases
+from robust_plugin.pruning import optimizer_hook, phases
 from robust_plugin.pruning.attachment import attach_masks, check_choices
-from robust_plugin.pruning.following import Following, check_holds
+from robust_plugin.pruning.optimizer_hook import Following, check_holds
 from robust_plugin.pruning.phases import Learnable, Phase
 from robust_plugin.pruning.scores import Scores
 from robust_plugin.pruning.state import refuse_ended, refuse_other
@@ -194,7 +194,7 @@ class Pruner:
         if "rates" not in self.learn or self.phase != "prune":
             return
         share = self.budget.share(rate_logits(self.masks), self.masks[0].k_min)
-        following.warn_of_cut(share, self.budget, self.schedule)
+        optimizer_hook.warn_of_cut(share, self.budget, self.schedule)
         counts = self.budget.round(rate_densities(self.masks))
         for mask, count in zip(self.masks, counts, strict=True):
             mask.choose(count)
@@ -225,9 +225,11 @@ class Pruner:
         """
         phases.check_follows(self.phase)
         check_holds(optimizer, self.model)
-        lengths = following.check_lengths(epochs, steps_per_epoch, required="rates" in self.learn)
+        lengths = optimizer_hook.check_lengths(
+            epochs, steps_per_epoch, required="rates" in self.learn
+        )
         self.schedule = Schedule(self.schedule.step, *lengths)
-        following.warn_of_decay(
+        optimizer_hook.warn_of_decay(
             optimizer, [mask.rate for mask in self.masks if mask.rate is not None]
         )
         self._following.start(optimizer, self._after_step)

@@ -1,8 +1,8 @@
 """Files, journals, random numbers and processes: tools that every other room uses.
 
 ``files.py`` writes files atomically, ``journal.py`` lets long computations resume,
-``description.py`` fingerprints the settings of a computation, ``random.py`` draws random numbers
-that do not depend on how a batch is split, ``contexts.py`` switches precision and modes,
+``settings_digest.py`` fingerprints the settings of a computation, ``random.py`` draws random
+numbers that do not depend on how a batch is split, ``contexts.py`` switches precision and modes,
 ``distributed.py`` handles several processes, ``timing.py`` compares the speed of two functions,
 ``tables.py`` prints aligned tables, ``tolerances.py`` lists how far equal outputs may differ.
 

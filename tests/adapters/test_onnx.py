@@ -21,7 +21,7 @@ from robust_plugin.export.compressed import load_compressed, save_compressed
 from robust_plugin.export.csr import sparse
 from robust_plugin.export.csr_files import load_sparse, save_sparse
 from robust_plugin.export.csr_layers import SparseConv2d, SparseLinear
-from robust_plugin.export.replaced import with_layers
+from robust_plugin.export.replace_layers import with_layers
 
 
 def run(path, *inputs):

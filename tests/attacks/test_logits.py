@@ -52,7 +52,7 @@ def test_inputs_and_weights_of_two_dtypes(cnn, batch, name):
 @pytest.mark.parametrize("name", CALLS)
 def test_one_output(batch, name):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
-    with pytest.raises(ValueError, match=r"one output a point; .*torch.cat\(\[-z, z\], 1\)"):
+    with pytest.raises(ValueError, match=r"one output per point; .*torch.cat\(\[-z, z\], 1\)"):
         CALLS[name](model, batch[0], torch.zeros(16, dtype=torch.long))
 
 

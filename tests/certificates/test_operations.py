@@ -95,9 +95,12 @@ def sequential(*layers):
 
 BAD = [
     (sequential(Subclass(2, 2, 1)), "operation 'conv2d'"),
-    (Calls(lambda v: v.view(v.size(0), -1)), r"'size' reshapes by hand; bounds need flatten\(1\)"),
-    (Calls(lambda v: v.reshape(-1, 128)), r"reshapes by hand; bounds need flatten\(1\)"),
-    (Calls(lambda v: v.flatten(1).expand(v.shape)), r"reshapes by hand"),
+    (
+        Calls(lambda v: v.view(v.size(0), -1)),
+        r"'size' reshapes in its own code; bounds need flatten\(1\)",
+    ),
+    (Calls(lambda v: v.reshape(-1, 128)), r"reshapes in its own code; bounds need flatten\(1\)"),
+    (Calls(lambda v: v.flatten(1).expand(v.shape)), r"reshapes in its own code"),
     (Calls(lambda v: v.mul(v).flatten(1)), "operation 'mul'"),
     (Calls(lambda v: v.softmax(1).flatten(1)), "operation 'softmax'"),
     (Calls(lambda v: v.mean(0).flatten(1)), "operation 'mean'"),

@@ -109,7 +109,7 @@ def test_uneven_entries_are_refused():
 
 
 def test_erk_is_refused_for_channels_which_have_no_shape():
-    """Of one number a channel it would be (n + 1) / n for each group, which is uniform."""
+    """Of one number per channel it would be (n + 1) / n for each group, which is uniform."""
     for prune in (MagnitudePruner, HydraPruner, HarpPruner):
         with pytest.raises(ValueError, match="rates is 'erk'.* for channels legal are uniform"):
             model = Wide(A, B, C)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from wide_network import A, B, C, Wide, randomised, replay, wide_groups
 
 from robust_plugin import MagnitudePruner, carry_optimizer
-from robust_plugin.channels.entries import kept_entries, select
+from robust_plugin.channels.kept_entries import kept_entries, select
 from robust_plugin.channels.remove import remove
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

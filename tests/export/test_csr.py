@@ -12,7 +12,7 @@ from robust_plugin import MagnitudePruner
 from robust_plugin.export import csr
 from robust_plugin.export.csr import sparse
 from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear
-from robust_plugin.export.replaced import dense_copy
+from robust_plugin.export.replace_layers import dense_copy
 
 
 def test_csr_is_taken_where_it_was_faster(faster):

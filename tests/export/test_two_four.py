@@ -6,7 +6,7 @@ from sparse_networks import network
 from torch import nn
 
 from robust_plugin import MagnitudePruner
-from robust_plugin.export.replaced import dense_copy
+from robust_plugin.export.replace_layers import dense_copy
 from robust_plugin.export.two_four import obstacle, semi_structured
 
 

@@ -73,7 +73,7 @@ def test_labels_of_another_shape_or_kind_are_refused(cnn, batch, name):
 def test_a_network_of_one_output_is_refused(batch, name):
     """All labels 0 would be right, and a divergence between distributions of one class is 0."""
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), batch[0]
-    with pytest.raises(ValueError, match=r"one output a point; .* torch.cat\(\[-z, z\], 1\)"):
+    with pytest.raises(ValueError, match=r"one output per point; .* torch.cat\(\[-z, z\], 1\)"):
         ALL[name]()(model, x, torch.zeros(16, dtype=torch.long))
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 
 Words = Callable[..., list[str]]
 

@@ -223,7 +223,7 @@ ONE_OUTPUT = nn.Sequential(nn.Linear(8, 1))
 )
 def test_one_output_is_refused(call: Callable[[torch.Tensor], Any]) -> None:
     """Of one output the largest is always the first: all labels 0 would be 100 % robust."""
-    with pytest.raises(ValueError, match="returned one output a point; .* torch.cat"):
+    with pytest.raises(ValueError, match="returned one output per point; .* torch.cat"):
         call(torch.zeros(4, dtype=torch.long))
 
 

@@ -121,7 +121,7 @@ class Masked:
 def test_a_mask_in_the_trace_would_be_caught(cnn, batch, monkeypatch):
     model, _ = learned(cnn, density=0.5)
     assert torch.equal(Masked(model).network(batch[0].double()), model.eval()(batch[0].double()))
-    monkeypatch.setattr(module, "Twin", Masked)
+    monkeypatch.setattr(module, "PlainCopy", Masked)
     with pytest.raises(ValueError, match=CAUGHT):
         LiRPA(ThreatModel("Linf", eps=0.05), "IBP").margins(model, batch[0].double(), batch[1])
 
@@ -146,7 +146,7 @@ def test_stale_statistics_would_be_caught(cnn, batch, threat, monkeypatch):
         return float(found.detach().abs().max())
 
     assert apart() < 1e-4 and apart() < 1e-4
-    monkeypatch.setattr(module.TwinBounds, "_load_buffers", lambda self: None)
+    monkeypatch.setattr(module.CopyBounds, "_load_buffers", lambda self: None)
     assert apart() > 1e-2
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 from robust_plugin.recipes.training import loop as training_module
 from robust_plugin.recipes.training import run as run_module
 from robust_plugin.recipes.training.loop import _epoch

@@ -23,7 +23,7 @@ from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.compare.comparison import compare
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.config.read import build
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 from robust_plugin.recipes.training import loop as training_module
 from robust_plugin.recipes.training.loop import _epoch
 

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from robust_plugin.recipes.data.batches import steps_of
 from robust_plugin.recipes.data.epoch_loader import loader
 from robust_plugin.recipes.data.extra import Mixed, with_extra
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 
 N, EXTRA = 40, 24
 

@@ -15,7 +15,7 @@ from PIL import Image
 from small_images import labels, points, write_images
 
 from robust_plugin.recipes.data.datasets import load_data
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 
 
 def test_a_folder_is_split_and_read_lazily(tmp_path: Path, streamed: None) -> None:

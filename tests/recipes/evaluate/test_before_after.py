@@ -12,7 +12,7 @@ from torch import nn
 
 from robust_plugin.pruning.checkpoint import load
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.config.identity import refuse_other_settings
+from robust_plugin.recipes.config.resume_check import refuse_other_settings
 from robust_plugin.recipes.config.schema import RecipeConfig
 from robust_plugin.recipes.evaluate import before_after as module
 from robust_plugin.recipes.evaluate.before_after import before_after
@@ -20,7 +20,7 @@ from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.papers.registry import RECIPES
 from robust_plugin.recipes.training import loop
 from robust_plugin.recipes.training.run import Run
-from robust_plugin.recipes.training.structure import small_network
+from robust_plugin.recipes.training.weights_or_channels import small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
 CHANNELS = ("--structure=channels", "--budget=channels", "--density=0.5")

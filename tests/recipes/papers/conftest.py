@@ -8,7 +8,7 @@ import pytest
 from paper_recipes import settings
 from torch import nn
 
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 from robust_plugin.recipes.papers.registry import train_recipe
 from robust_plugin.recipes.training import run as run_module
 from robust_plugin.recipes.training.run import Run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 from robust_plugin.recipes.training import run as run_module
 
 

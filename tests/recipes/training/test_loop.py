@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
 from robust_plugin.recipes.config.schema import StageConfig
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 from robust_plugin.recipes.papers.registry import execute, train_recipe
 from robust_plugin.recipes.training.loop import cosine, pretrained, train
 from robust_plugin.recipes.training.run import Run

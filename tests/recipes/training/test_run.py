@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.schema import RecipeConfig
-from robust_plugin.recipes.evaluate import finish
+from robust_plugin.recipes.evaluate import end_of_run
 from robust_plugin.recipes.evaluate.settings import of_run
 from robust_plugin.recipes.models.registry import build_model
 from robust_plugin.recipes.models.weights import load_weights
@@ -279,7 +279,7 @@ def test_a_finished_run_is_not_evaluated_twice(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("evaluated or trained again")
 
-    monkeypatch.setattr(finish, "measure", never)
+    monkeypatch.setattr(end_of_run, "measure", never)
     interrupt_after(monkeypatch, 0)
     assert run_tiny("hydra", tmp_path / "out") == first
 

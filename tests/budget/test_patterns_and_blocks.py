@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from robust_plugin import Budget, HarpPruner, HydraPruner, MagnitudePruner, dense_state_dict
 from robust_plugin.adapters.torch_pruning import channel_groups, remove_channels
 from robust_plugin.budget.costs import total_multiply_adds
-from robust_plugin.budget.stepped import BlockBudget, PatternBudget, nearest
+from robust_plugin.budget.patterns_and_blocks import BlockBudget, PatternBudget, nearest
 from robust_plugin.pruning.checkpoint import load, save
 from robust_plugin.recipes.models.networks import resnet18
 

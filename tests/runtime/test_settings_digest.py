@@ -14,7 +14,7 @@ from torch import nn
 
 from robust_plugin import IBP, ThreatModel, pgd, verify
 from robust_plugin.attacks.contract import guarded
-from robust_plugin.runtime.description import description
+from robust_plugin.runtime.settings_digest import description
 
 THREAT = ThreatModel("Linf", eps=0.05)
 SIZE = 0.1

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from robust_plugin import HydraPruner, pgd
 from robust_plugin.recipes.config.read import build
 from robust_plugin.recipes.data.epoch_loader import loader
-from robust_plugin.recipes.data.parts import Data
+from robust_plugin.recipes.data.train_val_test import Data
 from robust_plugin.recipes.papers.registry import RECIPES, train_recipe
 from robust_plugin.recipes.training import run as run_module
 from robust_plugin.recipes.training.run import Run
-from robust_plugin.recipes.training.structure import initial_scores_of
+from robust_plugin.recipes.training.weights_or_channels import initial_scores_of
 from robust_plugin.runtime.random import seed_of
 
 SETTINGS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from robust_plugin import IBP, HydraPruner, ThreatModel, ibp_margins
 from robust_plugin.adapters.auto_lirpa import LiRPA
-from robust_plugin.certificates.twin import Twin
+from robust_plugin.certificates.plain_copy import PlainCopy
 
 THREAT = ThreatModel("Linf", eps=0.02)
 
@@ -38,7 +38,7 @@ def test_a_parametrization_keeps_its_own_backward_pass(points, bounds, highest_e
     assert torch.allclose(grad, plain[1].weight.grad, atol=1e-6)
     assert parametrize.is_parametrized(model[1])
     assert highest_excess(model, x, y, THREAT, found) <= 0
-    with torch.no_grad():  # the twin follows
+    with torch.no_grad():  # the copy follows
         model[1].parametrizations.weight.original.mul_(-1)
         plain[1].weight.mul_(-1)
     assert torch.allclose(chosen(model, x, y, THREAT), chosen(plain, x, y, THREAT), atol=1e-6)
@@ -54,12 +54,12 @@ def test_the_library_bounds_normalised_weights(points, wrap):
 def test_the_copy_computes_the_same_and_hands_its_gradients_to_masked_weights(cnn, batch):
     model, (x, y) = cnn().eval(), batch
     HydraPruner(model, 0.5)
-    twin = Twin(model)
-    assert not any(parametrize.is_parametrized(layer) for layer in twin.network.modules())
+    plain_copy = PlainCopy(model)
+    assert not any(parametrize.is_parametrized(layer) for layer in plain_copy.network.modules())
     with torch.no_grad():  # the original changes after the copy was made
         for weight in model.parameters():
             weight.mul_(0.9)
-    loss = twin.following(model, lambda: F.cross_entropy(twin.network(x), y))
+    loss = plain_copy.following(model, lambda: F.cross_entropy(plain_copy.network(x), y))
     wanted = F.cross_entropy(model(x), y)
     torch.testing.assert_close(loss, wanted)
     leaves = [p for p in model.parameters() if p.requires_grad]

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from robust_plugin.recipes.data.datasets import load_data
-from robust_plugin.recipes.data.parts import import_library
+from robust_plugin.recipes.data.train_val_test import import_library
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

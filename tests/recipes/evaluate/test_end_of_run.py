@@ -16,8 +16,8 @@ from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.evaluate import EvaluateConfig
 from robust_plugin.recipes.config.schema import EvaluationConfig
-from robust_plugin.recipes.evaluate import finish
-from robust_plugin.recipes.evaluate.finish import check_evaluation, evaluate_run
+from robust_plugin.recipes.evaluate import end_of_run
+from robust_plugin.recipes.evaluate.end_of_run import check_evaluation, evaluate_run
 from robust_plugin.recipes.evaluate.network import evaluate_network
 from robust_plugin.recipes.evaluate.settings import of_run
 from robust_plugin.recipes.papers.registry import finished_run
@@ -66,7 +66,7 @@ def test_a_report_of_the_same_settings_is_returned_without_another_evaluation(
     def never(*_: Any, **__: Any) -> Report:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(finish, "measure", never)
+    monkeypatch.setattr(end_of_run, "measure", never)
     before = (run / "report.json").read_bytes()
     finished = finished_run(run)
     finished.identity = json.loads(before)["identity"]
@@ -117,7 +117,7 @@ def test_an_interrupted_evaluation_goes_on(
     options += ("--evaluation.verify=8", "--evaluation.certify=cascade-fixed")
     options += ("--evaluation.smooth=8", "--evaluation.votes=100")
     whole = run_tiny("hydra", tmp_path / "whole", *options)["report"]
-    write, written = finish.write_text, []
+    write, written = end_of_run.write_text, []
 
     def stop(path: Path, text: str) -> None:
         if path.name == "report.json":
@@ -125,7 +125,7 @@ def test_an_interrupted_evaluation_goes_on(
         write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "write_text", stop)
+        patch.setattr(end_of_run, "write_text", stop)
         assert main(words("hydra", tmp_path / "out", *options)) == 130
     (left,) = (tmp_path / "out").glob("unfinished-evaluation-*")
     assert {path.name for path in left.iterdir()} == {"autoattack", "proofs", "smoothing"}

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PHRASES = {
-    "model.safetensors": "the finished network, plain, with the names of the dense one",
-    "small.safetensors": "the network without the channels that were removed",
-    "report.json": "its evaluation on the test points, every point's verdict",
-    "kept.png": "what each layer keeps",
-    "channels.json": "how many channels each group keeps",
-    "before_after.txt": "size and latency before and after",
-    "before_after.json": "the same in numbers",
-    "smoothing.txt": "certified accuracy against radius",
-    "smoothing.png": "the same, drawn",
-    "log.jsonl": "a line an epoch: loss, accuracies on validation, density",
+    "model.safetensors": "weights of the final network, under the names of the dense network",
+    "small.safetensors": "the final network without the removed channels",
+    "report.json": "evaluation on the test points, with the result of each point",
+    "kept.png": "plot: density of each layer",
+    "channels.json": "number of kept channels in each group",
+    "before_after.txt": "table: size, latency and accuracy before and after removing channels",
+    "before_after.json": "the numbers of before_after.txt",
+    "smoothing.txt": "table: certified accuracy against the L2 radius",
+    "smoothing.png": "plot: certified accuracy against the L2 radius",
+    "log.jsonl": "one line per epoch: loss, validation accuracies, density",
     "config.json": "all settings",
     "tensorboard": "curves: tensorboard --logdir",
-    "wandb": "what Weights & Biases keeps here",
+    "wandb": "local files of Weights & Biases",
 }
 _ORDER = list(_PHRASES)
 
@@ -35,11 +35,13 @@ def phrase(name: str) -> str:
     if name in _PHRASES:
         return _PHRASES[name]
     if name.startswith("unfinished-"):
-        return "verdicts of an interrupted evaluation, to go on from"
+        return "finished part of an interrupted evaluation, from which it continues"
     if name.endswith(".best.safetensors"):
-        return f"{name.removesuffix('.best.safetensors')} after its best epoch on validation"
+        stage = name.removesuffix(".best.safetensors")
+        return f"{stage} after the epoch with the best validation accuracy"
     if name.endswith(".safetensors"):
-        return f"{name.removesuffix('.safetensors')} after its last epoch, to go on from"
+        stage = name.removesuffix(".safetensors")
+        return f"{stage} after its last epoch; an interrupted run continues from it"
     return ""
 
 

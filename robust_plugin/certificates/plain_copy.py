@@ -20,7 +20,7 @@ from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.detach import finalize
 
 
-class Twin:
+class PlainCopy:
     """A copy of a network with plain weights, updated from the original at each use.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from robust_plugin.recipes.catalogue.folder import files_of, phrase
+from robust_plugin.recipes.catalogue.run_files import files_of, phrase
 
 
 def test_a_run_lists_all_it_left_with_a_phrase(

@@ -10,7 +10,7 @@ from torch import nn
 from robust_plugin.export.csr import sparse
 from robust_plugin.export.csr_files import load_sparse, save_sparse
 from robust_plugin.export.csr_layers import SparseLayer, SparseLinear
-from robust_plugin.export.replaced import dense_copy, with_layers
+from robust_plugin.export.replace_layers import dense_copy, with_layers
 
 
 def test_backward_hooks_are_kept(faster, tmp_path):

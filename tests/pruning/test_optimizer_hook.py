@@ -34,7 +34,7 @@ from unchanged import check_unchanged, snapshot
 
 from robust_plugin import HarpPruner, HydraPruner, Pruner, pgd
 from robust_plugin.masks.attach import GroupMask
-from robust_plugin.pruning.following import check_holds, step_was_skipped
+from robust_plugin.pruning.optimizer_hook import check_holds, step_was_skipped
 from robust_plugin.runtime.distributed import check_ranks
 
 LEARNED = pytest.mark.parametrize("kind", ["hydra", "held"])

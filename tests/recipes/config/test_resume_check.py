@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robust_plugin.recipes.config.identity import identity_of, refuse_other_settings
+from robust_plugin.recipes.config.resume_check import identity_of, refuse_other_settings
 from robust_plugin.recipes.config.schema import DataConfig, RecipeConfig
 from robust_plugin.recipes.papers.hydra import HydraConfig
 

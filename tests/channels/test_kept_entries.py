@@ -3,7 +3,7 @@
 import torch
 from wide_network import A, B, C, Wide, wide_groups
 
-from robust_plugin.channels.entries import kept_entries, select
+from robust_plugin.channels.kept_entries import kept_entries, select
 
 
 def test_kept_entries_against_the_masks():
