@@ -1,7 +1,7 @@
 """Export pruned networks as ONNX files, and check each file against torch.
 
 ONNX has no product with a CSR or 2:4 weight, so layers with such weights are exported as dense
-layers that contain the zeros. A network whose channels were removed is smaller in the file too.
+layers that contain the zeros. A network whose channels were removed has a smaller file.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class OnnxFile:
     Attributes:
         path: path of the file.
         size: size of the file in bytes.
-        difference: largest difference of an output, divided by the largest output, over all batch
-            sizes that were compared.
-        batch_sizes: the batch sizes that were compared.
+        difference: largest absolute difference between an output of onnxruntime and of torch,
+            divided by the largest absolute output of torch, over all batch sizes that were tried.
+        batch_sizes: the batch sizes that were tried.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class OnnxFile:
     batch_sizes: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Return one line with name, size and largest difference."""
+        """Return one line: name and size of the file, largest difference, and batch sizes."""
         sizes = ", ".join(map(str, sorted(set(self.batch_sizes))))
         return (
             f"{self.path.name}: {self.size:,} bytes, outputs within {self.difference:.1e} of "
@@ -56,17 +56,19 @@ def export_onnx(
 ) -> OnnxFile:
     """Write a network as an ONNX file for any batch size, and check the file.
 
-    onnxruntime runs the file on the example inputs, on the first example alone, and on the examples
-    twice. The file is put in its place, atomically, only if all outputs agree with torch's.
+    onnxruntime runs the file on the example inputs, on the first example alone, and on a batch with
+    every example twice. The file is written to ``path``, atomically, only if all outputs agree with
+    torch's.
 
     Args:
         model: finalized network; it is not changed. It is exported in evaluation mode on the CPU.
         path: path of the file; its folder must exist.
         example_inputs: the inputs of one forward pass; dimension 0 of each tensor is the batch.
-        tolerance: largest allowed difference of an output, divided by the largest output.
+        tolerance: largest allowed absolute difference between outputs of onnxruntime and torch,
+            divided by the largest absolute output of torch.
 
     Raises:
-        ImportError: if a library is missing; the message has the install command.
+        ImportError: if a library is missing or torch is too old; the message says what to install.
         TypeError: if the model is not an nn.Module, or inputs or output are not tensors.
         ValueError: if a pruner is attached, the folder does not exist, the network cannot be
             exported or run, or its outputs differ.
@@ -97,7 +99,16 @@ def export_onnx(
 
 
 def _write(model: nn.Module, path: Path, inputs: tuple[Tensor, ...]) -> None:
-    """Export the network with a dynamic batch size."""
+    """Write the network to an ONNX file that takes any batch size.
+
+    Args:
+        model: the network in evaluation mode on the CPU.
+        path: path of the file.
+        inputs: the inputs of one forward pass.
+
+    Raises:
+        ValueError: if torch cannot export the network.
+    """
     # The inputs are doubled below, because torch.export takes a batch size of 1 as a constant.
     batch = torch.export.Dim("batch")
     try:
@@ -121,7 +132,7 @@ def _compare(
     inputs: tuple[Tensor, ...],
     tolerance: float,
 ) -> tuple[float, tuple[int, ...]]:
-    """Return the largest relative difference of the outputs, and the batch sizes compared.
+    """Compare the outputs of an ONNX file in onnxruntime to those of the network in torch.
 
     Args:
         onnxruntime: the module onnxruntime.
@@ -129,6 +140,10 @@ def _compare(
         path: the ONNX file.
         inputs: the inputs of one forward pass.
         tolerance: largest allowed relative difference.
+
+    Returns:
+        The largest absolute difference of two outputs, divided by the largest absolute output of
+        torch, and the batch sizes that were tried.
 
     Raises:
         TypeError: if the network does not return a tensor.
@@ -168,7 +183,7 @@ def _compare(
 
 
 def _twice(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the inputs with all examples twice."""
+    """Return the inputs with every example twice along the batch dimension."""
     return tuple(torch.cat([each, each]) for each in inputs)
 
 

@@ -1,9 +1,10 @@
 """Attacks of torchattacks, with the radius, norm and bounds of a threat model.
 
-By itself, torchattacks takes the radius from a default of each class, sets the global generators to
-the same seed at every call (APGD, APGDT, FAB, Square), and leaves frozen layers in training mode.
-With this adapter, norm, eps and bounds come from the threat model, every call has new noise, and
-the model's modes and the global generators are restored.
+Without this adapter, torchattacks takes the radius from a default of each class, sets the global
+random generators to the same seed at every call (APGD, APGDT, FAB, Square), and leaves frozen
+layers in training mode. With this adapter, norm, eps and bounds come from the threat model, every
+call has new noise unless a seed is given, and the training flags of the model's layers and the
+global random generators are restored at the end of a call.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ class TorchAttack:
     """An attack of torchattacks as ``attack(model, x, y) -> x_adv``.
 
     Classes without a radius (DeepFool, JSMA, OnePixel, EAD and others) search for a small
-    perturbation of any size. If it leaves the ball, the point counts as not fooled and is returned
-    unchanged. A step size that is not given keeps the ratio to the radius of the class's defaults.
+    perturbation of any size. If the perturbation is larger than eps, the point counts as not fooled
+    and its clean input is returned. If the options have no ``alpha`` (step size), the ratio of
+    alpha to the radius is that of the class's defaults.
 
     Attributes:
-        attack: class of torchattacks, or an instance that has the threat model's radius.
+        attack: class of torchattacks, or an instance whose radius is the eps of the threat model.
         threat: threat model: norm, eps and bounds.
-        options: arguments of the class's constructor by name, such as steps and alpha, in units of
-            pixels in [0, 1].
+        options: arguments of the class's constructor by name, such as steps and alpha, for inputs
+            in [0, 1].
         seed: seed of the noise; None takes a new one from torch's global generator at each call.
 
     Raises:
@@ -66,7 +68,7 @@ class TorchAttack:
         ValueError: for classes that do not do what their name says; options that the threat model
             decides or that the class does not have; a class of another norm; an instance with
             another radius, in normalisation mode, in training mode or with the labels as targets.
-            When called: if the library fails.
+            A call of the attack raises it if the library fails.
         ImportError: if torchattacks is not installed.
     """
 
@@ -95,7 +97,7 @@ class TorchAttack:
 
     @property
     def name(self) -> str:
-        """The name of the attack's row in a report, such as ``"torchattacks.PGD"``."""
+        """The name of the attack in reports, such as ``"torchattacks.PGD"``."""
         return f"torchattacks.{self._kind.__name__}"
 
     @property
@@ -108,11 +110,11 @@ class TorchAttack:
 
     @property
     def _radius(self) -> str | None:
-        """The name of the class's argument for the radius, or None."""
+        """The name of the class's argument for the radius; None for a class without a radius."""
         return next((name for name in _RADIUS if name in self._parameters), None)
 
     def _check_options(self) -> None:
-        """Raise unless the class has all options and the user may choose them."""
+        """Raise a ValueError for options that the class has not, or that the user cannot choose."""
         legal = [name for name in self._parameters if name not in _GIVEN]
         if unknown := [name for name in self.options if name not in legal]:
             raise ValueError(
@@ -121,7 +123,7 @@ class TorchAttack:
             )
 
     def _check_instance(self) -> None:
-        """Raise unless an instance fits the threat model and runs in evaluation mode."""
+        """Raise a ValueError unless the instance fits the threat model, in evaluation mode."""
         given = self.attack
         if self.options:
             raise ValueError("options are for a class; the instance was built with its own.")
@@ -142,7 +144,7 @@ class TorchAttack:
         """Return adversarial inputs, shape [B, ...].
 
         Args:
-            model: the network; its modes are restored.
+            model: the network; the training flags of its layers are restored at the end.
             x: inputs, shape [B, ...], within [low, high].
             y: labels, shape [B].
         """
@@ -161,19 +163,29 @@ class TorchAttack:
         return torch.where(per_point(inside, x), x_adv, x)
 
     def _in_box(self, x_adv: Tensor) -> Tensor:
-        """Clamp values that rounding has taken outside [low, high], such as 1e-5 with EADL1."""
+        """Return inputs without values that rounding has put outside [low, high]: they are clamped.
+
+        With EADL1, values may be 1e-5 outside. Values far outside stay, so that checks find them.
+
+        Args:
+            x_adv: adversarial inputs, shape [B, ...].
+        """
         inside = x_adv.clamp(self.threat.low, self.threat.high)
         rounding = _OUTSIDE * (self.threat.high - self.threat.low)
         return torch.where((x_adv - inside).abs() <= rounding, inside, x_adv)
 
     @property
     def versions(self) -> dict[str, str]:
-        """The name and version of the library."""
+        """The version of torchattacks, as ``{"torchattacks": version}``."""
         return {"torchattacks": metadata.version("torchattacks")}
 
     @contextmanager
     def _failures(self, x: Tensor) -> Iterator[None]:
-        """Turn the library's errors of any kind into a ValueError with one sentence."""
+        """Within the context, turn any error of the library into a ValueError with one sentence.
+
+        Args:
+            x: inputs of the attack; the sentence has their shape.
+        """
         try:
             yield
         except Exception as error:
@@ -208,7 +220,11 @@ class TorchAttack:
         return built
 
     def _arguments(self, eps: float) -> dict[str, Any]:
-        """Return the arguments of the class's constructor for a radius in [0, 1] units."""
+        """Return the arguments of the class's constructor, without the model.
+
+        Args:
+            eps: radius for inputs in [0, 1].
+        """
         arguments = dict(self.options)
         defaults = {name: each.default for name, each in self._parameters.items()}
         if "norm" in defaults:
@@ -241,7 +257,10 @@ def torchattack(name: str, threat: ThreatModel, *, seed: int | None = None) -> T
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Seed NumPy's generator within the context, for Pixle and OnePixel, and restore it."""
+    """Within the context, seed NumPy's global generator, which Pixle and OnePixel use.
+
+    Its state is restored at the end.
+    """
     state = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -38,11 +38,11 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [--dry-run] [settings]
 
   magnitude   Sehwag 2019: robust training, magnitude pruning (one-shot or iterative), fine-tuning
   hydra       HYDRA: importance scores learned on the robust loss
-  harp        HARP: scores and layer-wise rates learned on the robust loss
+  harp        HARP: scores and layer densities learned on the robust loss
   compare     several methods on equal terms, each with its own tuned learning rate
   evaluate    PGD, AutoAttack, security curve and proofs for a finished run or any saved network
   channels    for finished runs that pruned channels, a table before and after: RUN [RUN ...]
-  list        all presets, with the densities that papers have published figures for
+  list        all presets, with the densities that papers have published accuracies for
 
 Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
 --threat.eps 8/255. "robust-plugin COMMAND --help" lists the options. To continue an interrupted
@@ -54,13 +54,13 @@ what they would do, how long it would take and which files they would write. On 
 
 # These texts are single lines, since tyro would keep breaks before the names of options.
 _COMPARE = (
-    "Compare methods (the rows of a table) at several densities and seeds on equal terms. The rows "
-    "are those of the preset. For other rows, write a YAML file with the keys extends and rows, "
-    "and give it as --config."
+    "Compare methods at several densities and seeds on equal terms; the result is a table with one "
+    "row per method. The preset names the methods. For others, write a YAML file with the keys "
+    "extends (a preset) and rows (the methods), and give it as --config."
 )
 _EVALUATE = (
     "Measure the accuracy of a network under attack, and what can be proved about it. RUN FOLDER "
-    "is the folder of a finished run, whose settings are then the defaults. Without it, give "
+    "is the folder of a finished run, whose settings are then the defaults. Without one, give "
     "--model and --checkpoint of a network. --attack, --eps and --norm are short for --attacks, "
     "--threat.eps and --threat.norm."
 )
@@ -75,13 +75,21 @@ folder of a finished run with --structure channels.
 _LIST = """\
 usage: robust-plugin list
 
-Print all presets, the endings that their names take, and the densities that papers have published
-figures for.
+Print all presets, the endings that their names may have, and the densities that papers have
+published accuracies for.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status."""
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: the words after ``robust-plugin``; None for those of this process.
+
+    Returns:
+        int: 0 after success, 2 after an error, 130 after Ctrl-C, and 141 if the reader of the
+        output has closed it.
+    """
     try:
         try:
             return _main(list(sys.argv[1:] if arguments is None else arguments))
@@ -210,7 +218,10 @@ def _evaluate(words: list[str]) -> None:
 
 
 def _say_preset(preset: str) -> None:
-    """Print the preset that is used without --config: its settings fit one data set only."""
+    """Print the name of the preset that is used because --config is not given.
+
+    The user should know it, because its settings fit only one data set.
+    """
     if _rank() == 0:
         print(
             f"no --config: settings that are not given are those of {preset}; "
@@ -224,7 +235,7 @@ def _rank() -> int:
 
 
 def _kept(folder: Path) -> dict[str, list[int]]:
-    """Return the numbers of kept and of all entries of each layer, from a run's report."""
+    """Return [kept, all] weights or channels of each layer by name, from a run's report.json."""
     kept: dict[str, list[int]] = json.loads((folder / "report.json").read_text())["kept"]
     return kept
 

@@ -1,8 +1,4 @@
-"""Statistics of shares of points: Wilson's interval and McNemar's test.
-
-Reports use them: a robust accuracy is a share of test points and gets an interval, and two models
-are compared on the same points.
-"""
+"""Wilson's interval for one accuracy, and McNemar's test for two models on the same test points."""
 
 from __future__ import annotations
 
@@ -14,14 +10,15 @@ _Z = 1.959963984540054
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the Wilson 95 % score interval of a share of points, as two numbers in [0, 1].
+    """Return the two ends of the Wilson 95 % score interval of the share successes / n.
 
     With p = successes / n the interval is
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), Wilson 1927.
 
     Args:
-        successes: number of points that count, 0 to ``n``.
-        n: number of points; for 0 the interval is (0, 1).
+        successes: number of points with the property of interest (correctly classified, say), 0 to
+            ``n``.
+        n: number of all points; for 0 the interval is (0, 1).
 
     >>> tuple(round(end, 3) for end in wilson_interval(45, 100))
     (0.356, 0.548)
@@ -49,7 +46,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
         second: for each point, whether the second classifier is right, in the same order.
 
     Raises:
-        ValueError: if the two have different lengths.
+        ValueError: if ``first`` and ``second`` have different lengths.
 
     >>> mcnemar([True] * 6, [False] * 6)
     0.03125

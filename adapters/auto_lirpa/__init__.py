@@ -1,8 +1,8 @@
 """Linear relaxation bounds by auto-LiRPA, checked on each network before their first use.
 
-Start with ``certifier.py``: ``LiRPA`` is the certifier. ``module.py`` builds the library's module
-and updates it from the network, ``shims.py`` supplies what the library misses in newer releases of
-torch and NumPy.
+Start with ``certifier.py``: ``LiRPA`` is the certifier. ``module.py`` builds the library's
+BoundedModule and updates it from the network, ``shims.py`` supplies what the library needs and
+newer releases of torch and NumPy lack.
 """
 
 from robust_plugin.adapters.auto_lirpa.certifier import (

@@ -1,9 +1,9 @@
 """Proofs and certified training with auto-LiRPA (Xu et al. 2020): CROWN and related methods.
 
 The library bounds a copy of the network without masks, because its release 0.3 gives wrong bounds
-where a mask is in its trace. Convolutions always use matrix mode, because the default, patches, is
-unsound for dilated and grouped convolutions. Each network's bounds are checked before their first
-use.
+for networks that it traces with masks. Convolutions always use the library's matrix mode, because
+its default, patches, is unsound for dilated and grouped convolutions. Each network's bounds are
+checked before their first use.
 """
 
 from __future__ import annotations
@@ -39,23 +39,25 @@ _NORM = "the threat model's norm is {}; LiRPA takes Linf. L2: IBP(threat), or sm
 
 @dataclass(frozen=True)
 class LiRPA:
-    """Proofs by linear relaxation: ``certifier(model, x, y) -> bool tensor``.
+    """Proofs by linear relaxation, as ``certifier(model, x, y)`` for a batch of points.
 
     Attributes:
         threat: threat model with norm Linf.
         method: name of the bounding method. ``"IBP"``: interval bounds. ``"CROWN-IBP"``: one
-            backward pass over IBP's intermediate bounds (Zhang et al. 2020). ``"CROWN"`` (Zhang et
-            al. 2018). ``"same-slope"``: CROWN with one slope for lower and upper bounds, which is
-            Fast-Lin and MixTrain's symbolic interval. ``"alpha-CROWN"``: CROWN with optimised
-            slopes (Xu et al. 2021). ``"alpha-CROWN-fixed"``: alpha-CROWN that keeps CROWN's
-            intermediate bounds, many times cheaper.
+            backward pass over IBP's intermediate bounds (Zhang et al. 2020). ``"CROWN"``: a
+            backward pass for the bounds of every layer (Zhang et al. 2018). ``"same-slope"``: CROWN
+            with one slope for lower and upper bounds, which is Fast-Lin and MixTrain's symbolic
+            interval. ``"alpha-CROWN"``: CROWN with optimised slopes (Xu et al. 2021).
+            ``"alpha-CROWN-fixed"``: alpha-CROWN that keeps CROWN's intermediate bounds, many times
+            faster than alpha-CROWN.
         iterations: number of optimisation steps of alpha-CROWN.
-        batch_size: number of points proved at once; CROWN's memory grows with it.
+        batch_size: number of points that are bounded at once; CROWN's memory grows with it.
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel.
-        ValueError: for an unknown method, a norm other than Linf, or numbers below 1.
-        ImportError: when called, if auto-LiRPA is not installed.
+        ValueError: for an unknown method, a norm other than Linf, or ``iterations`` or
+            ``batch_size`` below 1.
+        ImportError: raised by a call of the certifier if auto-LiRPA is not installed.
     """
 
     threat: ThreatModel
@@ -79,7 +81,7 @@ class LiRPA:
 
     @property
     def name(self) -> str:
-        """The row's name in a report."""
+        """The name of the certifier in reports, that of its method."""
         return self.method
 
     def check_library(self) -> None:
@@ -87,11 +89,35 @@ class LiRPA:
         _library()
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return whether each point is proved; bool, shape [B]."""
+        """Return whether each point is proved robust; bool, shape [B].
+
+        Args:
+            model: network with or without a pruner attached; it is bounded in evaluation mode.
+            x: inputs, shape [B, ...], within [low, high].
+            y: labels, shape [B].
+
+        Raises:
+            ValueError: for everything that ``margins`` refuses.
+        """
         return proved(self.margins(model, x, y), y)
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return lower bounds of f_y - f_j of shape [B, classes] (see ``checked_margins``)."""
+        """Return lower bounds of f_y - f_j over the threat model, without a graph.
+
+        f_j is the logit of class j. The bounds are computed in batches of ``batch_size``.
+
+        Args:
+            model: network with or without a pruner attached; it is bounded in evaluation mode.
+            x: inputs, shape [B, ...], within [low, high].
+            y: labels, shape [B].
+
+        Returns:
+            Tensor: shape [B, classes], zero at j = y.
+
+        Raises:
+            ValueError: for everything that ``bounds`` refuses, logits that are not finite or of
+                half precision, forward hooks, and bounds that the network's own margins contradict.
+        """
         self.threat.check_inputs(x)  # it also raises for an empty batch
         check_pairs(x, y)
         size = self.batch_size
@@ -104,13 +130,16 @@ class LiRPA:
     def bounds(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel | None = None
     ) -> Tensor:
-        """Return lower bounds of f_y - f_j with a graph to weights, scores and rates.
+        """Return lower bounds of f_y - f_j that training objectives can differentiate.
 
-        Objectives use this method. BatchNorm uses its running statistics in either mode, except
-        inside ``clean_pass``, where a BatchNorm in training mode uses those of the clean batch.
+        f_j is the logit of class j. The graph leads to the weights, the scores and the learned
+        layer densities. BatchNorm uses its running statistics in either mode, except inside
+        ``clean_pass`` (training by bounds), where a BatchNorm in training mode uses those of the
+        clean batch.
 
         Args:
-            model: network with or without a pruner attached; its modes and gradients do not change.
+            model: network with or without a pruner attached; its training flags and gradients do
+                not change.
             x: inputs, shape [B, ...], within [low, high].
             y: labels, shape [B].
             threat: threat model that replaces the certifier's own, for objectives whose eps grows
@@ -120,8 +149,9 @@ class LiRPA:
             Tensor: shape [B, classes], zero at j = y. With alpha-CROWN it has no graph.
 
         Raises:
-            ValueError: for everything that ``ibp_margins`` refuses, a network that the library
-                cannot bound, and bounds that the self-check finds wrong.
+            ValueError: for inputs outside [low, high], labels out of range, a norm other than
+                Linf, a network that interval bounds or the library cannot bound, and bounds that
+                fail the checks before the first use.
         """
         threat = threat or self.threat
         if threat.norm != "Linf":
@@ -149,11 +179,14 @@ class LiRPA:
 
 
 def proof_methods(threat: ThreatModel) -> dict[str, Prover | Attack]:
-    """Return methods for ``verify``, cheap ones first: IBP, PGD, CROWN, alpha-CROWN.
+    """Return provers and an attack (PGD) for ``verify``, by name, from the fastest to the slowest.
 
-    The last one, ``"alpha-CROWN"``, also optimises the slopes of the intermediate bounds. It costs
-    more than all others together and verifies few further points; delete it from the dict to save
-    that time.
+    The last one, ``"alpha-CROWN"``, also optimises the slopes of the intermediate bounds. It takes
+    more time than all others together and verifies few further points; delete it from the dict to
+    save that time.
+
+    Args:
+        threat: threat model with norm Linf.
     """
     return {
         "IBP": IBP(threat),
@@ -166,7 +199,11 @@ def proof_methods(threat: ThreatModel) -> dict[str, Prover | Attack]:
 
 @cache
 def _library() -> Any:
-    """Return the module auto_LiRPA, imported and patched once."""
+    """Return the module auto_LiRPA; the first call imports and patches it.
+
+    Raises:
+        ImportError: if auto-LiRPA is not installed; the message has the install command.
+    """
     try:
         with importable():
             import auto_LiRPA

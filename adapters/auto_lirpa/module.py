@@ -1,4 +1,4 @@
-"""Build auto-LiRPA's module for a network, update it from the network and check its bounds."""
+"""Build auto-LiRPA's BoundedModule for a network, update it from the network, check its bounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from robust_plugin.threat.model import ThreatModel
 
 
 class CopyBounds:
-    """The library's module for an unmasked copy (``PlainCopy``) of one network.
+    """auto-LiRPA's bounds for one network, computed on a copy without masks.
+
+    The copy is updated from the network at each use.
 
     Args:
         model: network with or without a pruner attached; it is not changed.
@@ -35,8 +37,9 @@ class CopyBounds:
         library: the module auto_LiRPA.
 
     Attributes:
-        form: layers, input shape, dtype and device that the module was built for (``form_of``).
-        learns: whether ``traced`` has found no custom backward pass, which the library would lose.
+        form: layers, input shape, dtype and device for which the bounds were built.
+        learns: True once the network is known to have no custom backward pass, which the library
+            would lose; before that, bounds with a graph must not be used.
     """
 
     def __init__(
@@ -69,14 +72,20 @@ class CopyBounds:
     def margins(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, method: str
     ) -> Tensor:
-        """Return lower bounds of f_y - f_j; shape [B, classes].
+        """Return lower bounds of f_y - f_j over the threat model; shape [B, classes].
+
+        f_j is the logit of class j. Where gradients are enabled, the bounds have a graph to the
+        network's parameters, except with alpha-CROWN.
 
         Args:
-            model: the network that the module was built for.
+            model: the network that this object was built for; its current weights are used.
             x: inputs, shape [B, ...].
             y: labels, shape [B].
             threat: threat model with norm Linf.
-            method: name of the bounding method.
+            method: name of the bounding method (see ``LiRPA``).
+
+        Raises:
+            ValueError: for labels out of range, or if the library cannot bound the network.
         """
         check_logits(x.new_zeros(len(y), self.classes), y)
 
@@ -92,7 +101,17 @@ class CopyBounds:
             return self.copy.following(model, compute)
 
     def check(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-        """Raise a ValueError unless the library's bounds of a few points pass ``check_bounds``."""
+        """Raise a ValueError unless the library's bounds are right for a few points.
+
+        Its interval bounds must equal those of this package, and the bounds by the chosen method
+        must pass the tests of ``certificates.checks.check_bounds``.
+
+        Args:
+            model: the network that this object was built for.
+            x: inputs, shape [B, ...]; two points are enough.
+            y: labels, shape [B].
+            threat: threat model with norm Linf.
+        """
         with torch.no_grad():
             interval = ibp_margins(model, x, y, threat)
             found = self.margins(model, x, y, threat, "IBP")
@@ -111,7 +130,10 @@ class CopyBounds:
             )
 
     def _load_buffers(self) -> None:
-        """Copy the network's buffers into the library's module."""
+        """Copy the buffers of the copy without masks into the library's BoundedModule.
+
+        With alpha-CROWN, the matrices that replace convolutions are updated first.
+        """
         for name, maps in self.matrices.items():
             matrix, layer = (n.get_submodule(name) for n in (self.network, self.copy.network))
             cast(Unrolled, matrix).follow(cast(nn.Conv2d, layer), maps)
@@ -123,7 +145,7 @@ class CopyBounds:
                 node.buffer = own[node.ori_name].clone()
 
     def _margins(self, x: Tensor, y: Tensor, threat: ThreatModel, method: str) -> Tensor:
-        # The rows e_y - e_j of the margins, one for each j other than y.
+        # The library's matrix C has the rows e_y - e_j, one for each class j other than y.
         others = torch.arange(self.classes, device=y.device).expand(len(y), -1)
         others = others[others != y[:, None]].view(len(y), -1)
         eye = torch.eye(self.classes, device=x.device, dtype=x.dtype)
@@ -136,12 +158,13 @@ class CopyBounds:
         return torch.zeros_like(eye[y]).scatter(1, others, found.to(x.dtype))
 
     def _lower(self, inputs: Any, rows: Tensor, method: str) -> Tensor:
-        """Return lower bounds of rows @ logits by one method; shape [B, classes - 1].
+        """Return lower bounds of the margins ``rows @ logits``; shape [B, classes - 1].
 
         Args:
-            inputs: a BoundedTensor of shape [B, ...].
-            rows: shape [B, classes - 1, classes].
-            method: name of the bounding method.
+            inputs: the library's BoundedTensor, shape [B, ...].
+            rows: for each point, the vectors e_y - e_j of all classes j other than y, shape [B,
+                classes - 1, classes].
+            method: name of the bounding method (see ``LiRPA``).
         """
 
         def bounds(method: str, **given: Any) -> Tensor:
@@ -169,13 +192,25 @@ class CopyBounds:
 
 
 def form_of(model: nn.Module, x: Tensor) -> tuple[Any, ...]:
-    """Return layers, input shape, dtype and device; a module serves only inputs of its own form."""
+    """Return what a BoundedModule depends on: if it differs, a new module must be built.
+
+    Args:
+        model: the network.
+        x: inputs, shape [B, ...].
+
+    Returns:
+        The layers as text, the shape of an input without B, the dtype and the device.
+    """
     return str(model), x.shape[1:], x.dtype, x.device
 
 
 @contextmanager
 def _failures(method: str) -> Iterator[None]:
-    """Turn the library's errors of any kind into a ValueError with one sentence."""
+    """Within the context, turn any error of the library into a ValueError with one sentence.
+
+    Args:
+        method: name of the bounding method, for the sentence.
+    """
     try:
         yield
     except Exception as error:
@@ -189,7 +224,12 @@ def _failures(method: str) -> Iterator[None]:
 
 @contextmanager
 def _at_most_iterations(options: dict[str, Any], most: int) -> Iterator[None]:
-    """Limit the number of optimisation steps of alpha-CROWN within the context."""
+    """Within the context, limit the number of optimisation steps of alpha-CROWN.
+
+    Args:
+        options: the library's ``optimize_bound_args``.
+        most: largest number of steps.
+    """
     before = options["iteration"]
     options["iteration"] = min(most, before)
     try:
@@ -199,6 +239,12 @@ def _at_most_iterations(options: dict[str, Any], most: int) -> Iterator[None]:
 
 
 def _intermediate_key(module: Any) -> str:
-    """Return the installed release's name for the argument with bounds of inner layers."""
+    """Return the name of the argument of ``compute_bounds`` that takes bounds of inner layers.
+
+    Releases of auto-LiRPA have different names for it.
+
+    Args:
+        module: the library's BoundedModule.
+    """
     names = inspect.signature(module.compute_bounds).parameters
     return "interm_bounds" if "interm_bounds" in names else "intermediate_layer_bounds"

@@ -1,4 +1,4 @@
-"""Replacements for names and behaviour that auto-LiRPA misses in newer torch and NumPy.
+"""Replacements for names and behaviour that auto-LiRPA needs and newer torch and NumPy lack.
 
 Each replacement is active only inside its context and, where it can be tested, only if the
 installed torch or NumPy lacks the original.
@@ -23,10 +23,10 @@ from torch import Tensor
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """Make auto-LiRPA 0.3 importable within the context.
+    """Within the context, auto-LiRPA 0.3 can be imported.
 
     Importing the library changes warning filters, the root logger and TorchScript's profiling; all
-    three are restored afterwards.
+    three are restored at the end of the context.
     """
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -44,7 +44,7 @@ def importable() -> Iterator[None]:
 
 @contextmanager
 def _moved_names() -> Iterator[None]:
-    """Supply names that newer NumPy and torch have moved or removed."""
+    """Within the context, supply names that newer NumPy and torch have moved or removed."""
     with ExitStack() as stack:
         if not hasattr(np.lib, "arraysetops"):
             moved = types.ModuleType("numpy.lib.arraysetops")
@@ -78,7 +78,10 @@ def _moved_names() -> Iterator[None]:
 
 @contextmanager
 def readable_trace() -> Iterator[None]:
-    """Let release 0.3 read attributes of a trace's nodes as node[key], and hide its warnings."""
+    """Within the context, let auto-LiRPA 0.3 read attributes of a trace's nodes as ``node[key]``.
+
+    Warnings are hidden.
+    """
     with ExitStack() as stack:
         if not hasattr(torch._C.Node, "__getitem__"):
 
@@ -94,10 +97,10 @@ def readable_trace() -> Iterator[None]:
 
 @contextmanager
 def learning_at_the_ends() -> Iterator[None]:
-    """Give clamp the gradient 1 at and beyond its bounds, for slopes that start there.
+    """Within the context, ``torch.clamp`` with two bounds has gradient 1 at and beyond its bounds.
 
-    Every slope of alpha-CROWN starts at a bound. Newer torch gives gradient 0 there, so that no
-    slope would ever move. The library itself clips slopes after each step.
+    Every slope of alpha-CROWN starts at a bound of clamp. Newer torch gives gradient 0 there, so
+    that no slope would ever move. The library itself clips slopes after each step.
     """
     clamp = torch.clamp
 
@@ -113,7 +116,11 @@ def learning_at_the_ends() -> Iterator[None]:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Set torch's default dtype, in which the library makes its identity matrices."""
+    """Within the context, set torch's default dtype, in which the library makes identity matrices.
+
+    Args:
+        dtype: dtype of the network.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -123,7 +130,11 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def accept_remove_duplicate(module: Any) -> None:
-    """Make a class's ``_named_members`` accept ``remove_duplicate``, as newer torch requires."""
+    """Make a class's ``_named_members`` accept ``remove_duplicate``, as newer torch requires.
+
+    Args:
+        module: a subclass of nn.Module, such as BoundedModule; it is changed in place.
+    """
     members = module._named_members
     if "remove_duplicate" in inspect.signature(members).parameters:
         return

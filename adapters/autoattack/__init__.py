@@ -1,10 +1,10 @@
 """AutoAttack (Croce and Hein 2020), the ensemble of attacks that is standard for robust accuracy.
 
-The components and their parameters are those of ``pyautoattack``, or of the GitHub package
-``autoattack``. In Linf and L2 the core's own loops run (apgd.py, fab.py and square.py in
-``robust_plugin/attacks``): they take the same steps from the same noise and leave out points that
-are already fooled. In L1, and for random networks, the library's loops run. The results equal the
-library's.
+The component attacks and their parameters are those of the library ``pyautoattack``, or of the
+GitHub package ``autoattack``. In Linf and L2 the implementations of this package run (apgd.py,
+fab.py and square.py in ``robust_plugin/attacks``): they take the same steps from the same noise and
+leave out points that are already fooled. In L1, and for networks that are random on purpose, the
+library's implementations run. The results equal the library's.
 
 Start with ``attack.py``: ``AutoAttack`` is the attack. ``component.py`` runs one component on one
 batch, ``library.py`` imports the library.

@@ -1,4 +1,7 @@
-"""``AutoAttack``: all components of one version in order, on batches of points, with a journal."""
+"""``AutoAttack``: run all component attacks of one version in order, on batches of points.
+
+Finished batches can be kept in a folder, the journal, from which an interrupted attack continues.
+"""
 
 from __future__ import annotations
 
@@ -43,30 +46,34 @@ _CHECKED = 32
 class AutoAttack:
     """AutoAttack as an attack: ``attack(model, x, y) -> x_adv``.
 
-    Give it all points in one call; it makes the batches itself. A point that it cannot fool is
-    returned unchanged. Under torch.distributed the processes share the batches and each returns all
-    points, so every process must call it.
+    Give all points in one call; the attack makes the batches itself. For a point that is not
+    fooled, the clean input is returned. Under torch.distributed the processes share the batches and
+    each of them returns all points, so every process must call the attack.
 
     Attributes:
         threat: threat model with norm Linf, L2 or L1.
         version: ``"standard"``, ``"plus"``, ``"rand"`` for networks that are random on purpose, or
-            ``"screen"``: only apgd-ce and apgd-t, a quick look that must not be called AutoAttack.
+            ``"screen"``: only apgd-ce and apgd-t, a quick estimate that must not be reported as
+            AutoAttack.
         seed: seed of the random starts; None takes a new one from torch's global generator at each
             call.
         batch_size: number of points attacked at once; the results depend on it.
         journal: folder in which finished batches are kept, so that an interrupted evaluation
             continues from there; None to keep nothing.
-        progress: function called after each batch; None for none.
+        progress: function that is called after each batch with a CascadeProgress; None to call
+            nothing.
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel.
-        ValueError: for an unknown version, or a journal without a seed. When called: for fewer than
-            four classes, a random network (except with ``"rand"``), the journal of another
-            evaluation, or several processes without a seed.
-        ImportError: when called, if the library is not installed.
+        ValueError: for an unknown version, an illegal batch size or seed, or a journal without a
+            seed. A call of the attack raises it for fewer than four classes, inputs that are not
+            images (except with ``"rand"`` and ``"screen"``), a random network (except with
+            ``"rand"``), the journal of another evaluation, or several processes without a seed.
+        ImportError: raised by a call of the attack if the library is not installed.
 
     Warns:
-        SuspectNetwork: when called, for each finding about the network, such as zero gradients.
+        SuspectNetwork: by a call of the attack, for each property of the network that would mislead
+            gradient attacks, such as zero gradients.
     """
 
     threat: ThreatModel
@@ -91,14 +98,14 @@ class AutoAttack:
 
     @property
     def name(self) -> str:
-        """The name of the attack's row in a report."""
+        """The name of the attack in reports, such as ``"AutoAttack"``."""
         if self.version == "screen":
             return "screening (apgd-ce, apgd-t)"
         return "AutoAttack" if self.version == "standard" else f"AutoAttack {self.version}"
 
     @property
     def whole(self) -> bool:
-        """True: ``evaluate`` gives this attack all points in one call."""
+        """Always True: ``evaluate`` must give this attack all points in one call."""
         return True
 
     @property
@@ -110,7 +117,7 @@ class AutoAttack:
         """Return adversarial inputs, shape [B, ...].
 
         Args:
-            model: the network; its modes are restored.
+            model: the network; the training flags of its layers are restored at the end.
             x: inputs, shape [B, ...], within [low, high].
             y: labels, shape [B].
         """
@@ -119,7 +126,10 @@ class AutoAttack:
     def check_classes(self, classes: int) -> None:
         """Raise unless the attack can handle this number of classes.
 
-        It can be called before training, so that the error does not come after hours of it.
+        Call this before training, so that the error does not come after hours of training.
+
+        Args:
+            classes: number of classes of the network.
 
         Raises:
             ImportError: if the library is not installed.
@@ -140,11 +150,15 @@ class AutoAttack:
     def check_points(self, x: Tensor) -> None:
         """Raise unless the attack can handle inputs of this shape.
 
-        Square, the last component, needs images; without this check its error would come after all
-        other components have run.
+        The component Square needs images. Without this check, its error would come after other
+        components have run.
+
+        Args:
+            x: inputs, shape [B, ...].
 
         Raises:
-            ValueError: for inputs that are not images [B, channels, height, width].
+            ValueError: if the version contains Square and the inputs are not images, shape [B,
+                channels, height, width].
         """
         if x.dim() != 4 and "square" in _COMPONENTS[self.version]:
             raise ValueError(
@@ -155,12 +169,12 @@ class AutoAttack:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The name and version of the installed library."""
+        """The version of the installed library, as ``{name of the package: version}``."""
         package = library()[0]
         return {package: metadata.version(package)}
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Check the network, then run all components by ``cascade``."""
+        """Check the network, run all components, and return adversarial inputs, shape [B, ...]."""
         self._check_network(model, x, y)
         if self.seed is None and rank_and_world()[1] > 1:
             raise ValueError("several processes need the same noise; give a seed.")
@@ -190,7 +204,17 @@ class AutoAttack:
         )
 
     def _check_network(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        """Raise or warn if the results for this network would mean little."""
+        """Raise or warn if the network would make the attack impossible or its results misleading.
+
+        Args:
+            model: the network.
+            x: inputs, shape [B, ...]; the first 32 points are checked.
+            y: labels, shape [B].
+
+        Raises:
+            ValueError: if the attack cannot handle the number of classes or the shape of the
+                inputs, or, except with ``"rand"``, if the network is random.
+        """
         few, labels = x[:_CHECKED], y[:_CHECKED]
         with torch.no_grad():
             logits = check_logits(model(few), labels)
@@ -199,11 +223,21 @@ class AutoAttack:
             if self.for_random:  # noise would make the gradient checks meaningless
                 return
             refuse_random(model, few, logits)
-        for found in findings(model, few, labels):  # ``evaluate`` hides them: its report has them
+        for found in findings(model, few, labels):  # ``evaluate`` reports them and hides these
             warnings.warn(f"{self.name}: {found}.", SuspectNetwork, stacklevel=5)
 
     def _open(self, folder: Path, model: nn.Module, x: Tensor, y: Tensor) -> Journal:
-        """Return the journal in a folder, or raise if it is that of another evaluation."""
+        """Return the journal, the record of finished batches, that is in a folder.
+
+        Args:
+            folder: the folder; it is made if it does not exist.
+            model: the network.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
+
+        Raises:
+            ValueError: if the journal is of another network, other points or other settings.
+        """
         ((package, version),) = self.versions.items()
         fingerprint = {
             "model": str(Fingerprint(model)),

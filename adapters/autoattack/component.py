@@ -1,7 +1,8 @@
 """Run one component of AutoAttack, such as apgd-ce or square, on one batch of points.
 
-In Linf and L2 the core's own loops run (apgd.py, fab.py and square.py), with the library's
-parameters. In L1, and for networks that are random on purpose, the library's loops run.
+In Linf and L2 the implementations of this package run (apgd.py, fab.py and square.py in
+``robust_plugin/attacks``), with the library's parameters. In L1, and for networks that are random
+on purpose, the library's implementations run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Component:
 
     Attributes:
         original: the library's AutoAttack object, with the parameters of all components.
-        for_random: whether the network is random on purpose, so that the library's loops run.
+        for_random: whether the network is random on purpose, so that the library's implementation
+            runs.
     """
 
     def __init__(self, name: str, version: str, threat: ThreatModel, device: torch.device) -> None:
@@ -49,7 +51,7 @@ class Component:
             )
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return adversarial inputs, shape [B, ...]; the input itself if it was not fooled.
+        """Return adversarial inputs, shape [B, ...]; the clean input of a point that is not fooled.
 
         Args:
             model: network on inputs in [0, 1].
@@ -80,11 +82,16 @@ class Component:
         return self.original.apgd_targeted if self.name == "apgd-t" else self.original.apgd
 
     def _loss(self, points: Survivors, target: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the component's loss as ``loss(logits, rows) -> [B]`` for some of the points.
+        """Return the component's loss for some points of the batch, as a function.
 
         Args:
             points: all points of the batch.
             target: target class of each point, shape [B]; None for an untargeted loss.
+
+        Returns:
+            Function ``loss(logits, rows)`` for R of the points. It takes their logits, shape [R,
+            classes], and their indices into the batch, shape [R], and returns a loss per point,
+            shape [R].
         """
 
         def loss(logits: Tensor, rows: Tensor) -> Tensor:
@@ -105,20 +112,27 @@ class Component:
                 fab(points, target, settings, random_start=restart > 0)
 
     def _targets(self, points: Survivors, settings: Any) -> list[Tensor]:
-        """Return the target classes of targeted attacks, each of shape [B].
+        """Return the target classes of a targeted component, one tensor of shape [B] per target.
 
-        They are the classes with the next highest logits after the predicted one, highest first; at
-        most ``n_target_classes`` of the library's settings, and at most as many as there are.
+        The targets of a point are the classes with the highest logits after the predicted class,
+        highest first; at most ``n_target_classes`` of them.
+
+        Args:
+            points: the points of the batch.
+            settings: the library's attack object, which has ``n_target_classes``.
         """
         order = points.logits.sort(dim=1).indices
         last = min(settings.n_target_classes + 1, order.shape[1])
         return [order[:, -k] for k in range(2, last + 1)]
 
     def _by_the_library(self, points: Survivors) -> None:
-        """Run the library's own loops.
+        """Run the library's implementation of the component; ``points`` stores what it finds.
 
-        They are needed in L1, which the core's loops do not cover, and for random networks, on
-        which one wrong answer does not decide about a point.
+        It is needed in L1, for which this package has no APGD, FAB and Square, and for random
+        networks, where a single wrong answer does not mean that a point is fooled.
+
+        Args:
+            points: the points of the batch.
         """
         if self.name == "square":
             self._square_by_the_library(points)

@@ -10,9 +10,10 @@ from typing import Any
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the library's logger within the context.
+    """Within the context, silence the library's logger.
 
-    It would repeat, for every batch, warnings for which ``evaluate`` has checks of its own.
+    The library would repeat its warnings for every batch, and ``evaluate`` and ``AutoAttack`` check
+    the network for the same problems.
     """
     logger = logging.getLogger("auto-attack")
     before, logger.disabled = logger.disabled, True
@@ -23,7 +24,7 @@ def quiet() -> Iterator[None]:
 
 
 def library() -> tuple[str, Any]:
-    """Return the name of the installed package and its class AutoAttack.
+    """Return the name of the installed package, and the class AutoAttack of that package.
 
     Raises:
         ImportError: if neither package is installed; the message has the install command.

@@ -1,12 +1,13 @@
 """Remove channels from networks, by the dependency graph of torch-pruning.
 
 torch-pruning finds the layers that share a channel and cuts them. It skips silently what it
-cannot cut. Here that is an error: each group is tried on a randomised copy before anything is
-learned, and a network without its channels is compared to the masked one.
+cannot cut. Here the removal of each group is tried on a copy with random parameters before anything
+is learned; groups that cannot be removed stay dense, with a warning. After the removal, the outputs
+of the smaller network must equal those of the masked one.
 
 Start with ``coupled.py``: ``channel_groups`` finds the groups. ``removal.py`` removes the masked
-channels, ``importance.py`` does so inside training loops for torch-pruning's pruners,
-``graph.py`` has the calls of torch-pruning that both use.
+channels, ``importance.py`` removes them inside training loops that are written for torch-pruning's
+pruners, ``graph.py`` traces and cuts a network with torch-pruning.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""Find the channels of a network that can only be removed together, as groups for a Pruner."""
+"""Find the channels of a network that depend on each other, as groups for a Pruner."""
 
 from __future__ import annotations
 
@@ -20,24 +20,31 @@ from robust_plugin.masks.prunable import below, refuse_masked, refuse_tied, refu
 def channel_groups(
     model: nn.Module, example_inputs: Inputs, *, ignored: Collection[str | nn.Module] = ()
 ) -> Groups:
-    """Return the channels of a network as groups for a Pruner: one score per channel.
+    """Return the channels of a network as groups for a Pruner.
 
-    A group contains the channels that can only be removed together: those of all layers that write
-    to a residual stream, of a depthwise convolution and the layer before it, or the same positions
-    of every part of a grouped convolution. A group has one rate. Its mask multiplies the *input*
-    channels of all layers that read the channel: only then does the masked network equal the one
-    without the channel (after a BatchNorm, a filter of zeros is a constant, not zero).
+    A group contains the channels of all layers that must keep the same channels, such as all layers
+    that write to a residual stream, or a depthwise convolution and the layer before it. It has one
+    score per channel; channels at the same position of every part of a grouped convolution share
+    one score, because they can only be removed together. A Pruner learns one density per group. The
+    mask of a group multiplies the *input* channels of all layers that read its channels: only then
+    does the masked network equal the one without the channels (after a BatchNorm, a filter of zeros
+    is a constant, not zero).
 
     Some channels stay dense, with a warning: channels that a norm or an attention mixes, and
-    channels for which a trial on a randomised copy shows that removal and mask differ. The trial
-    uses the example inputs and random inputs, in evaluation and in training mode. The network's
-    outputs always stay. Layers that no trace sees, such as a head that runs in training only, are
-    named in a warning. The model is not changed.
+    channels whose removal has another effect than their mask on a copy with random parameters. The
+    copy is tried on the example inputs and on random inputs, in evaluation and in training mode.
+    The output channels of the network are never removed. A warning names layers that the trace does
+    not contain, such as a head that runs in training only. The model is not changed.
 
     Args:
         model: network without masks and without wrappers (DDP, torch.compile); frozen or not.
         example_inputs: inputs of one forward pass, batch dimension first.
-        ignored: layers, or names of layers, whose output channels stay, with all layers inside.
+        ignored: layers, or names of layers, whose output channels are never removed; a module
+            stands for all layers inside it.
+
+    Returns:
+        Groups: a tuple of groups that also holds ``example_inputs``, for the argument ``groups`` of
+        a Pruner.
 
     Raises:
         ValueError: for a masked or wrapped model, inputs that its forward does not take, a graph
@@ -73,7 +80,12 @@ def channel_groups(
 
 
 def _producers(graph: Any, coupled: Any) -> Iterator[str]:
-    """Yield the names of the layers that compute the channels of a torch-pruning group."""
+    """Yield the names of the layers that compute the channels of a torch-pruning group.
+
+    Args:
+        graph: torch-pruning's dependency graph.
+        coupled: a group of that graph.
+    """
     for item in coupled:
         makes = graph.is_out_channel_pruning_fn(item.dep.handler)
         if makes and isinstance(item.dep.target.module, ROOTS):
@@ -81,7 +93,7 @@ def _producers(graph: Any, coupled: Any) -> Iterator[str]:
 
 
 def _axes(graph: Any, coupled: Any, modules: Mapping[str, nn.Module]) -> Iterator[Axis]:
-    """Yield each dimension of a parameter that torch-pruning would cut with this group.
+    """Yield each parameter dimension that torch-pruning would shorten when it removes a group.
 
     Args:
         graph: torch-pruning's dependency graph.

@@ -1,4 +1,4 @@
-"""Trace a network with torch-pruning, and cut it by a recorded history of removals."""
+"""Trace a network with torch-pruning, and remove listed channels from it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def replay(model: nn.Module, inputs: tuple[Tensor, ...], history: History) -> None:
-    """Cut a network without masks in place, by a recorded history of removals.
+    """Remove the listed channels from a network, in place.
 
-    ``requires_grad`` of its parameters and its modes do not change.
+    ``requires_grad`` of the parameters and the training flags of the layers do not change.
 
     Args:
-        model: the network to cut.
+        model: the network to cut, without masks.
         inputs: inputs of one forward pass.
-        history: the removals, in torch-pruning's format.
+        history: the removals in order, each as (layer name, True for output channels, indices of
+            the removed channels).
     """
     with unfrozen(model):
         graph = trace(model, inputs)
@@ -35,9 +36,12 @@ def replay(model: nn.Module, inputs: tuple[Tensor, ...], history: History) -> No
 
 
 def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """Return torch-pruning's dependency graph of a network.
+    """Return torch-pruning's dependency graph of a network, a ``torch_pruning.DependencyGraph``.
 
-    All parameters are unfrozen, because torch-pruning follows autograd; give a copy.
+    Args:
+        model: the network, or a copy: all its parameters get ``requires_grad=True`` and stay so,
+            because torch-pruning follows autograd.
+        inputs: inputs of one forward pass.
 
     Raises:
         ValueError: if the forward pass fails or torch-pruning cannot read the graph.
@@ -60,5 +64,8 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 
 def as_tuple(example_inputs: Inputs) -> tuple[Tensor, ...]:
-    """Return the inputs as a tuple, because torch-pruning would unpack a tensor by its batch."""
+    """Return the inputs as a tuple.
+
+    torch-pruning would take a bare tensor as one input for each example of the batch.
+    """
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)

@@ -1,4 +1,7 @@
-"""Use learned scores and counts in training loops that are written for torch-pruning's pruners."""
+"""Learned scores and numbers of channels, for training loops written for torch-pruning's pruners.
+
+The functions and the class take a Pruner that has learned which channels to keep.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,22 @@ from robust_plugin.runtime.contexts import unfrozen
 
 
 def learned_importance(pruner: Pruner) -> Callable[[Any], Tensor | None]:
-    """Return the ``importance`` function of a torch-pruning pruner: ranks by the learned scores.
+    """Return a function for the argument ``importance`` of a torch-pruning pruner.
 
-    For a group, the function returns one number per channel of its first layer: the channel's rank
-    divided by the number of channels. All numbers are distinct, so that torch-pruning breaks ties
-    as the mask does. For a group without scores it returns None, and torch-pruning leaves the group
-    alone. The function expects that earlier steps have removed the channels of lowest rank. The
-    pruner must be finalized before torch-pruning cuts.
+    The function takes a group of torch-pruning and returns one value in (0, 1] per channel of the
+    group's first layer: the channel's rank by the learned scores, divided by the number of
+    channels. Channels that can only be removed together count as one. Other channels never have the
+    same value, so that torch-pruning breaks ties as the mask does. For a group without scores the
+    function returns None, and torch-pruning does not prune the group. The function expects that
+    earlier steps have removed the channels of lowest rank. The pruner must be finalized before
+    torch-pruning cuts.
 
     Args:
         pruner: pruner with groups from ``channel_groups``.
 
     Raises:
-        ValueError: if the pruner's groups are not groups of channels. When the function is called:
-            if the masks are still attached, or for another network, such as a copy.
+        ValueError: if the pruner's groups are not groups of channels. The returned function raises
+            it if the masks are still attached, or for a group of another network, such as a copy.
     """
     scored = ranking.rankings(pruner)
     modules = set(pruner.model.modules())
@@ -55,17 +60,18 @@ def learned_importance(pruner: Pruner) -> Callable[[Any], Tensor | None]:
 
 
 def learned_ratios(pruner: Pruner) -> dict[nn.Module, float]:
-    """Return the ``pruning_ratio_dict`` of a torch-pruning pruner: the learned share to remove.
+    """Return the share of output channels to remove from each layer, as the scores have learned it.
 
-    It has an entry for every layer, because torch-pruning would cut a layer without one, such as
-    the classifier, by its default of one half.
+    Give it to a torch-pruning pruner as ``pruning_ratio_dict``. It has an entry for every
+    convolution and linear layer, because torch-pruning would remove half of the channels of a layer
+    without an entry, such as the classifier.
 
     Args:
         pruner: pruner with groups from ``channel_groups``.
 
     Raises:
-        ValueError: if the pruner's groups are not groups of channels, or a layer is frozen, which
-            torch-pruning would not cut, or cut on one side only.
+        ValueError: if the pruner's groups are not groups of channels, or a layer is frozen:
+            torch-pruning would not cut it, or would cut only its inputs or only its outputs.
     """
     ratios = ranking.learned_ratios(pruner)
     for name, layer in pruner.model.named_modules():
@@ -78,17 +84,18 @@ def learned_ratios(pruner: Pruner) -> dict[nn.Module, float]:
 
 
 class LearnedPruner(tp.pruner.BasePruner):  # type: ignore[misc]
-    """A torch-pruning pruner that removes the channels that another pruner has learned to remove.
+    """A torch-pruning pruner that removes the channels that a Pruner has learned to remove.
 
     It fits into training loops that are written for torch-pruning's pruners. ``regularize`` keeps
-    the channels that are scheduled for removal at zero while the rest trains, so that no step
-    changes what the network computes. ``step`` checks the number of channels of each layer. As with
-    any torch-pruning pruner, the model is cut in place and needs a new optimizer after each step.
+    the weights at zero that read channels which later steps will remove, while the rest trains, so
+    that no step changes what the network computes. ``step`` checks the number of channels of each
+    layer. As with any torch-pruning pruner, the model is cut in place and needs a new optimizer
+    after each step.
 
     Args:
-        model: the network, whose pruner is finalized. Frozen layers are cut, and stay frozen.
+        model: the network of ``learned``. Frozen layers are cut too, and stay frozen.
         example_inputs: inputs of one forward pass.
-        learned: the pruner with the scores and the numbers of kept channels.
+        learned: a finalized Pruner, which has the scores and the numbers of channels to keep.
         iterative_steps: number of steps over which the channels are removed, at least 1.
 
     Raises:
@@ -119,13 +126,13 @@ class LearnedPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             )
 
     def regularize(self, model: nn.Module, loss: Any = None) -> None:
-        """Zero the gradients of weights that read channels scheduled for removal.
+        """Zero the gradients of all weights that read channels which later steps will remove.
 
-        Call it before ``optimizer.step()``.
+        Call this method after ``loss.backward()`` and before ``optimizer.step()``.
 
         Args:
             model: the network of this pruner.
-            loss: not used; torch-pruning's loops give it.
+            loss: not used; torch-pruning's training loops pass it.
 
         Raises:
             ValueError: for another model.
@@ -135,14 +142,18 @@ class LearnedPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         ranking.zero_scheduled_gradients(self.learned)
 
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
-        """Remove the channels of this step.
+        """Remove the channels of the next step from the model, in place.
 
         Args:
-            interactive: return an iterator over the groups to prune, and prune nothing.
+            interactive: True to prune nothing and return an iterator over torch-pruning's groups;
+                the caller prunes each by ``group.prune()``.
+
+        Returns:
+            The iterator; None if ``interactive`` is False.
 
         Raises:
-            ValueError: after the last step, or if a layer has another number of channels than this
-                step should leave.
+            ValueError: after the last step, or if the step leaves a layer with a different number
+                of channels than it should. The iterator raises the latter at its end.
         """
         if self.current_step >= self.iterative_steps:
             raise ValueError(f"all {self.iterative_steps} steps are done already.")
@@ -154,7 +165,7 @@ class LearnedPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         return None
 
     def _checked(self, groups: Iterator[Any]) -> Iterator[Any]:
-        """Yield the groups, then check the numbers of channels."""
+        """Yield the groups of one step; at the end, check the number of channels of each layer."""
         with unfrozen(self.model):
             yield from groups
         ranking.check_counts(self.learned, self.current_step, self.iterative_steps)

@@ -1,4 +1,4 @@
-"""Remove masked channels from a copy of the network, and load a network saved without them."""
+"""Remove masked channels from a copy of the network, and load a saved smaller network."""
 
 from __future__ import annotations
 
@@ -49,11 +49,14 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs | None = None) -> Rem
 
 
 def load(path: str | Path, model: nn.Module, example_inputs: Inputs) -> nn.Module:
-    """Return the network that ``save`` wrote, bit for bit, cut from a copy of the large network.
+    """Return the smaller network that ``save`` wrote, with the same weights bit for bit.
+
+    It is made by cutting a copy of the large network and loading the saved weights.
 
     Args:
         path: the file.
-        model: the network before channel removal, with any weights, in the dtype that was saved.
+        model: the large network, with all channels and any weights, in the dtype that was saved; it
+            is not changed.
         example_inputs: inputs of one forward pass.
 
     Raises:

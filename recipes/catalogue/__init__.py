@@ -1,8 +1,8 @@
-"""Lists for the user: presets, published figures, and the files of a run.
+"""Lists for the user: presets, published numbers, and the files of a run.
 
 ``preset_list.py`` is the command ``list``, which lists all presets.
-``published.py`` reads the published figures of papers from ``published.yaml``.
-``published_comparison.py`` compares the results of a run with the published figures.
+``published.py`` reads the published numbers of papers from ``published.yaml``.
+``published_comparison.py`` compares the results of a run with the published numbers.
 ``run_files.py`` describes each file in the folder of a run.
 
 Uses: papers, config.

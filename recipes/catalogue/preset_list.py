@@ -1,4 +1,4 @@
-"""The list of presets, with the endings their names may have and the published densities."""
+"""The list of presets, with the densities that papers report and the endings of preset names."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def listing() -> str:
 
 
 def published_presets(command: str) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Yield the name of each preset that has published figures, with their densities.
+    """Yield the name of each preset for which papers report numbers, and the densities of these.
 
-    A name with an ending is included only if it has published figures of its own, other than those
-    of the name without the ending. Only endings of the axis structure have them.
+    Names with the ending ``-channels`` are included if papers report numbers for channels. No other
+    ending has published numbers of its own.
 
     Args:
         command: magnitude, hydra or harp; magnitude also takes the presets of hydra and harp.
@@ -51,7 +51,12 @@ def published_presets(command: str) -> Iterator[tuple[str, tuple[float, ...]]]:
 
 
 def _densities(command: str, name: str) -> tuple[float, ...]:
-    """Return the densities with published figures for a preset, the largest first."""
+    """Return the densities for which papers report numbers for a preset, the largest first.
+
+    Args:
+        command: magnitude, hydra or harp.
+        name: name of the preset.
+    """
     kind = RECIPES[command].config
     try:
         return published_densities(command, read_preset(name, kind))
@@ -60,7 +65,13 @@ def _densities(command: str, name: str) -> tuple[float, ...]:
 
 
 def _line(command: str, name: str, width: int) -> str:
-    """Return the line of a preset: name, published densities in %, and description."""
+    """Return the line of a preset: name, published densities in %, and description.
+
+    Args:
+        command: command that the line is listed under.
+        name: name of the preset.
+        width: width of the column of names, in characters.
+    """
     about = preset_layers(name)[-1].about
     if command not in RECIPES:
         return f"  {name:<{width}}  {about}"
@@ -68,13 +79,19 @@ def _line(command: str, name: str, width: int) -> str:
 
 
 def _shown(densities: tuple[float, ...]) -> str:
+    """Return densities in % as text, separated by commas."""
     return ", ".join(f"{100 * density:g}" for density in densities)
 
 
 def _endings(command: str, width: int) -> Iterator[str]:
     """Yield the lines below the presets of a command.
 
-    They list the endings of names, and other names with published figures.
+    They list the endings that names of presets may have, and the other names that the command takes
+    and for which papers report numbers.
+
+    Args:
+        command: command that the lines are listed under.
+        width: width of the column of names, in characters.
     """
     endings = [each for each in variants().values() if command in each.commands]
     if not endings:

@@ -1,6 +1,6 @@
-"""Published figures from papers and a benchmark, read from published.yaml.
+"""Published numbers from papers and a benchmark, read from published.yaml.
 
-The file also holds the source of each figure and the conditions under which it was measured.
+The file also holds the source of each number and the conditions under which it was measured.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _PLAIN = {"rates": "uniform", "rounds": 1, "learn": "both", "pretraining": "robu
 
 @dataclass(frozen=True)
 class Figure:
-    """One published figure.
+    """One published number: the accuracy of one method on one data set at one density.
 
     Attributes:
         method: name of the method: magnitude, hydra, harp, or one that is not implemented here.
         data: name of the data set.
-        model: name of the network; None if the figure is a mean over several networks.
-        objective: names of the objectives that the network was trained on, one of ours each; empty
-            if our sources do not say.
+        model: name of the network; None if the number is a mean over several networks.
+        objective: names of the training objectives that the network may have been trained with, as
+            this package calls them; empty if our sources do not say.
         structure: what was pruned: weights or channels.
         density: share of the weights or channels that is kept, from 0 to 1.
         metric: benign, era (under PGD), autoattack, vra (certified) or smoothed (certified by
             smoothing); with " of dense", as a share of the dense network's value.
         value: value of the metric in %.
         dense: value of the metric for the dense network in %; None if it is not published.
-        source: paper or benchmark, and its table, that the figure is from.
-        description: what the figure measures, e.g. "robust accuracy".
+        source: the paper or benchmark, and its table.
+        description: what the number measures, e.g. "robust accuracy".
         conditions: conditions such as eps and epochs, as in published.yaml.
     """
 
@@ -61,14 +61,14 @@ class Figure:
 
 @lru_cache
 def figures() -> tuple[Figure, ...]:
-    """Return all figures of published.yaml."""
+    """Return all numbers in published.yaml."""
     return tuple(
         figure for table in yaml.safe_load(_FILE.read_text()) for figure in _figures_of_table(table)
     )
 
 
 def _figures_of_table(table: Mapping[str, Any]) -> Iterator[Figure]:
-    """Yield one figure per cell of a table in published.yaml."""
+    """Yield one published number per value of a table in published.yaml."""
     metrics = table["metrics"]
     for row in table["rows"]:
         dense = row.get("dense", [None] * len(metrics))
@@ -95,10 +95,10 @@ def _figures_of_table(table: Mapping[str, Any]) -> Iterator[Figure]:
 
 
 def published_for(command: str, config: RecipeConfig, *, data: str) -> tuple[Figure, ...]:
-    """Return the published figures of a method at all densities.
+    """Return the published numbers of a method at all densities, for the settings of a run.
 
     Args:
-        command: magnitude, hydra or harp.
+        command: name of the method: magnitude, hydra or harp.
         config: settings that name the network, the objective and the structure.
         data: name of the data set.
     """
@@ -114,15 +114,15 @@ def published_for(command: str, config: RecipeConfig, *, data: str) -> tuple[Fig
 
 
 def published_densities(command: str, config: RecipeConfig) -> tuple[float, ...]:
-    """Return the densities with figures that were published for these settings, the largest first.
+    """Return the densities for which papers report numbers for these settings, the largest first.
 
     Args:
-        command: magnitude, hydra or harp.
+        command: name of the method: magnitude, hydra or harp.
         config: settings of a run or preset.
 
     Returns:
         tuple: the densities; empty if the papers' tables use another value of a setting such as
-        rates.
+        ``rates`` (the layer densities).
     """
     if variations(config):
         return ()
@@ -131,7 +131,12 @@ def published_densities(command: str, config: RecipeConfig) -> tuple[float, ...]
 
 
 def variations(config: RecipeConfig) -> list[str]:
-    """Return each setting whose value differs from the papers' tables, as "ours for theirs"."""
+    """Return the settings whose values differ from those in the papers' tables.
+
+    Returns:
+        list: one text per setting, such as "rates erk for uniform": the run has erk, the papers
+        uniform.
+    """
     found = {name: getattr(config, name, plain) for name, plain in _PLAIN.items()}
     return [
         f"{name} {found[name]} for {_PLAIN[name]}" for name in found if found[name] != _PLAIN[name]

@@ -1,7 +1,7 @@
-"""Comparison of a run's results with published figures.
+"""Comparison of a run's results with published numbers.
 
-Networks, epochs and data differ between a published run and ours. So each comparison names what
-differs, and a published figure is never put into one table with our results.
+Networks, epochs and data differ between the papers and our run. So each comparison names what
+differs, and a published number is never put into one table with our results.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _TITLES = {"cifar10": "CIFAR-10", "svhn": "SVHN"}
 
 
 def beside_published(command: str, preset: RecipeConfig, config: RecipeConfig, folder: Path) -> str:
-    """Return the figures published at the density of a finished run, each with the run's value.
+    """Return the numbers published at the density of a finished run, each with the run's own value.
 
     Args:
-        command: magnitude, hydra or harp.
-        preset: settings of the preset that the run is based on. They name the data set that a
-            folder of images stands for. Their figures are used if none are published for the run's
-            own settings.
+        command: name of the method: magnitude, hydra or harp.
+        preset: settings of the preset that the run is based on. If the run's images are in a
+            folder, their data set is that of the preset. If no numbers are published for the run's
+            settings, those for the preset are taken.
         config: settings of the run.
         folder: folder of the run.
 
     Returns:
-        str: one paragraph per figure, with the published value, our value, the source and what
-        differs; empty if nothing is published.
+        str: a heading and one paragraph per published number: its value, our value, the source and
+        what differs between the two; empty if nothing is published.
     """
     if getattr(config, "pattern", "none") != "none":
         return ""  # a pattern replaces the density, and no figures of patterns are published
@@ -60,13 +60,22 @@ def beside_published(command: str, preset: RecipeConfig, config: RecipeConfig, f
 
 
 def _value(figure: Figure) -> str:
-    """Return a published value in %, with its source and the value of the dense network."""
+    """Return a published number in % as text, with its source and the dense network's value."""
     dense = "" if figure.dense is None else f"; its dense network {figure.dense:g}"
     return f"{figure.value:g} ({figure.source}: {figure.description}{dense})"
 
 
 def _own(figure: Figure, report: Report) -> str:
-    """Return the run's value of a figure's metric in %, with its interval and number of points."""
+    """Return, as text, the run's own value for the metric of a published number.
+
+    Args:
+        figure: the published number.
+        report: evaluation of the run on the test points.
+
+    Returns:
+        str: accuracy in % with its 95 % interval, the name of the attack (or "clean" or
+        "certified") and the number of points; or "not measured by this run".
+    """
     row = _row(figure.metric, report)
     if row is None:
         return "not measured by this run"
@@ -76,7 +85,15 @@ def _own(figure: Figure, report: Report) -> str:
 
 
 def _row(metric: str, report: Report) -> str | None:
-    """Return the name of the report's row that measures a metric; None if there is no such row."""
+    """Return the name under which a report has the accuracy of a metric; None if not measured.
+
+    Args:
+        metric: metric of a published number: benign, era, autoattack or vra.
+        report: evaluation of a run.
+
+    Returns:
+        str: "clean", the name of an attack, or "certified".
+    """
     if metric == "vra":
         return "certified" if report.certified is not None else None
     names = {"benign": ("clean",), "era": ("PGD",), "autoattack": ("AutoAttack",)}
@@ -85,7 +102,13 @@ def _row(metric: str, report: Report) -> str | None:
 
 
 def _smoothed(config: RecipeConfig, smoothing: Mapping[str, Any] | None) -> str:
-    """Return the run's accuracy in % that smoothing certifies at the radius eps."""
+    """Return as text the accuracy in % that randomized smoothing certifies at the radius eps.
+
+    Args:
+        config: settings of the run.
+        smoothing: predictions, labels and radii of the test points, from report.json; None if the
+            run was evaluated without smoothing.
+    """
     threat = config.threat.build()
     if smoothing is None or threat.norm != "L2":
         return "not measured by this run"
@@ -97,7 +120,14 @@ def _smoothed(config: RecipeConfig, smoothing: Mapping[str, Any] | None) -> str:
 
 
 def _differences(figure: Figure, config: RecipeConfig, data: str, report: Report) -> Iterator[str]:
-    """Yield each known difference between a run and a published figure, as "ours for theirs"."""
+    """Yield each known difference between a run and a published number, as "ours for theirs".
+
+    Args:
+        figure: the published number.
+        config: settings of the run.
+        data: name of the run's data set.
+        report: evaluation of the run.
+    """
     conditions = figure.conditions
     if config.data.name != figure.data:
         yield f"images of {data} for {_TITLES[figure.data]}"
@@ -134,18 +164,21 @@ def _differences(figure: Figure, config: RecipeConfig, data: str, report: Report
 
 
 def _epochs(method: str, config: RecipeConfig) -> list[int]:
-    """Return the epochs of each phase; magnitude fine-tunes for those of prune and finetune."""
+    """Return the numbers of epochs of a run's phases, in their order.
+
+    Magnitude has no prune phase and fine-tunes for the epochs of prune and finetune together.
+    """
     first, second, third = config.pretrain.epochs, config.prune.epochs, config.finetune.epochs
     return [first, second + third] if method == "magnitude" else [first, second, third]
 
 
 def _sum(epochs: list[int]) -> str:
-    """Return epochs as a sum such as 100+20+100."""
+    """Return numbers of epochs as a sum such as "100+20+100"."""
     return "+".join(map(str, epochs))
 
 
 def _unsaid(figure: Figure) -> list[str]:
-    """Return the conditions of a figure that our sources do not state."""
+    """Return the conditions of a published number that our sources do not state."""
     needed = {"epochs": "epochs", "extra": "extra data"}
     if figure.metric != "smoothed":  # its description says that the radius is unknown
         needed["eps"] = "eps"

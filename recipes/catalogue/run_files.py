@@ -46,7 +46,9 @@ def phrase(name: str) -> str:
 
 
 def files_of(names: Sequence[str], *, sizes: dict[str, int] | None = None) -> str:
-    """Return one line per file with its description, results first; skip unknown files.
+    """Return one line per file with its name and description, results first.
+
+    Files that no run writes are left out.
 
     Args:
         names: names of files and folders in the folder of a run.

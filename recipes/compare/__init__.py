@@ -1,8 +1,8 @@
 """Comparison of methods on equal terms: one row per method, one table at the end.
 
 Start with ``comparison.py``, the command ``compare``. ``jobs.py`` lists its trainings, ``cells.py``
-has the result of one row at one density, ``differences.py`` the paired differences between rows.
-``tables.py`` writes the text table and the plots, ``page.py`` the HTML report.
+has the results of one method at one density, ``differences.py`` the paired differences between
+methods. ``tables.py`` writes the text table and the plots, ``page.py`` the HTML report.
 
 Uses: papers, training, config, pages, runtime.
 Used by: dry, cli.

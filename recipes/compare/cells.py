@@ -1,4 +1,4 @@
-"""Cells of a comparison: the results of one row at one density, over all seeds."""
+"""Cells of a comparison: the results of one method at one density, over all seeds."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from robust_plugin.evaluation.report import Report
 
 @dataclass(frozen=True)
 class Cell:
-    """Results of one row of a comparison at one density, over all seeds.
+    """Results of one method of a comparison at one density, over all seeds.
 
     Attributes:
-        row: name of the row, that is, of the method.
+        row: name of the method, which is a row of the comparison.
         density: share of weights kept, in (0, 1].
-        lr: fine-tuning learning rate that was chosen on validation; None for the dense network.
-        reports: one report per seed, all on the same test points.
+        lr: fine-tuning learning rate with the best robust accuracy on the validation points; None
+            for the dense network.
+        reports: one evaluation report per seed, all on the same test points.
         validation: robust accuracy on the validation points at ``lr``, mean over seeds, in [0, 1];
             None for the dense network.
-        diverged: learning rates at which the training of at least one seed ended in NaN.
+        diverged: learning rates at which the training of at least one seed diverged, that is, its
+            loss or network outputs became NaN or infinite.
     """
 
     row: str
@@ -35,17 +37,20 @@ class Cell:
         """Return the accuracy of each seed, in [0, 1].
 
         Args:
-            row: row of the reports: ``"clean"``, an attack or ``"certified"``.
+            row: kind of accuracy: ``"clean"``, the name of an attack, or ``"certified"``.
         """
         return [report.accuracy(row) for report in self.reports]
 
     def interval(self, row: str) -> tuple[float, float, float]:
-        """Return the mean over seeds and the two ends of its 95 % interval.
+        """Return the mean accuracy over seeds and the two ends of its 95 % interval, in [0, 1].
 
         The interval is Student's t over the seeds; for one seed, Wilson's over its test points.
 
         Args:
-            row: row of the reports: ``"clean"``, an attack or ``"certified"``.
+            row: kind of accuracy: ``"clean"``, the name of an attack, or ``"certified"``.
+
+        Returns:
+            tuple: mean, lower end, upper end.
         """
         mean, half = mean_interval(self.values(row))
         if math.isnan(half):
@@ -53,10 +58,10 @@ class Cell:
         return mean, mean - half, mean + half
 
     def shown(self, row: str) -> str:
-        """Return the accuracy with its interval as text, in per cent.
+        """Return the accuracy with its 95 % interval as text, in per cent.
 
         Args:
-            row: row of the reports: ``"clean"``, an attack or ``"certified"``.
+            row: kind of accuracy: ``"clean"``, the name of an attack, or ``"certified"``.
         """
         mean, low, high = (100 * value for value in self.interval(row))
         if len(self.reports) == 1:
@@ -64,10 +69,11 @@ class Cell:
         return f"{mean:.1f} ± {(high - low) / 2:.1f}"
 
     def flags(self, row: str) -> tuple[bool, ...]:
-        """Return whether each test point of the first seed is correct.
+        """Return, for the first seed, whether each test point counts as correct.
 
         Args:
-            row: row of the reports: ``"clean"``, an attack or ``"certified"``.
+            row: ``"clean"`` for correct without an attack, the name of an attack for correct under
+                this attack, or ``"certified"`` for proved.
         """
         first = self.reports[0]
         return (first.certified or ()) if row == "certified" else first.flags[row]
@@ -85,13 +91,20 @@ class Cell:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Rows of the reports: ``"clean"``, the attacks and, if points were proved, "certified"."""
+        """Kinds of accuracy in the reports: "clean", the attacks and, with proofs, "certified"."""
         first = self.reports[0]
         return (*first.rows, *(["certified"] if first.certified is not None else []))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean over seeds and the half-width of its 95 % t interval; NaN for one seed."""
+    """Return the mean over seeds and the half-width of its 95 % t interval.
+
+    Args:
+        values: one value per seed.
+
+    Returns:
+        tuple: mean and half-width; the half-width is NaN for one seed.
+    """
     from scipy.stats import t
 
     n = len(values)
@@ -103,12 +116,21 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def pruned_densities(cells: Sequence[Cell]) -> list[float]:
-    """Return the densities of the pruned rows in their order, without repetition."""
+    """Return the densities of all methods except the dense network, without repetition."""
     return list(dict.fromkeys(cell.density for cell in cells if cell.lr is not None))
 
 
 def conditions(cells: Sequence[Cell], *, data: str, threat: str) -> str:
-    """Return one line with the data set, threat model, number of seeds and of test points."""
+    """Return one line of text with the conditions under which a comparison was measured.
+
+    It has the data set, the threat model, the number of seeds, and the number of test points of
+    each kind of accuracy.
+
+    Args:
+        cells: the dense network's cell and the cells of all methods.
+        data: name of the data set.
+        threat: the threat model as text.
+    """
     rows, first = cells[0].rows, cells[0].reports[0]
     seeds = len(cells[0].reports)
     points = ", ".join(f"{row} {len(cells[0].flags(row))}" for row in rows)

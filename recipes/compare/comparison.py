@@ -1,8 +1,8 @@
 """The command ``compare``: train methods on equal terms and measure them on the same test points.
 
-All rows of a seed start from the same dense network and train for the same number of epochs. Each
-row gets its own learning rate, chosen on the validation points. The test points are used once, at
-the end.
+For each seed, all methods (the rows of the comparison) start from the same dense network and train
+for the same number of epochs. Each method gets its own learning rate, chosen on the validation
+points. The test points are used once, at the end.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ def compare(config: CompareConfig, folder: Path) -> str:
         folder: folder of the comparison, with one run folder per training.
 
     Returns:
-        str: the table.
+        str: the results as a Markdown table. It has one line per method and density and one
+        column per kind of accuracy (clean, attacks, certified), in per cent. Below it are the
+        paired differences between the methods.
 
     Raises:
-        ValueError: for a row with an unknown recipe or setting, before anything is trained; or if
-            a row diverges at every learning rate.
+        ValueError: for a method with an unknown recipe or setting, before anything is trained; or
+            if a method diverges at every learning rate.
     """
     dense, jobs = jobs_of(config, folder)
     cells = [(row, density) for density in config.densities for row in config.rows]
@@ -74,12 +76,14 @@ def compare(config: CompareConfig, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The learning rate that validation chose for a row at a density.
+    """The best learning rate for one method at one density.
+
+    The best rate is that with the highest robust accuracy on the validation points.
 
     Attributes:
-        jobs: trainings at the chosen learning rate, one per seed.
-        accuracy: robust accuracy on validation at that rate, mean over seeds, in [0, 1].
-        diverged: learning rates at which the training of at least one seed ended in NaN.
+        jobs: trainings at the best learning rate, one per seed.
+        accuracy: robust accuracy on the validation points at that rate, mean over seeds, in [0, 1].
+        diverged: learning rates at which the training of at least one seed diverged.
     """
 
     jobs: list[Job]
@@ -90,17 +94,20 @@ class _Choice:
 def _choose_rate(
     config: CompareConfig, jobs: Jobs, accuracies: Mapping[Path, float], row: str, density: float
 ) -> _Choice:
-    """Choose the learning rate of a row by its mean robust accuracy on validation.
+    """Return the learning rate at which a method has the best robust accuracy on validation points.
+
+    The accuracy is averaged over the seeds.
 
     Args:
         config: settings of the comparison.
         jobs: all trainings of the comparison.
-        accuracies: robust accuracy on validation by run folder; minus infinity if it diverged.
-        row: name of the row.
+        accuracies: robust accuracy on the validation points by run folder; minus infinity for a
+            training that diverged.
+        row: name of the method.
         density: share of weights kept.
 
     Raises:
-        ValueError: if the row diverged at every learning rate.
+        ValueError: if the method diverged at every learning rate.
     """
     by_lr = {lr: [jobs[row, density, seed, lr] for seed in config.seeds] for lr in config.lrs}
     means = {
@@ -123,13 +130,13 @@ def _write(
     table: Sequence[Cell],
     chosen: Mapping[tuple[str, float], Sequence[Job]],
 ) -> str:
-    """Write the reports and plots of a comparison, and return its table.
+    """Write the reports and plots of a comparison, and return the text of report.txt.
 
     Args:
         config: settings of the comparison.
         folder: folder of the comparison.
-        table: the dense network's cell and the cells of all rows.
-        chosen: trainings at the chosen learning rate, one per seed, by row and density.
+        table: the dense network's cell and the cells of all methods.
+        chosen: trainings at the chosen learning rate, one per seed, by method and density.
     """
     data = json.loads((folder / f"seed{config.seeds[0]}/dense/report.json").read_text())["data"]
     threat, settings = str(config.base.threat.build()), settings_of(config)
@@ -174,9 +181,12 @@ def _write(
 
 
 def _mean_curve(jobs: Sequence[Job]) -> list[float]:
-    """Return robust accuracy on validation after each epoch of pruning and fine-tuning.
+    """Return the robust accuracy on the validation points after each epoch, mean over seeds.
 
-    Each value is the mean over seeds.
+    The epochs are those of pruning and fine-tuning; the accuracies are in [0, 1].
+
+    Args:
+        jobs: trainings of one method, density and learning rate, one per seed.
     """
     logs = [(job.folder / "log.jsonl").read_text().splitlines() for job in jobs]
     each = [[json.loads(line)["robust"] for line in log] for log in logs]
@@ -196,13 +206,17 @@ def _train_dense(job: Job) -> None:
 
 
 def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
-    """Train one row at every learning rate; return run folders and accuracies on validation.
+    """Train one method at every learning rate.
 
     The prune phase does not depend on the learning rate of fine-tuning: the first training runs it,
-    and the other trainings copy its result. The accuracy of a diverged training is minus infinity.
+    and the other trainings copy its result.
 
     Args:
-        jobs: trainings of one row, density and seed, one per learning rate.
+        jobs: trainings of one method, density and seed, one per learning rate.
+
+    Returns:
+        list: pairs of a run folder and the robust accuracy on the validation points, in [0, 1];
+        the accuracy is minus infinity if the training diverged.
     """
     found = []
     for job in jobs:
@@ -226,7 +240,12 @@ def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
 
 
 def _share_prune_phase(source: Path, target: Path) -> None:
-    """Copy checkpoints and log lines of the prune phase from one run folder to another."""
+    """Copy the checkpoints and log lines of the prune phase, unless the other run has its own.
+
+    Args:
+        source: run folder with the results of the prune phase.
+        target: run folder to copy to; it is created if it does not exist.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for stage in source.glob("prune*.safetensors"):
         if not (target / stage.name).is_file():
@@ -239,5 +258,5 @@ def _share_prune_phase(source: Path, target: Path) -> None:
 
 
 def _measure(job: Job) -> tuple[Path, Report]:
-    """Evaluate a training on the test points; return its folder and its report."""
+    """Evaluate the network of a training on the test points; return its run folder and report."""
     return job.folder, execute(job.recipe, job.config, job.folder)

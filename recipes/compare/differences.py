@@ -1,4 +1,4 @@
-"""Paired differences between rows of a comparison, over seeds or over the points of one seed."""
+"""Paired differences between the methods of a comparison, over seeds or points of one seed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _RESAMPLES = 10_000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one row minus another at one density, on the same test points.
+    """Accuracy of one method minus that of another at one density, on the same test points.
 
     Attributes:
         density: share of weights kept, in (0, 1].
-        first: name of the first row.
-        second: name of the row that is subtracted.
-        measure: accuracy that is compared: ``"clean"``, an attack or ``"certified"``.
+        first: name of the first method.
+        second: name of the method whose accuracy is subtracted.
+        measure: kind of accuracy: ``"clean"``, the name of an attack, or ``"certified"``.
         mean: mean difference over seeds, in [-1, 1].
         low: lower end of the 95 % interval: Student's t over the differences by seed; for one seed,
             the paired bootstrap over its points.
@@ -62,15 +62,15 @@ class Difference:
 
 
 def difference(first: Cell, second: Cell, measure: str) -> Difference:
-    """Return the difference of two cells: first minus second.
+    """Return the difference between two methods: accuracy of the first minus that of the second.
 
     Args:
-        first: cell of the first row.
-        second: cell that is subtracted, with as many seeds.
-        measure: accuracy that is compared: ``"clean"``, an attack or ``"certified"``.
+        first: results of the first method.
+        second: results of the method that is subtracted, for as many seeds.
+        measure: kind of accuracy: ``"clean"``, the name of an attack, or ``"certified"``.
 
     Raises:
-        ValueError: if the two cells were not measured on the same points.
+        ValueError: if the two methods were not measured on the same points.
     """
     pairs = list(zip(first.reports, second.reports, strict=True))
     p_values = tuple(a.compare(b, measure) for a, b in pairs)
@@ -91,8 +91,11 @@ def paired_bootstrap(first: Sequence[bool], second: Sequence[bool]) -> tuple[flo
     multinomial sample of the counts replaces one resample of the points.
 
     Args:
-        first: whether each point is correct for the first network.
-        second: whether each point is correct for the second network.
+        first: whether the first network is correct at each point.
+        second: whether the second network is correct at each point.
+
+    Returns:
+        tuple: lower and upper end for first minus second, in [-1, 1].
     """
     n = len(first)
     wins = sum(a and not b for a, b in zip(first, second, strict=True))
@@ -104,10 +107,14 @@ def paired_bootstrap(first: Sequence[bool], second: Sequence[bool]) -> tuple[flo
 
 
 def reference(cells: Sequence[Cell], density: float) -> Cell | None:
-    """Return the cell that learned rows are compared with at a density.
+    """Return the results that methods with learned scores are compared with at a density.
 
-    That is the magnitude row with the best accuracy on validation. Without magnitude rows it is the
-    dense network, and None if there is no dense network either.
+    They are those of the magnitude pruning with the best accuracy on the validation points. If the
+    comparison has no magnitude pruning, they are those of the dense network; None without both.
+
+    Args:
+        cells: results of all methods at all densities.
+        density: density at which methods are compared.
     """
     fixed = [cell for cell in _pruned_at(cells, density) if cell.row.startswith(_FIXED)]
     dense = next((cell for cell in cells if cell.lr is None), None)
@@ -115,13 +122,16 @@ def reference(cells: Sequence[Cell], density: float) -> Cell | None:
 
 
 def differences(cells: Sequence[Cell], density: float) -> list[Difference]:
-    """Return the difference of each learned row and the reference, for every measure.
+    """Return the difference between each method with learned scores and the baseline.
 
-    If the comparison has the rows "HYDRA uniform" and "LWM uniform", their difference follows.
+    The baseline is that of ``reference``: the best magnitude pruning or, without any, the dense
+    network. There is one difference for each kind of accuracy. If the comparison has the methods
+    "HYDRA uniform" and "LWM uniform" (magnitude pruning at equal layer densities), their
+    differences follow.
 
     Args:
-        cells: cells of the comparison.
-        density: density at which rows are compared.
+        cells: results of all methods at all densities.
+        density: density at which methods are compared.
     """
     here = {cell.row: cell for cell in _pruned_at(cells, density)}
     against = reference(cells, density)
@@ -134,5 +144,5 @@ def differences(cells: Sequence[Cell], density: float) -> list[Difference]:
 
 
 def _pruned_at(cells: Sequence[Cell], density: float) -> list[Cell]:
-    """Return the cells of the pruned rows at a density."""
+    """Return the cells of a density, without that of the dense network."""
     return [cell for cell in cells if cell.density == density and cell.validation is not None]

@@ -35,11 +35,11 @@ _SHARED = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a row at one density, with one seed and one learning rate.
+    """One training: a method at one density, with one seed and one learning rate.
 
     Attributes:
-        row: name of the row.
-        recipe: name of the recipe.
+        row: name of the method in the comparison.
+        recipe: name of its recipe: magnitude, hydra, harp or dense.
         config: settings of the training.
         folder: run folder of the training.
     """
@@ -60,15 +60,19 @@ Jobs = dict[tuple[str, float, int, float], Job]
 
 
 def jobs_of(config: CompareConfig, folder: Path) -> tuple[dict[int, Job], Jobs]:
-    """Return the trainings of the dense networks by seed, and all other trainings.
+    """Return all trainings of a comparison, after a check of the settings.
 
     Args:
         config: settings of the comparison.
         folder: folder of the comparison.
 
+    Returns:
+        tuple: the trainings of the dense networks by seed; all other trainings by method, density,
+        seed and learning rate.
+
     Raises:
-        ValueError: for a row with an unknown recipe or setting, or a list of rows, densities, seeds
-            or learning rates that is empty or has repetitions.
+        ValueError: for a method with an unknown recipe or setting, or a list of rows, densities,
+            seeds or learning rates that is empty or has repetitions.
     """
     _check(config)
     dense = {seed: _dense(config, seed, folder) for seed in config.seeds}
@@ -83,7 +87,11 @@ def jobs_of(config: CompareConfig, folder: Path) -> tuple[dict[int, Job], Jobs]:
 
 
 def settings_of(config: CompareConfig) -> dict[str, Any]:
-    """Return the settings as plain values, without those that each training sets anew."""
+    """Return the settings of a comparison as dicts, lists, strings and numbers.
+
+    base.density, base.seed and base.finetune.lr are left out, because every training replaces
+    them.
+    """
     plain: dict[str, Any] = as_plain(config)
     for name in _REPLACED:
         *sections, key = ["base", *name.split(".")]
@@ -95,7 +103,7 @@ def settings_of(config: CompareConfig) -> dict[str, Any]:
 
 
 def _check(config: CompareConfig) -> None:
-    """Raise a ValueError for settings of a comparison that cannot work."""
+    """Raise a ValueError for illegal settings of a comparison, without those inside its rows."""
     for name in ("rows", "densities", "seeds", "lrs"):
         given = list(getattr(config, name))
         if not given or len(set(given)) < len(given):
@@ -115,7 +123,10 @@ def _check(config: CompareConfig) -> None:
 
 
 def _check_base(base: RecipeConfig) -> None:
-    """Raise a ValueError if the base sets what the lists of the comparison set."""
+    """Raise a ValueError if ``base`` sets the density, the seed or the fine-tuning learning rate.
+
+    A comparison takes these from its lists ``densities``, ``seeds`` and ``lrs``.
+    """
     for name, axis in _REPLACED.items():
         if (value := _setting(base, name)) != _setting(RecipeConfig(), name):
             raise ValueError(
@@ -125,7 +136,15 @@ def _check_base(base: RecipeConfig) -> None:
 
 
 def _check_row(row: str, settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a row sets what the lists of the comparison set or what rows share."""
+    """Raise a ValueError if a method sets what it must not set.
+
+    It must not set the density, the seed and the fine-tuning learning rate, which come from lists
+    of the comparison, nor settings that are the same for all methods, such as the threat model.
+
+    Args:
+        row: name of the method.
+        settings: settings of the method that differ from ``base``, by section and name.
+    """
     for name in [*_REPLACED, *_SHARED]:
         section, _, key = name.partition(".")
         given = settings.get(section, {})
@@ -151,7 +170,7 @@ def _setting(config: RecipeConfig, name: str) -> Any:
 
 
 def _check_pattern(row: str, config: RecipeConfig) -> None:
-    """Raise a ValueError if the pattern of a HYDRA row keeps a share other than its density."""
+    """Raise a ValueError if the N:M pattern of a HYDRA row keeps a share other than its density."""
     pattern = getattr(config, "pattern", "none")
     n, _, m = pattern.partition(":")
     if n.isdigit() and config.density != int(n) / int(m):
@@ -162,12 +181,12 @@ def _check_pattern(row: str, config: RecipeConfig) -> None:
 
 
 def _folder_name(row: str) -> str:
-    """Return the name of a row's folder."""
+    """Return the name of a method's folder: the method's name with hyphens for spaces."""
     return row.replace(" ", "-")
 
 
 def _dense(config: CompareConfig, seed: int, folder: Path) -> Job:
-    """Return the training of the dense network of a seed."""
+    """Return the training of the dense network for a seed; ``folder`` is that of the comparison."""
     here = folder / f"seed{seed}" / "dense"
     return Job("dense", "dense", replace(config.base, seed=seed), here)
 
@@ -175,7 +194,19 @@ def _dense(config: CompareConfig, seed: int, folder: Path) -> Job:
 def _job(
     config: CompareConfig, row: str, density: float, seed: int, lr: float, folder: Path
 ) -> Job:
-    """Return one training of a row, after a check of the row's settings."""
+    """Return one training of a method, after a check of the method's settings.
+
+    Args:
+        config: settings of the comparison.
+        row: name of the method.
+        density: share of weights kept.
+        seed: seed of the training.
+        lr: fine-tuning learning rate.
+        folder: folder of the comparison.
+
+    Raises:
+        ValueError: for an unknown recipe or an illegal setting.
+    """
     settings = dict(config.rows[row])
     recipe = settings.pop("recipe", None)
     legal = [name for name in RECIPES if name != "dense"]  # every comparison trains it

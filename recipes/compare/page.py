@@ -30,10 +30,10 @@ def comparison_page(
     settings: Mapping[str, Any],
     plots: Mapping[str, Path],
 ) -> str:
-    """Return the page as HTML.
+    """Return the HTML page of a comparison.
 
     Args:
-        cells: the dense network's cell and the cells of all rows.
+        cells: results of the dense network and of all methods at all densities.
         title: title and heading of the page.
         data: name of the data set.
         threat: the threat model as text.
@@ -41,7 +41,7 @@ def comparison_page(
         plots: PNG files by name: ``"densities"``, ``"kept"`` and ``"curves"``.
 
     Raises:
-        ImportError: without jinja2.
+        ImportError: if jinja2 is not installed.
     """
     several = len(cells[0].reports) > 1
     gains = [each for density in pruned_densities(cells) for each in differences(cells, density)]
@@ -64,7 +64,7 @@ def comparison_page(
 
 
 def _row(cell: Cell) -> list[str]:
-    """Return the table row of one cell as text."""
+    """Return the columns of the table for one method at one density, as text."""
     lr = "" if cell.lr is None else f"{cell.lr:g}"
     if cell.diverged:
         lr += f" ({', '.join(f'{each:g}' for each in cell.diverged)} diverged)"
@@ -74,7 +74,7 @@ def _row(cell: Cell) -> list[str]:
 
 
 def _gain(each: Difference) -> list[str]:
-    """Return the table row of one paired difference as text."""
+    """Return the columns of the table of differences for one paired difference, as text."""
     return [
         f"{each.first} minus {each.second}",
         f"{100 * each.density:g} %",

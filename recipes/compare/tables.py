@@ -1,4 +1,4 @@
-"""The text table of a comparison, with n and intervals, and its plots over densities and epochs."""
+"""The text table of a comparison, with intervals and numbers of points, and its plots."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from robust_plugin.recipes.pages.plots import STYLES, pyplot, save_plot
 
 
 def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
-    """Return the comparison as Markdown: one line per cell, then the paired differences.
+    """Return a comparison as text: conditions, a Markdown table, and the paired differences.
 
-    With one seed, each accuracy has its Wilson 95 % interval over the test points. With several
-    seeds, it is the mean over seeds with the half-width of its 95 % t interval.
+    The table has one line per method and density, and one column per kind of accuracy. With one
+    seed, each accuracy has its Wilson 95 % interval over the test points. With several seeds, it is
+    the mean over seeds with the half-width of its 95 % t interval.
 
     Args:
-        cells: the dense network's cell and the cells of all rows.
+        cells: results of the dense network and of all methods at all densities.
         data: name of the data set.
         threat: the threat model as text.
     """
@@ -46,10 +47,15 @@ def comparison_table(cells: Sequence[Cell], *, data: str, threat: str) -> str:
 
 
 def _gain(cells: Sequence[Cell], density: float, rows: Sequence[str]) -> list[str]:
-    """Return the lines with the paired differences at a density.
+    """Return the lines with the paired differences at a density; empty if there are none.
 
     They compare certified accuracy if points were proved, and accuracy under the first attack if
     not.
+
+    Args:
+        cells: results of the dense network and of all methods at all densities.
+        density: density at which methods are compared.
+        rows: kinds of accuracy: "clean", the attacks and, with proofs, "certified".
     """
     measure = "certified" if "certified" in rows else rows[min(1, len(rows) - 1)]
     against = reference(cells, density)
@@ -68,13 +74,13 @@ def _gain(cells: Sequence[Cell], density: float, rows: Sequence[str]) -> list[st
 
 
 def plot_densities(cells: Sequence[Cell], path: Path) -> None:
-    """Plot accuracy against density with intervals, one panel per measure, to a PNG file.
+    """Plot accuracy against density to a PNG file, one panel per kind of accuracy.
 
     Error bars are the 95 % t interval over seeds or, for one seed, Wilson's interval over its test
     points. The dense network is a horizontal line, and its interval is the band around the line.
 
     Args:
-        cells: the dense network's cell and the cells of all rows.
+        cells: results of the dense network and of all methods at all densities.
         path: the PNG file.
     """
     plt = pyplot()
@@ -117,10 +123,10 @@ def interval_of(cells: Sequence[Cell]) -> str:
 
 
 def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Plot robust accuracy on validation against epochs, one panel per density, to a PNG file.
+    """Plot robust accuracy on validation points against epochs to a PNG file, a panel per density.
 
     Args:
-        curves: accuracy after each epoch, in [0, 1], by title of the panel, then by method.
+        curves: accuracies after each epoch, in [0, 1], by title of the panel, then by method.
         path: the PNG file.
     """
     plt = pyplot()

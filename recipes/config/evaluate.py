@@ -17,38 +17,46 @@ class EvaluateConfig:
 
     Attributes:
         model: network to evaluate: a built-in name such as digits-cnn, resnet18 or wrn-28-4, or
-            package.module:function for your own (the function returns an nn.Module). A run folder
-            brings its own.
+            package.module:function for a function of your own that returns an nn.Module. If a run
+            folder is given, the default is its network.
         checkpoint: file with the weights of the network, as safetensors or as a state_dict that
-            torch.load reads with weights_only=True. A run folder brings its own.
-        data: the data set whose test points are used. Settings of training data (data.extra,
-            data.extra_share, data.batch_size, data.workers) have no effect here.
-        threat: the threat model: what an attack may change.
+            torch.load reads with weights_only=True. If a run folder is given, the default is its
+            file.
+        data: the data set whose test points are used. The settings data.extra, data.extra_share,
+            data.batch_size and data.workers are for training and have no effect here.
+        threat: the threat model: how far an attack may change the input.
         attacks: names of the attacks, separated by spaces: pgd, autoattack, autoattack-plus,
-            autoattack-rand, screen (a faster AutoAttack with apgd-ce and apgd-t only), fab (finds
-            the nearest adversarial inputs, for the security curve), and torchattacks.NAME for an
-            attack of that library.
-        certify: method that proves test points robust: none, ibp, crown-ibp, cascade (IBP, CROWN,
-            alpha-CROWN), or cascade-fixed, which leaves out alpha-CROWN on all slopes.
-        seconds: time limit per point for a cascade of proofs, in seconds; a point that is not
-            decided in time counts as unknown. None for no limit.
-        steps: number of gradient steps per start of the attack pgd.
+            autoattack-rand, screen (only the attacks apgd-ce and apgd-t of AutoAttack: faster, but
+            weaker), fab (finds the nearest adversarial example of each point, for the security
+            curve, which is the accuracy at several eps), and torchattacks.NAME for an attack of the
+            library torchattacks.
+        certify: method that proves test points robust: none, ibp, crown-ibp, cascade (IBP, CROWN
+            and alpha-CROWN in turn, until the point is decided), or cascade-fixed (faster: the same
+            without the last step, in which alpha-CROWN also optimises the bounds of the inner
+            layers).
+        seconds: time limit per test point, in seconds, for the methods cascade and cascade-fixed of
+            certify; a point that is not decided in time counts as unknown. None for no limit.
+        steps: number of gradient steps of the attack pgd, from each random start.
         restarts: number of random starts of the attack pgd.
-        n: number of test points, counted from the first; None for all.
-        radii: values of eps for the table of the security curve, separated by spaces; by default
-            several values around the eps of the threat model. The attack fab makes the curve.
-        checks: number of test points for the checks for obfuscated gradients; 0 to skip them.
-        small: file small.safetensors of a run that pruned channels; the smaller network in it,
-            without the removed channels, is evaluated. None evaluates the network at full size.
-        parent: file with the weights of the dense network that this one was pruned from; the checks
-            for obfuscated gradients then also transfer attacks from it. None leaves that check out.
-            A run folder brings its own.
-        seed: seed of the random numbers that attacks use.
-        journal: folder for intermediate results of AutoAttack and of cascades of proofs, from which
-            an interrupted evaluation continues. None keeps none.
+        n: number of test points to evaluate, the first ones of the test set; None for all.
+        radii: values of eps at which the security curve is printed as a table, separated by spaces;
+            by default six values from a quarter to four times the eps of the threat model. Used
+            only if fab is among the attacks.
+        checks: number of test points for the checks for obfuscated gradients; 0 skips these checks.
+        small: path of the small.safetensors of a run that pruned channels. The smaller network in
+            it, without the removed channels, is then evaluated; None evaluates the network at full
+            size. If a run folder is given, the default is its file.
+        parent: file with the weights of the dense network that this one was pruned from. The checks
+            for obfuscated gradients then also try adversarial examples that were made against the
+            dense network. None leaves this out. If a run folder is given, the default is its file.
+        seed: seed of the random numbers that the attacks use.
+        journal: folder where AutoAttack and the methods cascade and cascade-fixed save intermediate
+            results; an interrupted evaluation with the same folder continues from them. None saves
+            none.
         batch_size: number of test points per batch.
-        device: device to compute on: cpu, cuda, cuda:1, ... With auto it is a GPU if there is one.
-        threads: number of CPU threads torch may use; None for torch's own choice.
+        device: device to compute on: cpu, cuda, cuda:1, ... With auto it is a GPU if there is one,
+            else the CPU.
+        threads: number of CPU threads that torch may use; None for torch's own choice.
     """
 
     model: str = "digits-cnn"

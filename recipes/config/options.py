@@ -1,7 +1,7 @@
 """Read the command-line options of a command, and print its ``--help``.
 
-argparse reads ``--config``, ``--out`` and ``--dry-run`` first, since the preset that ``--config``
-names has the defaults of all other options. tyro then reads these other options, which are the
+argparse reads ``--config``, ``--out`` and ``--dry-run`` first, because the preset that ``--config``
+names holds the defaults of all other options. tyro then reads these other options, which are the
 settings of the command, and prints the help of all options.
 """
 
@@ -26,12 +26,12 @@ _SHORT_NAMES = {"--attack": "--attacks", "--eps": "--threat.eps", "--norm": "--t
 
 @dataclass(frozen=True)
 class TrainOptions(Generic[T]):
-    """The options of a command that trains.
+    """The options of a command that trains: magnitude, hydra, harp or compare.
 
     Attributes:
-        config: preset, or YAML file, with the values of all options that are not given. The command
-            robust-plugin list prints the presets.
-        out: folder for the results. An unfinished run in it is continued.
+        config: name of a preset, or path of a YAML file, with the values of all options that are
+            not given. The command robust-plugin list prints the presets.
+        out: folder for the results. If it holds an unfinished run, this run is continued.
         dry_run: train nothing; print what the command would do, how long it would take and which
             files it would write.
         settings: all other options.
@@ -48,10 +48,11 @@ class EvaluateOptions:
     """The options of ``evaluate``.
 
     Attributes:
-        config: preset, or YAML file, whose settings replace those of the run folder. The command
-            robust-plugin list prints the presets. None reads no preset.
-        out: folder for report.json, report.html, report.txt and adversarial.pt, or a name that ends
-            in .json to write only the report, as that file. None writes nothing.
+        config: name of a preset, or path of a YAML file, whose settings replace those of the run
+            folder. The command robust-plugin list prints the presets. None reads no preset.
+        out: folder to which report.json, report.html, report.txt and adversarial.pt (the
+            adversarial examples) are written; or the name of a file that ends in .json, to write
+            only report.json, under this name. None writes nothing.
         settings: all other options.
     """
 
@@ -61,7 +62,14 @@ class EvaluateOptions:
 
 
 def full_names(words: Sequence[str]) -> list[str]:
-    """Replace the short names of options: ``--eps=1`` becomes ``--threat.eps=1``."""
+    """Replace the short names of the options of ``evaluate`` in a command line.
+
+    Args:
+        words: the words of the command line; a word is a name, a value, or both as ``name=value``.
+
+    Returns:
+        list[str]: the words with the full names of options: ``--eps=1`` becomes ``--threat.eps=1``.
+    """
     parts = [word.partition("=") for word in words]
     return [_SHORT_NAMES.get(name, name) + equals + value for name, equals, value in parts]
 
@@ -69,12 +77,16 @@ def full_names(words: Sequence[str]) -> list[str]:
 def read_common(
     words: Sequence[str], *, out: str, dry_run: bool = True
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Read --config, --out and --dry-run; return their values and all other words.
+    """Read --config, --out and --dry-run from a command line.
 
     Args:
-        words: the command line after the command.
+        words: the words of the command line that follow the command.
         out: the default of --out.
-        dry_run: whether the command has --dry-run.
+        dry_run: whether the command has the option --dry-run.
+
+    Returns:
+        tuple: the values, as the attributes ``config`` (empty if not given), ``out`` and, if the
+        command has this option, ``dry_run``; and all words that do not belong to these options.
 
     Raises:
         ValueError: if --config or --out has no value, or --dry-run has one.
@@ -99,14 +111,19 @@ def read_settings(
     prog: str,
     about: str = "",
 ) -> T:
-    """Read all options but those of ``read_common``; with --help, print all options and exit.
+    """Return the settings from a command line; with --help, print all options and exit.
 
     Args:
-        kind: the dataclass of the settings.
-        options: the values of ``read_common``, for the help, and the defaults of the settings.
-        words: the words that ``read_common`` left.
-        prog: the command, as the help shows it.
-        about: what the command does; by default the first line of the dataclass's docstring.
+        kind: the dataclass of the settings, such as HydraConfig.
+        options: the values that ``read_common`` found, which the help shows, and the settings that
+            apply where the command line gives none.
+        words: the words of the command line without the options of ``read_common``.
+        prog: the command, as the help shows it, such as "robust-plugin hydra".
+        about: what the command does, for the help; by default the first line of the docstring of
+            ``kind``.
+
+    Raises:
+        ValueError: for an illegal value. For an unknown option, tyro prints an error and exits.
     """
     trains = isinstance(options, TrainOptions)
     parsed: Any = tyro.cli(

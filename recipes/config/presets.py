@@ -24,13 +24,14 @@ _EXTENDS, _ABOUT = "extends", "about"
 
 @dataclass(frozen=True)
 class Variant:
-    """An ending of preset names, and the settings that it changes.
+    """An ending that the names of presets may have, such as ``-erk``.
 
     Attributes:
         name: the ending without its hyphen.
-        axis: what the ending decides, such as rates; a name has at most one ending per axis.
+        axis: what the ending decides, such as rates; a preset's name may have only one ending with
+            the same axis.
         about: description in a few words.
-        commands: commands whose presets take the ending.
+        commands: commands whose presets may have the ending.
         settings: settings that replace those of the preset; sections may be partial.
     """
 
@@ -43,12 +44,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Layer:
-    """The settings of one file or ending; they replace those of the layers before it.
+    """Settings from one source, a file or an ending of a preset's name.
+
+    A preset consists of several layers; a later layer replaces the settings of the layers before
+    it.
 
     Attributes:
-        where: the file or ending; error messages begin with it.
-        settings: settings as the file has them; sections may be partial.
-        about: one-line description from the file; empty if it has none.
+        where: path of the file, or the ending; error messages begin with it.
+        settings: the settings as nested mappings; a section may leave settings out.
+        about: one-line description from the source; empty if it has none.
     """
 
     where: str
@@ -64,7 +68,7 @@ def preset_names() -> list[str]:
 
 @lru_cache
 def variants() -> Mapping[str, Variant]:
-    """Return all endings that the names of presets may have, by the ending's name."""
+    """Return all endings that the names of presets may have, by name without the hyphen."""
     return {
         name: Variant(name, axis, each["about"], tuple(each["commands"]), each["settings"])
         for axis, names in yaml.safe_load(_VARIANTS.read_text()).items()
@@ -75,16 +79,17 @@ def variants() -> Mapping[str, Variant]:
 def preset_layers(name: str | Path) -> tuple[Layer, ...]:
     """Return the settings of a preset as layers; each replaces settings of those before it.
 
-    The layers are the file that the preset extends, if any, then the preset's own file, then its
-    endings: ``harp/cifar10-vgg16-mart-channels`` is the file ``harp/cifar10-vgg16.yaml`` and the
-    endings ``-mart`` and ``-channels``.
+    The layers are those of the file that the preset extends, if any, then the preset's own file,
+    then its endings: ``harp/cifar10-vgg16-mart-channels`` is the file ``harp/cifar10-vgg16.yaml``
+    and the endings ``-mart`` and ``-channels``.
 
     Args:
         name: name of a preset, with or without endings, or a path to a YAML file.
 
     Raises:
-        ValueError: for an unknown preset or ending, two endings of one axis, a file that is no
-            YAML mapping, or files that extend one another in a circle.
+        ValueError: for an unknown preset or ending, two endings that decide the same thing (such as
+            ``-erk`` and ``-lamp``, which both choose the rates), a file that is no YAML mapping, or
+            files that extend one another in a circle.
     """
     return _layers(str(name), beside=None, above=())
 
@@ -104,11 +109,12 @@ def _layers(name: str, *, beside: Path | None, above: tuple[Path, ...]) -> tuple
 
 
 def _located(name: str, beside: Path | None) -> tuple[Path, tuple[Variant, ...]]:
-    """Return the file that a name stands for, and the endings of the name.
+    """Return the path of the file that a preset's name stands for, and the endings of the name.
 
     Args:
         name: name of a preset, with or without endings, or a path to a YAML file.
-        beside: the file that extends this name, or None; a path is looked for beside it first.
+        beside: path of the file that extends ``name``; a path is first looked for in the folder of
+            this file. None if no file extends it.
     """
     base, endings = name, list[Variant]()
     while True:
@@ -144,7 +150,7 @@ def _check_axes(name: str, endings: Iterable[Variant]) -> None:
 
 
 def _content(path: Path) -> Mapping[str, Any]:
-    """Return the settings in a YAML file, with the keys ``extends`` and ``about``."""
+    """Return all keys of a YAML file: the settings, and ``extends`` and ``about`` if given."""
     try:
         content = _parsed(path.read_text())
     except yaml.YAMLError as error:

@@ -1,7 +1,7 @@
 """Fill the dataclasses of settings from YAML presets and command-line options, strictly.
 
-The dataclasses of ``schema.py`` say which settings there are and of which types. pydantic compares
-what was given with these types and finds all mistakes at once.
+The dataclasses, such as those of ``schema.py``, define the names and types of the settings.
+pydantic compares the given values with these types and finds all mistakes at once.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def read_preset(name: str | Path, kind: type[T], default: T | None = None) -> T:
     """Read a YAML preset into a dataclass of settings.
 
     Args:
-        name: a preset such as ``"hydra/digits"`` or ``"hydra/digits-erk"`` (see
-            ``recipes/config/presets.py``), or a path to a file. A command may read the presets of
-            another command.
+        name: name of a preset such as ``"hydra/digits"`` or ``"hydra/digits-erk"`` (see
+            ``recipes/config/presets.py``), or a path to a YAML file. It may be a preset of another
+            command.
         kind: the dataclass to fill.
         default: values of the settings that the preset leaves out; None for the defaults of the
             dataclass.
@@ -72,8 +72,8 @@ def build(kind: type[T], content: Mapping[str, Any], *, where: str, default: T |
 
     Args:
         kind: the dataclass.
-        content: the given settings by name. A section (a dataclass inside the dataclass) is a
-            mapping too, and may leave settings out.
+        content: the given settings by name. A section (a dataclass inside the dataclass) is also
+            given as a mapping, which may leave settings out.
         where: where the content comes from, such as a file; error messages begin with it.
         default: values of the settings that the content leaves out; None for the defaults of the
             dataclass.
@@ -93,7 +93,11 @@ def build(kind: type[T], content: Mapping[str, Any], *, where: str, default: T |
 
 
 def as_plain(config: Any) -> Any:
-    """Return a configuration as mappings, lists, strings and numbers."""
+    """Return settings as nested dicts, lists, strings and numbers, as JSON and YAML can hold.
+
+    Args:
+        config: a dataclass of settings, or a part of one: a mapping, a list or tuple, or a value.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
@@ -109,15 +113,15 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def _strict(hint: Any) -> Any:
-    """Return the type that pydantic checks a setting by, without guesses.
+    """Return the type by which pydantic checks a setting without guessing what was meant.
 
-    By default pydantic reads True as 1 and "no" as False, which is refused here. Numbers may be
-    written as text, since YAML reads 1e-3 as text. Text may be written as a number, since a radius
-    is text ("8/255") and may be 0.1.
+    By default pydantic reads True as 1 and "no" as False; here both are refused. A number may be
+    given as text, because YAML reads 1e-3 as text. A text may be given as a number, because a
+    radius is text ("8/255") but may be given as 0.1.
 
     Args:
-        hint: type hint of the setting. A dataclass becomes a model in which all settings are
-            optional, so that the content need not give all of them.
+        hint: type hint of the setting. A dataclass becomes a pydantic model in which all settings
+            are optional, because the content may leave settings out.
     """
     origin: Any = typing.get_origin(hint)
     options = typing.get_args(hint)
@@ -184,7 +188,12 @@ def _to_tuple(length: int | None) -> Callable[[Any], Any]:
 
 
 def _replaced(config: Any, given: Any) -> Any:
-    """Return a dataclass with the settings that a validated pydantic model was given."""
+    """Return a copy of a dataclass of settings in which the given settings are replaced.
+
+    Args:
+        config: the dataclass with the old settings.
+        given: validated pydantic model; only the settings that it was given are replaced.
+    """
     values = {name: getattr(given, name) for name in given.model_fields_set}
     sections = {n for n in values if dataclasses.is_dataclass(getattr(config, n))}
     return dataclasses.replace(
@@ -194,7 +203,12 @@ def _replaced(config: Any, given: Any) -> Any:
 
 
 def _sentence(kind: type[Any], error: ErrorDetails) -> str:
-    """Return one of pydantic's errors as a sentence: the setting, the value, and what is legal."""
+    """Return one of pydantic's errors as a sentence: the setting, its value, and what is legal.
+
+    Args:
+        kind: the dataclass of settings.
+        error: the error, as pydantic reports it.
+    """
     *sections, name = error["loc"] or [""]
     path, value = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] in ("extra_forbidden", "invalid_key"):
@@ -212,7 +226,12 @@ def _sentence(kind: type[Any], error: ErrorDetails) -> str:
 
 
 def _names_of(kind: type[Any], sections: Sequence[int | str]) -> list[str]:
-    """Return the names of all settings in a section, which is found by the names on the way."""
+    """Return the names of all settings in a section of a dataclass.
+
+    Args:
+        kind: the dataclass of settings.
+        sections: names that lead to the section, the outermost first; empty for ``kind`` itself.
+    """
     for section in sections:
         kind = typing.get_type_hints(kind)[str(section)]
     return [field.name for field in dataclasses.fields(kind)]

@@ -1,7 +1,7 @@
 """Which settings the trained weights of a run depend on.
 
-A run writes these settings into its checkpoints. It continues from a checkpoint only if they are
-the same.
+A run writes these settings into its checkpoints. It continues from a checkpoint only if its own
+settings are the same.
 """
 
 from __future__ import annotations
@@ -40,9 +40,15 @@ _LATER = {
 
 
 def identity_of(config: RecipeConfig) -> dict[str, Any]:
-    """Return the settings that all stages of a run depend on.
+    """Return those settings of a run that the weights of all its training stages depend on.
 
-    The checkpoint is represented by the SHA-256 of its content.
+    The given checkpoint is represented by the SHA-256 of its content.
+
+    Args:
+        config: all settings of the run.
+
+    Returns:
+        dict: the settings as plain values by name, and the name of the settings' class as "recipe".
 
     Raises:
         ValueError: if the checkpoint does not exist or holds no weights.
@@ -59,7 +65,13 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
 
 
 def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise a ValueError that names the first setting in which two identities differ."""
+    """Raise a ValueError that names the first setting that has changed since a run began.
+
+    Args:
+        saved: settings in the run's checkpoint, as ``identity_of`` returned them.
+        now: settings of the run that would continue, from the same function.
+        folder: folder of the run, for the message.
+    """
     before, after = _LATER | _flat(saved), _LATER | _flat(now)
     # Older runs have these settings in their identity.
     ignored = {f"data.{name}" for name in _NOT_IDENTITY_OF_DATA}

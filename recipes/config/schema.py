@@ -1,8 +1,8 @@
 """The settings of a recipe, as frozen dataclasses.
 
 Each attribute is a key of the YAML presets and an option of the command line, and its description
-here is what ``--help`` prints. The settings of the loss are in ``objective.py``. Settings that only
-one recipe has are beside it in ``recipes/papers``.
+here is what ``--help`` prints. The settings of the loss are in ``objective.py``. Settings of only
+one recipe are in its file in ``recipes/papers``.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ class DataConfig:
     Attributes:
         name: data set: digits (scikit-learn's 8x8 images, nothing to download), folder (your own
             image folder), cifar10, cifar100 or svhn.
-        folder: folder that holds the files of the data set. A folder of images needs
+        folder: folder with the files of the data set. For the data set folder it needs
             train/<class>/ and test/<class>/ (or val/<class>/); cifar10, cifar100 and svhn need the
             files as torchvision stores them; digits needs no folder.
-        validation: share of the training points that is held out to choose models, in (0, 1);
-            None for the data set's own default (0.1; for digits 200 points).
-        image_size: size in pixels that images are resized and cropped to, only for the data set
-            folder. None keeps their size, or is 224 with the augmentation resized-crop+flip.
-        augmentation: random changes of the training images: none, crop, flip or crop+flip; with the
-            data set folder also resized-crop+flip, as for ImageNet. None for the data set's own
-            default (crop+flip for cifar10 and cifar100, crop for svhn, otherwise none).
+        validation: share of the training points that is held out as validation points, to choose
+            epochs and learning rates by, in (0, 1). None for 200 points of digits, and for 0.1 of
+            other data sets.
+        image_size: side in pixels of the square that images are resized and cropped to, only for
+            the data set folder. None keeps their size, except with the augmentation
+            resized-crop+flip, where it is 224.
+        augmentation: random changes of the training images: none, crop, flip or crop+flip; the data
+            set folder also allows resized-crop+flip, which is usual for ImageNet. None for the
+            default of the data set (crop+flip for cifar10 and cifar100, crop for svhn, otherwise
+            none).
         test: number of test points, only for the data set digits; None for 400 of its 1797 points.
         extra: file or folder with additional training images, such as pseudo-labelled ones: an .npz
             with images and labels, or a folder with images.npy and labels.npy. None adds none.
         extra_share: share of each training batch that is taken from the additional images of
             data.extra, in (0, 1). An epoch is still one pass over the data set's own images.
-        batch_size: number of training points per optimizer step, over all processes and
-            micro-batches.
-        workers: number of loader processes that each training process starts to read images; 0
-            reads them in the training process itself.
+        batch_size: number of training points per optimizer step, in all processes and micro-batches
+            together.
+        workers: number of additional processes that each training process starts to read images;
+            with 0 it reads them itself.
     """
 
     name: str = "digits"
@@ -60,8 +63,8 @@ class ThreatConfig:
     """The threat model: all x' with ||x' - x|| <= eps and values in [0, 1].
 
     Attributes:
-        norm: norm that measures a change of the input: Linf or L2. Only AutoAttack also supports
-            L1.
+        norm: norm that measures how far an input is changed: Linf or L2. L1 works with AutoAttack
+            only.
         eps: largest norm of a change of the input, where pixels are in [0, 1]: a number or a
             fraction such as 8/255.
     """
@@ -70,7 +73,7 @@ class ThreatConfig:
     eps: str = "8/255"
 
     def build(self) -> ThreatModel:
-        """Return the threat model."""
+        """Return the ``ThreatModel`` with this norm and eps."""
         return ThreatModel(self.norm, self.eps)
 
 
@@ -81,18 +84,23 @@ class StageConfig:
     Attributes:
         epochs: number of epochs of this training phase; an epoch is one pass over the training
             points.
-        lr: learning rate at the first step of this training phase.
+        lr: learning rate at the first step of this training phase, from which it falls to nearly
+            zero along a cosine.
         optimizer: optimizer of this training phase: sgd (without Nesterov momentum) or adam.
         momentum: momentum of the optimizer sgd in this training phase, at least 0 and below 1.
-        weight_decay: weight decay in this training phase, for all trained parameters except scores
-            and rates.
-        decay_scores: apply the weight decay to scores and rates too, as the papers' code does. It
-            pulls every rate towards one half.
-        select: weights that this training phase ends with: last for those of its last epoch, best
-            for those of the epoch with the best robust accuracy on the validation points.
-        ramp: share of this training phase's epochs, 0 to 1, over which eps and the loss weights
-            grow to their full values in the losses certified, mixtrain and smoothadv. 0 uses the
-            full values from the first step, which suits a network that already had a ramp.
+        weight_decay: weight decay in this training phase, for all parameters that it trains. The
+            parameters that pruning learns (importance scores and layer densities) have none unless
+            decay_scores is set.
+        decay_scores: apply the weight decay also to the importance scores and to the learned
+            density of each layer, as the authors' code of HYDRA and HARP does; only for the phase
+            prune. A learned density is a sigmoid of the parameter that decays to 0, so the decay
+            pulls it towards one half.
+        select: epoch whose weights this training phase ends with: last, or best, the epoch with the
+            best robust accuracy on the validation points.
+        ramp: share of this training phase's epochs, 0 to 1, during which eps and the loss weights
+            go to their final values in the losses certified, mixtrain and smoothadv. 0 uses the
+            final values from the first step, which suits a network that was already trained with a
+            ramp.
     """
 
     epochs: int = 100
@@ -110,23 +118,26 @@ class EvaluationConfig:
     """How the finished network is measured, on test points that nothing else has used.
 
     Attributes:
-        steps: number of gradient steps per start of the PGD attack on the test points.
+        steps: number of gradient steps of the PGD attack on the test points, from each random
+            start.
         restarts: number of random starts of the PGD attack on the test points.
-        autoattack: number of test points that AutoAttack attacks, counted from the first; 0 to skip
-            AutoAttack.
+        autoattack: number of test points that AutoAttack attacks, the first ones of the test set; 0
+            skips AutoAttack.
         version: version of AutoAttack: standard, plus (with more attacks), rand (for networks that
-            use random numbers), or screen (faster: apgd-ce and apgd-t only, as the report says).
-        verify: number of test points to prove robust, counted from the first; 0 to skip proofs.
+            use random numbers), or screen (only its attacks apgd-ce and apgd-t: faster, but weaker
+            than AutoAttack, and not called so in the report).
+        verify: number of test points, the first ones of the test set, that the proofs are tried on;
+            0 skips the proofs.
         certify: method that proves test points robust: ibp, crown-ibp (for networks whose inner
-            layers are too large for CROWN), cascade (IBP, CROWN, alpha-CROWN), or cascade-fixed,
-            which leaves out alpha-CROWN on all slopes.
-        seconds: time limit per point for a cascade of proofs, in seconds; a point that is not
-            decided in time counts as unknown. None for no limit.
-        smooth: number of test points that randomized smoothing certifies, counted from the first,
-            with the noise of objective.sigma; 0 to skip it.
-        votes: number of noisy copies of each point that vote when randomized smoothing certifies
-            it.
-        batch_size: number of test points per batch.
+            layers are too large for CROWN), cascade (IBP, CROWN and alpha-CROWN in turn, until the
+            point is decided), or cascade-fixed (faster: the same without the last step, in which
+            alpha-CROWN also optimises the bounds of the inner layers).
+        seconds: time limit per test point, in seconds, for the methods cascade and cascade-fixed; a
+            point that is not decided in time counts as unknown. None for no limit.
+        smooth: number of test points, the first ones of the test set, that randomized smoothing
+            certifies, with Gaussian noise of the standard deviation objective.sigma; 0 skips it.
+        votes: number of noisy copies of each test point that vote in randomized smoothing.
+        batch_size: number of test points per batch of the evaluation.
     """
 
     steps: int = 20
@@ -147,50 +158,54 @@ class RecipeConfig:
 
     Attributes:
         model: network to train: a built-in name such as digits-cnn, resnet18 or wrn-28-4, or
-            package.module:function for your own (the function returns an nn.Module).
+            package.module:function for a function of your own that returns an nn.Module.
         checkpoint: file with the weights of a dense, pre-trained network, as safetensors or as a
-            state_dict that torch.load reads with weights_only=True; it replaces the phase pretrain.
-            None trains the dense network first.
+            state_dict that torch.load reads with weights_only=True; the phase pretrain is then
+            skipped. None trains the dense network first.
         data: the data set, and how it is split, augmented and loaded.
-        threat: the threat model: what an attack may change.
+        threat: the threat model: how far an attack may change the input.
         objective: the training loss, the same one in the phases pretrain, prune and finetune.
-        pretraining: loss of the phase pretrain: robust (the objective), or benign (cross-entropy
-            without attacks), to look for a robust sub-network in a network that is not robust.
+        pretraining: loss of the phase pretrain: robust for the loss objective.name, or benign for
+            cross-entropy without attacks, to search for a robust sub-network in a network that is
+            not robust.
         pretrain: the first phase, which trains the dense network.
-        prune: the second phase, which learns scores or rates while the weights are frozen. Pruning
-            by magnitude takes only its number of epochs, and fine-tunes that much longer.
-        finetune: the third phase, which trains the weights that are kept. In the recipes that learn
-            scores or rates, 0 epochs skip it.
+        prune: the second phase, which learns importance scores or layer densities while the weights
+            are frozen. The recipe magnitude has no such phase; of these settings it uses only the
+            number of epochs, which it adds to those of fine-tuning.
+        finetune: the third phase, which trains the weights that are kept. With 0 epochs, the
+            recipes hydra and harp skip this phase.
         evaluation: measurements of the finished network on the test points.
-        density: share of the prunable weights that is kept, above 0 and at most 1; the setting
-            budget can make it a share of FLOPs or channels instead.
-        rates: method that sets each layer's rate, the share of its weights that is kept: uniform
-            for the same rate everywhere, erk for rates by the shapes of the layers, lamp for rates
-            by the magnitudes of the weights, or global for one threshold over all layers. HARP
-            starts from these rates and learns them.
-        structure: part of the network that is pruned: single weights, or whole channels. With
-            channels, a smaller network without the removed channels is written too.
-        budget: quantity that density is a share of: params (number of weights), flops, or channels.
-            The budget channels needs the structure channels; it is the FLOPs of the network that
-            keeps this share of the channels in every group.
-        round_to: number of which the kept channels per layer are a multiple, such as 8 or 16, which
-            hardware computes faster; 1 allows any number. Only for the structure channels.
-        exclude: names of layers that are not pruned.
+        density: share of the prunable weights that the pruned network keeps, above 0 and at most 1.
+            With another budget than params, it is a share of FLOPs or channels instead.
+        rates: method that sets the density of each layer, that is, the share of its weights that is
+            kept: uniform (the same in all layers), erk (by the shapes of the layers), lamp (by the
+            magnitudes of the weights), or global (by one threshold for the magnitudes in all
+            layers). HARP starts from these densities and learns them.
+        structure: units that are pruned: single weights, or whole channels. With channels, a
+            smaller network without the removed channels is written too.
+        budget: quantity that density is a share of: params (number of weights), flops, or channels,
+            which needs the structure channels. With channels, the network may use as many FLOPs as
+            one that keeps this share of the channels in every layer.
+        round_to: the number of channels that a layer keeps is a multiple of this number, such as 8
+            or 16, which hardware computes faster; 1 allows any number of channels. Only for the
+            structure channels.
+        exclude: names of layers that are not pruned, separated by spaces, as in
+            model.named_modules().
         seed: seed of the random numbers: initial weights, order of the training points and noise.
-        precision: number format of training: fp32, or bf16 by autocast (scores, rates and weights
-            stay float32). The finished network is evaluated in fp32.
-        accumulate: number of micro-batches that each process splits its share of a batch into;
-            more need less memory.
+        precision: number format of training: fp32, or bf16 by autocast, where the weights and the
+            parameters that pruning learns stay float32. The finished network is evaluated in fp32.
+        accumulate: number of micro-batches that each process splits its part of a batch into; a
+            larger number needs less memory.
         channels_last: store images and convolutions in PyTorch's channels_last memory format, which
             is faster on GPUs with bf16.
-        compile: compile the network with torch.compile; worth its start-up time in long runs on
-            GPUs.
-        tracker: experiment tracker that losses and accuracies are also sent to, by the library
-            accelerate; none sends them nowhere.
-        device: device to compute on: cpu, cuda, cuda:1, ... With auto it is a GPU if there is one;
-            under torchrun each process takes a GPU of its own.
-        threads: number of CPU threads torch may use; None for torch's own choice. Small networks
-            are fastest with 1.
+        compile: compile the network with torch.compile. It takes time at the start, and pays off in
+            long runs on GPUs.
+        tracker: experiment tracker to which losses and accuracies are also sent, through the
+            library accelerate; none uses no tracker.
+        device: device to compute on: cpu, cuda, cuda:1, ... With auto it is a GPU if there is one,
+            else the CPU; under torchrun each process takes a GPU of its own.
+        threads: number of CPU threads that torch may use; None for torch's own choice. Small
+            networks are fastest with 1.
     """
 
     model: str = "digits-cnn"

@@ -1,7 +1,7 @@
 """The batches of an epoch, and which of their points each process computes.
 
-The batches depend only on (seed, epoch), so a continued run sees the same batches as a run that was
-not interrupted. They do not depend on the number of processes, micro-batches or workers.
+The batches depend only on the seed and the epoch, so a continued run sees the same batches as a run
+that was not interrupted. They do not depend on the number of processes, micro-batches or workers.
 """
 
 from __future__ import annotations
@@ -19,26 +19,34 @@ from robust_plugin.runtime.random import seed_of
 
 @runtime_checkable
 class Composed(Protocol):
-    """A data set that chooses the points of its batches itself."""
+    """A data set that chooses which points make up each of its batches."""
 
     def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-        """Return the batches of one epoch, as lists of indices."""
+        """Return the batches of one epoch, each as the list of the indices of its points.
+
+        Args:
+            batch_size: number of points per batch.
+            seed: seed of the run.
+            epoch: index of the epoch, from 0.
+        """
 
     def steps(self, *, batch_size: int) -> int:
-        """Return the number of batches in one epoch."""
+        """Return the number of batches in one epoch, for a number of points per batch."""
 
 
 def batches_of(
     dataset: Dataset[Any], *, batch_size: int, seed: int, epoch: int, shuffle: bool
 ) -> list[list[int]]:
-    """Return the batches of one epoch, as lists of indices; the last batch may be shorter.
+    """Return the batches of one epoch, each as the list of the indices of its points.
+
+    The last batch may have fewer points.
 
     Args:
         dataset: data set with a length.
-        batch_size: number of points per batch, over all processes.
+        batch_size: number of points per batch, in all processes together.
         seed: seed of the run.
-        epoch: number of the epoch.
-        shuffle: permute the points; otherwise they keep their order.
+        epoch: index of the epoch, from 0.
+        shuffle: put the points in a random order; otherwise they keep their order.
     """
     if shuffle and isinstance(dataset, Composed):
         return dataset.batches(batch_size=batch_size, seed=seed, epoch=epoch)
@@ -50,45 +58,54 @@ def batches_of(
 
 
 def steps_of(dataset: Dataset[Any], *, batch_size: int) -> int:
-    """Return the number of batches in one epoch of training."""
+    """Return the number of batches in one epoch of training.
+
+    Args:
+        dataset: data set with a length.
+        batch_size: number of points per batch, in all processes together.
+    """
     if isinstance(dataset, Composed):
         return dataset.steps(batch_size=batch_size)
     return math.ceil(len(cast(Sized, dataset)) / batch_size)
 
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:
-    """Return a generator that depends only on (seed, epoch).
+    """Return a generator on the CPU whose state depends only on the pair (seed, epoch).
 
     The pair is hashed, so that neighbouring pairs give unrelated random numbers.
+
+    Args:
+        seed: seed of the run.
+        epoch: index of the epoch, from 0.
     """
     digest = hashlib.sha256(f"{seed},{epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def rows_of(size: int, part: int, parts: int) -> range:
-    """Return the positions in a batch that a part computes: part, part + parts, part + 2 parts, ...
+    """Return the positions that a part has in a batch: part, part + parts, part + 2 parts, ...
 
     So the i-th point of a part has the same position in every batch, also in the shorter last batch
     of an epoch. Free adversarial training needs this: it keeps a perturbation per position.
 
     Args:
         size: number of points in the batch.
-        part: number of the part, 0 to parts - 1.
+        part: index of the part, 0 to parts - 1.
         parts: number of parts that the batch is split into.
     """
     return range(part, size, parts)
 
 
 class SeededAugmentation(Dataset[Any]):
-    """A data set whose random augmentation depends only on (seed, epoch, point).
+    """Wraps a data set so that its random augmentation depends only on (seed, epoch, point).
 
-    So it depends neither on the process that loads a point nor on the points loaded before. The
-    global generator is the same before and after.
+    So the process that loads a point and the points loaded before have no influence. Loading a
+    point does not change the state of torch's global generator.
 
     Args:
         dataset: data set that augments its points with torch's global generator.
         seed: seed of the run.
-        epoch: number of the epoch.
+        epoch: index of the epoch, from 0.
     """
 
     def __init__(self, dataset: Dataset[Any], *, seed: int, epoch: int) -> None:

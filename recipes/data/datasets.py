@@ -1,4 +1,4 @@
-"""The data sets by name: ``load_data`` checks the arguments and loads one of them."""
+"""Load a data set by its name, with ``load_data``."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def load_data(
             ImageFolder layout), "cifar10", "cifar100" or "svhn" (torchvision's files).
         folder: folder that holds the files; "digits" needs none.
         validation: share of the training points to hold out, in (0, 1), stratified by class. None
-            for 0.1, and for "digits" for 200 points, which leaves 1197 to train on.
+            for 0.1; with "digits", None holds out 200 points and leaves 1197 to train on.
         seed: seed of the choice of the validation points. Keep it the same for all training seeds,
             so that runs are compared on the same points. The test points do not depend on it.
         download: download missing files of "cifar10", "cifar100" or "svhn".
         image_size: only for "folder": the shorter side of the images is resized to this number of
-            pixels, and the centre is cropped. With the augmentation "resized-crop+flip" it is the
-            side of the crop, by default 224.
+            pixels, and the centre square is cropped. With the augmentation "resized-crop+flip" it
+            is the side of the crop, by default 224.
         augmentation: random changes of the training points, drawn from torch's global generator:
             "none", "crop" (at a random place, after padding by 4 pixels), "flip" (left to right) or
             "crop+flip"; "digits" allows "none" only. None for crop+flip with CIFAR, crop with SVHN,
@@ -54,8 +54,9 @@ def load_data(
         test: only for "digits": number of points to hold out as test points; None for 400.
 
     Returns:
-        Data: the three parts. Images are decoded once, when the first of them is used, and stay in
-        memory. If they would take more than ``LIMIT`` bytes, they are read from disk at each use.
+        Data: the training, validation and test points. Images are decoded once, when the first of
+        them is used, and stay in memory. If they would take more than ``images.LIMIT`` bytes, they
+        are read from disk at each use.
 
     Raises:
         ValueError: for an unknown name or augmentation, an argument that the data set does not

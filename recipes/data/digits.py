@@ -13,11 +13,11 @@ _VALIDATION_POINTS = 200  # of the points that are not test points
 
 
 def digits(validation: float | None, *, seed: int, test_points: int = TEST_POINTS) -> Data:
-    """Load scikit-learn's digits.
+    """Load scikit-learn's digits, split into training, validation and test points.
 
     Args:
         validation: share of the training points to hold out, in (0, 1); None for 200 points.
-        seed: seed of the choice of the validation points.
+        seed: seed of the choice of the validation points; the test points do not depend on it.
         test_points: number of points to hold out as test points.
     """
     bunch = import_library("sklearn.datasets").load_digits()

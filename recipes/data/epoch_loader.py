@@ -1,4 +1,4 @@
-"""The loader of one epoch: it reads, augments and collects the batches."""
+"""The loader of one epoch, which reads and augments the points and puts them into batches."""
 
 from __future__ import annotations
 
@@ -23,25 +23,31 @@ def loader(
     parts: int = 1,
     device: torch.device | None = None,
 ) -> DataLoader[Any] | ResidentLoader:
-    """Make the loader of one epoch, whose batches depend on (seed, epoch) alone.
+    """Return the loader of one epoch, whose batches depend on (seed, epoch) alone.
 
     Make a new loader for every epoch: a continued run then sees the same batches as a run that was
-    not interrupted. The augmentation of a point depends only on (seed, epoch, point). The global
-    generator does not change.
+    not interrupted. The augmentation of a point depends only on (seed, epoch, point). Loading does
+    not change the state of torch's global generator.
 
     Args:
         dataset: data set with a length.
-        batch_size: number of points per batch, over all parts; the last batch may have fewer.
+        batch_size: number of points per batch, in all parts together; the last batch may have
+            fewer.
         seed: seed of the run.
-        epoch: number of the epoch.
-        shuffle: permute the points; otherwise they keep their order.
-        workers: number of processes that load; 0 loads in this process. Images in memory need none.
-        part: number of the part of each batch to load, 0 to parts - 1 (see ``rows_of``). If a batch
-            has no points in this part, its last point is loaded.
+        epoch: index of the epoch, from 0.
+        shuffle: put the points in a random order, and augment them if the data set does so;
+            otherwise they keep their order.
+        workers: number of processes that load points; 0 loads them in this process. It has no
+            effect for images that are kept in memory.
+        part: index of the part of each batch to load, 0 to parts - 1 (see ``batches.rows_of``). If
+            a batch has no points in this part, its last point is loaded.
         parts: number of parts that each batch is split into.
-        device: device of the batches. Images in memory are kept, augmented and collected there.
-            Batches of other data sets are on the CPU, in pinned memory if the device is a GPU. None
-            for the CPU.
+        device: device of the batches, None for the CPU. Images that are kept in memory are stored,
+            augmented and put into batches there. Batches of other data sets are on the CPU, in
+            pinned memory if the device is a GPU.
+
+    Returns:
+        DataLoader | ResidentLoader: an iterable of pairs (points, labels), one per batch.
     """
     batches = batches_of(dataset, batch_size=batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
     rows = [rows_of(len(batch), part, parts) or range(len(batch))[-1:] for batch in batches]

@@ -1,8 +1,8 @@
 """Extra training images, which take a fixed share of each batch.
 
 They are pseudo-labelled or generated images, as in robust self-training (Carmon et al. 2019).
-HYDRA's figures on CIFAR-10 use 500,000 of them, 128 beside 128 real images in each batch. Files are
-.npz or .npy. A pickle is never read, since loading one can run any code.
+HYDRA's published accuracies on CIFAR-10 use 500,000 of them, 128 beside 128 real images in each
+batch. Files are .npz or .npy. A pickle is never read, since loading one can run any code.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _LAYOUT = (
 
 
 class Extra(Resident):
-    """Extra images, as bytes in memory or in a memory-mapped file.
+    """A data set of extra images, as bytes in memory or in a memory-mapped file.
 
     Args:
         images: uint8, shape [N, C, H, W].
         labels: integers, shape [N].
-        augmentation: one of ``images.AUGMENTATIONS``.
+        augmentation: random changes of the images, one of ``images.AUGMENTATIONS``.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, augmentation: str = "none") -> None:
@@ -47,16 +47,26 @@ class Extra(Resident):
         self.images, self.labels = images, labels
 
     def plain(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, without augmentation; only these go to the device."""
+        """Return images and labels without augmentation, on a device.
+
+        Only the chosen images are copied to the device.
+
+        Args:
+            rows: indices of the points, shape [B].
+            device: device of the result.
+
+        Returns:
+            tuple: images, float32 in [0, 1], shape [B, C, H, W], and labels, shape [B].
+        """
         return in_unit(self.images[rows].to(device)), self.labels[rows].to(device)
 
 
 class Mixed(Dataset[Any]):
-    """Real and extra training points together; an epoch is one pass over the real points.
+    """Real and extra training points as one data set; an epoch is one pass over the real points.
 
     Args:
-        real: the real training points, numbers 0 to len(real) - 1.
-        extra: the extra points; their numbers follow. Each epoch chooses from them at random; none
+        real: the real training points; they have the indices 0 to len(real) - 1.
+        extra: the extra points, whose indices follow. Each epoch chooses from them at random; none
             is used twice in an epoch before all were used once.
         share: share of extra points in each batch, in (0, 1).
     """
@@ -73,16 +83,24 @@ class Mixed(Dataset[Any]):
         return x, int(y)
 
     def of_batch(self, batch_size: int) -> tuple[int, int]:
-        """Return the numbers of real and of extra points in a batch, each at least 1."""
+        """Return how many real and how many extra points a batch has, at least 1 of each."""
         extra = min(batch_size - 1, max(1, round(self.share * batch_size)))
         return batch_size - extra, extra
 
     def steps(self, *, batch_size: int) -> int:
-        """Return the number of batches in one epoch."""
+        """Return the number of batches in one epoch, for a number of points per batch."""
         return math.ceil(self._n / self.of_batch(batch_size)[0])
 
     def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-        """Return the batches of one epoch; a shorter last one keeps the share of extra points."""
+        """Return the batches of one epoch, each as the list of the indices of its points.
+
+        The last batch may be shorter; it has the same share of extra points.
+
+        Args:
+            batch_size: number of points per batch.
+            seed: seed of the run.
+            epoch: index of the epoch, from 0.
+        """
         real, extra = self.of_batch(batch_size)
         generator = generator_of(seed, epoch)
         order = torch.randperm(self._n, generator=generator).tolist()
@@ -99,13 +117,21 @@ class Mixed(Dataset[Any]):
 
 
 class MixedResident(Mixed):
-    """Real and extra points, both in memory; it returns whole batches at once."""
+    """Real and extra points as one data set that is kept in memory and returns whole batches."""
 
     real: Resident
     extra: Resident
 
     def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, augmented, on a device."""
+        """Return images, augmented, and labels on a device.
+
+        Args:
+            rows: indices of the points, shape [B].
+            device: device of the result.
+
+        Returns:
+            tuple: images, float32 in [0, 1], shape [B, C, H, W], and labels, shape [B].
+        """
         n = len(self.real)
         own = rows < n
         parts = self.real.plain(rows[own], device), self.extra.plain(rows[~own] - n, device)
@@ -122,8 +148,8 @@ def with_extra(data: Data, path: Path, *, share: float, batch_size: int) -> Data
         data: the real data; its validation and test points do not change.
         path: an .npz file, or a folder with images.npy and labels.npy.
         share: share of extra points in each batch, in (0, 1).
-        batch_size: number of points per batch. It is needed to refuse a share that would leave no
-            real or no extra point in a batch.
+        batch_size: number of points per batch, to refuse a share that would leave no real or no
+            extra point in a batch.
 
     Raises:
         ValueError: for a missing file or key, a wrong shape or dtype, labels out of range, or a
@@ -158,7 +184,7 @@ def with_extra(data: Data, path: Path, *, share: float, batch_size: int) -> Data
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the images and labels in a file or folder."""
+    """Return the images and labels in an .npz file, or in a folder of two .npy files."""
     files = (path / "images.npy", path / "labels.npy")
     if not path.exists():
         raise ValueError(f"data.extra: there is no {path}; expected: {_LAYOUT}.")
@@ -181,7 +207,7 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _one_of(content: Any, names: tuple[str, ...]) -> NDArray[Any]:
-    """Return the first array of an .npz file that has one of the names."""
+    """Return the array in an .npz file under the first of the names that the file has."""
     for name in names:
         if name in content.files:
             found: NDArray[Any] = content[name]
@@ -190,7 +216,16 @@ def _one_of(content: Any, names: tuple[str, ...]) -> NDArray[Any]:
 
 
 def _channels_first(images: NDArray[Any], shape: tuple[int, int, int], path: Path) -> bool:
-    """Return whether the images are [N, C, H, W]; False for [N, H, W, C], else a ValueError."""
+    """Return whether images have the shape [N, C, H, W] (True) or [N, H, W, C] (False).
+
+    Args:
+        images: the images.
+        shape: (C, H, W) of one image of the real data.
+        path: path of the file of the images, for the error message.
+
+    Raises:
+        ValueError: for images of another shape, or that are not uint8.
+    """
     channels, height, width = shape
     legal = {(channels, height, width): True, (height, width, channels): False}
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in legal:

@@ -19,8 +19,8 @@ class _Torchvision(NamedTuple):
     """A data set that torchvision reads.
 
     Attributes:
-        kind: name of its class in torchvision.datasets.
-        title: its name in reports.
+        kind: name of the data set's class in torchvision.datasets.
+        title: name of the data set in reports.
         classes: number of classes.
         augmentation: default augmentation of the training points.
     """
@@ -47,7 +47,7 @@ LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/) of images, the same
 def image_folder(
     folder: Path, validation: float, *, seed: int, image_size: int | None, augmentation: str
 ) -> Data:
-    """Load a folder of images; the arguments are those of ``load_data``."""
+    """Load a folder of images; the arguments are those of ``datasets.load_data``."""
     # ImageNet calls its test points val, and does not publish the labels of the set it calls test.
     test_name = "val" if (folder / "val").is_dir() and not (folder / "test").is_dir() else "test"
     train, test = (_class_folders(folder / part) for part in ("train", test_name))
@@ -73,7 +73,7 @@ def image_folder(
 
 
 def _class_folders(path: Path) -> Any:
-    """Return a folder with one sub-folder per class as a data set of (PIL image, label)."""
+    """Return a folder that has one sub-folder per class as a data set of (PIL image, label)."""
     try:
         return import_library("torchvision.datasets").ImageFolder(str(path), loader=read_image)
     except FileNotFoundError as error:  # no such folder, no class in it, or a class without images
@@ -89,7 +89,7 @@ def torchvision_set(
     download: bool,
     augmentation: str | None,
 ) -> Data:
-    """Load one of ``TORCHVISION``; the arguments are those of ``load_data``."""
+    """Load CIFAR-10, CIFAR-100 or SVHN; the arguments are those of ``datasets.load_data``."""
     kind, title, classes, default = TORCHVISION[name]
     dataset = getattr(import_library("torchvision.datasets"), kind)
     parts = ("train", "test") if name == "svhn" else (True, False)
@@ -120,17 +120,18 @@ def _in_parts(
     augmentation: str,
     image_size: int | None,
 ) -> Data:
-    """Make the three parts from two data sets of (PIL image, label).
+    """Make the training, validation and test points from two data sets of (PIL image, label).
 
     Args:
         train: the data set that training and validation points are taken from.
         test: the data set that test points are taken from.
-        indices: numbers of the training, validation and test points in their data sets.
+        indices: indices of the training and validation points in ``train``, and of the test points
+            in ``test``.
         name: name of the data set in reports.
         classes: number of classes.
         augmentation: augmentation of the training points.
-        image_size: side of the images in pixels; None keeps their size, or is 224 with the
-            augmentation "resized-crop+flip".
+        image_size: side of the images in pixels; None keeps their size, except with the
+            augmentation "resized-crop+flip", where it is 224.
     """
     transforms = import_library("torchvision.transforms")
     steps: list[Callable[[Any], Any]] = [transforms.ToTensor()]

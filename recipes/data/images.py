@@ -25,11 +25,13 @@ _CPU = torch.device("cpu")
 
 
 class View(Dataset[tuple[Tensor, int]]):
-    """Some points of a data set of images; an image becomes a tensor [C, H, W] at each use.
+    """Chosen points of a data set of images; each image is read and converted anew at each use.
+
+    A point is (x, y): x a float tensor [C, H, W], y its label.
 
     Args:
         images: data set of (image, label).
-        indices: numbers of the chosen points in ``images``.
+        indices: indices of the chosen points in ``images``.
         shape: (C, H, W) that each tensor must have.
         transform: function from an image to a float tensor [C, H, W] in [0, 1].
         augmentation: one of ``AUGMENTATIONS``, applied to the tensor.
@@ -74,19 +76,27 @@ class Batched(Protocol):
     """A data set that returns whole batches at once."""
 
     def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, augmented, on a device."""
+        """Return images, augmented, and labels on a device.
+
+        Args:
+            rows: indices of the points, shape [B].
+            device: device of the result.
+
+        Returns:
+            tuple: images, float32 in [0, 1], shape [B, C, H, W], and labels, shape [B].
+        """
 
 
 class Resident(Dataset[tuple[Tensor, int]]):
-    """Images that stay in memory from their first use on.
+    """A data set of images that stay in memory from their first use on.
 
     A point is (x, y): x float32 [C, H, W] in [0, 1], y its label. When batches are made on a GPU, a
-    copy of all images is kept there, so that only the numbers of the points are sent to it.
+    copy of all images is kept there, so that only the indices of the points are sent to it.
 
     Args:
-        points: pairs of an image, float [C, H, W] whose values are multiples of 1/255, and its
-            label.
-        augmentation: one of ``AUGMENTATIONS``.
+        points: data set of pairs (image, label); an image is float [C, H, W], and its values are
+            multiples of 1/255.
+        augmentation: random changes of the images, one of ``AUGMENTATIONS``.
     """
 
     def __init__(self, points: Dataset[Any], augmentation: str = "none") -> None:
@@ -121,19 +131,35 @@ class Resident(Dataset[tuple[Tensor, int]]):
         return self._copy
 
     def plain(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, without augmentation, on a device."""
+        """Return images and labels without augmentation, on a device.
+
+        Args:
+            rows: indices of the points, shape [B].
+            device: device of the result.
+
+        Returns:
+            tuple: images, float32 in [0, 1], shape [B, C, H, W], and labels, shape [B].
+        """
         images, labels = self._stored_on(device)
         rows = rows.to(device)
         return in_unit(images[rows]), labels[rows]
 
     def batch(self, rows: Tensor, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-        """Return points by their numbers, on a device; they are augmented there."""
+        """Return images and labels on a device, where the images are also augmented.
+
+        Args:
+            rows: indices of the points, shape [B].
+            device: device of the result.
+
+        Returns:
+            tuple: images, float32 in [0, 1], shape [B, C, H, W], and labels, shape [B].
+        """
         x, y = self.plain(rows, device)
         return augmented(x, self.augmentation), y
 
 
 def in_unit(images: Tensor) -> Tensor:
-    """Return bytes as float32 k/255, the same numbers on every device."""
+    """Return images of bytes k as float32 k/255, with exactly the same values on every device."""
     # With a plain 255, a GPU would multiply by the rounded 1/255, which gives other numbers.
     return images.float() / torch.full((), 255.0, device=images.device)
 
@@ -143,11 +169,11 @@ class ResidentLoader:
 
     Args:
         dataset: data set that returns whole batches.
-        batches: numbers of the points of each batch, for all processes together.
-        rows: positions in each batch that this process computes.
+        batches: indices of the points of each batch, in all processes together.
+        rows: for each batch, the positions in it of the points that this process computes.
         seed: seed of the run. The random numbers of the augmentation depend on (seed, epoch) and
             are drawn for the whole batch, so they do not depend on ``rows``.
-        epoch: number of the epoch.
+        epoch: index of the epoch, from 0.
         device: device that the batches are made on.
     """
 
@@ -183,7 +209,15 @@ _PADDING = 4  # pixels added on each side before a crop, as in CIFAR recipes
 
 
 def augmented(x: Tensor, augmentation: str) -> Tensor:
-    """Return images after one of ``AUGMENTATIONS``; x and the result are [N, C, H, W]."""
+    """Return images after a random augmentation.
+
+    Args:
+        x: images, shape [N, C, H, W].
+        augmentation: one of ``AUGMENTATIONS``.
+
+    Returns:
+        Tensor: the changed images, shape [N, C, H, W].
+    """
     if "crop" in augmentation:
         x = _cropped(x)
     if "flip" in augmentation:
@@ -193,7 +227,10 @@ def augmented(x: Tensor, augmentation: str) -> Tensor:
 
 
 def _cropped(x: Tensor) -> Tensor:
-    """Crop at random: move each image by up to ``_PADDING`` pixels each way, filling with zeros."""
+    """Move each image [C, H, W] by a random number of pixels, and fill the border with zeros.
+
+    The number is up to ``_PADDING`` in each direction.
+    """
     n, channels, height, width = x.shape
     top, left = (uniform_like(torch.empty(n, 2)) * (2 * _PADDING + 1)).long().T[..., None]
     rows = (top + torch.arange(height))[:, None, :, None]

@@ -1,4 +1,4 @@
-"""The data that the settings of a run name."""
+"""Load the data that the settings of a run name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from robust_plugin.recipes.data.train_val_test import Data
 
 @lru_cache(maxsize=1)
 def data_of(config: DataConfig) -> Data:
-    """Return the data of a run, with its extra training images.
+    """Return the data that settings name, with the extra training images if they name some.
 
-    The last data set is kept. Runs in one process, as in a comparison, share it, and its images are
-    decoded once.
+    The result of the last call is kept: runs in one process with the same settings, as in a
+    comparison, share it, and its images are decoded only once.
     """
     data = load_data(
         config.name,
@@ -31,9 +31,10 @@ def data_of(config: DataConfig) -> Data:
 
 
 def check_folder(data: DataConfig) -> None:
-    """Raise a ValueError for a folder that is given with digits, which read no files.
+    """Raise a ValueError if a folder is given together with the data set digits.
 
-    Without this check, training on digits instead of on one's own images would go unnoticed.
+    Digits read no files: without this check, a user who forgets ``data.name`` would train on digits
+    instead of the images in the folder, and not notice it.
     """
     if data.name == "digits" and data.folder is not None:
         raise ValueError(

@@ -48,7 +48,15 @@ def read_image(path: str) -> Image:
 
 
 def _opaque(image: Image, path: str) -> Image:
-    """Return the image as RGBA, or raise a ValueError if a pixel is transparent."""
+    """Return an image with an alpha channel as RGBA.
+
+    Args:
+        image: the image.
+        path: path of its file, for the error message.
+
+    Raises:
+        ValueError: if a pixel is transparent.
+    """
     # Pillow makes no alpha channel for 16-bit greyscale with a transparent grey.
     found = None if image.mode in _DEEP else image.convert("RGBA")
     if found is None or found.getchannel("A").getextrema() != (255, 255):
@@ -61,7 +69,15 @@ def _opaque(image: Image, path: str) -> Image:
 
 
 def _in_bytes(image: Image, path: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the pixels of a 16-bit greyscale image as bytes, or raise a ValueError for others."""
+    """Return the pixels of a 16-bit greyscale image as bytes, shape [H, W].
+
+    Args:
+        image: the image.
+        path: path of its file, for the error message.
+
+    Raises:
+        ValueError: for images in any other format, because the range of their values is unknown.
+    """
     tags = getattr(image, "tag_v2", {})
     whole = image.mode.startswith("I;16")
     if image.format == "TIFF":

@@ -1,4 +1,4 @@
-"""Reproducible splits of a data set, stratified by class.
+"""Random splits of a data set, stratified by class and the same for the same seed.
 
 They hold out the validation points, by which models are chosen without using the test points.
 """
@@ -13,15 +13,19 @@ import torch
 def stratified_split(
     labels: Sequence[int], held_out: int, *, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Split 0 ... n - 1 at random into (kept, held out), both sorted, stratified by class.
+    """Split the indices 0 ... n - 1 at random into two parts, stratified by class.
 
-    A class with c of the n points gives floor(c held_out / n) points. To reach the exact total, the
-    classes with the largest remainders give one more point each (ties by class).
+    A class with c of the n points gives floor(c held_out / n) of them to the part that is held out.
+    Classes with the largest remainders give one more each, until the part has held_out points; of
+    equal remainders the smaller label comes first.
 
     Args:
-        labels: class of each point.
+        labels: class of each of the n points.
         held_out: number of points to hold out, 0 < held_out < n.
-        seed: seed of the choice; the global generator is not used.
+        seed: seed of the choice; torch's global generator is not used.
+
+    Returns:
+        tuple: the sorted indices of the points that are kept, and of those that are held out.
 
     Raises:
         ValueError: if held_out is not between 0 and n, or a class would keep no point.
@@ -56,15 +60,19 @@ def stratified_split(
 
 
 def hold_out(labels: Sequence[int], share: float, *, seed: int) -> tuple[list[int], list[int]]:
-    """Split as ``stratified_split`` does, with a share of the points instead of their number.
+    """Split indices as ``stratified_split`` does, where a share of the points is held out.
 
     Args:
-        labels: class of each point.
+        labels: class of each of the n points.
         share: share of the points to hold out, in (0, 1).
-        seed: seed of the choice; the global generator is not used.
+        seed: seed of the choice; torch's global generator is not used.
+
+    Returns:
+        tuple: the sorted indices of the points that are kept, and of those that are held out.
 
     Raises:
-        ValueError: if the share is not in (0, 1), or ``stratified_split`` refuses it.
+        ValueError: if the share is not in (0, 1), or ``stratified_split`` refuses the number of
+            points that it gives.
     """
     if not 0 < share < 1:
         raise ValueError(f"validation={share!r}; legal is a share of the training points in (0, 1)")

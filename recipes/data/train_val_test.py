@@ -19,7 +19,7 @@ class Data:
 
     Attributes:
         name: name of the data set in reports: "digits", "CIFAR-10", or the name of the folder.
-        train: training points, augmented at random if the data set is.
+        train: training points; they may be augmented at random each time they are used.
         validation: points held out of the training points, not augmented.
         test: test points, not augmented. The test points of an image folder are in a fixed random
             order, so that the first ones come from all classes.
@@ -36,7 +36,10 @@ class Data:
 
 
 def import_library(module: str) -> Any:
-    """Import a module that a data set needs.
+    """Import a module that a data set needs, and return it.
+
+    Args:
+        module: full name of the module, such as "torchvision.datasets".
 
     Raises:
         ImportError: if it is not installed; the message says how to install it.

@@ -1,6 +1,6 @@
 """Dry runs: what a command would do, how long it would take and what it would write.
 
-``run.py`` does this for one recipe, ``comparison.py`` for a comparison of several.
+``run.py`` does this for one recipe, ``comparison.py`` for a comparison of several methods.
 ``measure.py`` trains a few steps of each stage and measures their time and memory.
 
 Uses: papers, compare, training, catalogue.

@@ -1,6 +1,6 @@
 """Dry run of a comparison: what it would train, and the estimated time.
 
-The estimate is based on a few real training steps of each row.
+The estimate is based on a few real training steps of each method.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from robust_plugin.runtime.tables import table
 
 @dataclass(frozen=True)
 class _Row:
-    """Estimated seconds for one network of a row, and the number of networks.
+    """Estimated time of one line in the plan of a comparison: a method, or the dense networks.
 
     Attributes:
-        name: name of the row.
-        prune: seconds of the prune phase, which runs once for all learning rates.
-        train: seconds of pre-training in the row of dense networks; in all other rows, seconds of
-            fine-tuning at one learning rate.
-        test: seconds of the report's attack on all test points.
-        networks: number of networks, over densities and seeds.
-        rates: number of learning rates that each network is tuned over.
+        name: name of the method, or ``"dense"``.
+        prune: seconds of the prune phase of one network, which runs once for all learning rates.
+        train: seconds of pre-training for the dense networks; for a method, seconds of fine-tuning
+            one network at one learning rate.
+        test: seconds of the report's attack on all test points, for one network.
+        networks: number of networks: one per density and seed; one per seed for the dense networks.
+        rates: number of learning rates at which each network is fine-tuned.
     """
 
     name: str
@@ -43,19 +43,19 @@ class _Row:
 
     @property
     def whole(self) -> float:
-        """Seconds of the whole row; only the network at the best learning rate is tested."""
+        """Seconds of all networks; each is tested only at its best learning rate."""
         return self.networks * (self.prune + self.rates * self.train + self.test)
 
     def cells(self) -> list[str]:
-        """Return the cells of this row of the table."""
+        """Return name, number of networks and times as text, for the columns of the plan."""
         seconds = (self.prune, self.train, self.test, self.whole)
         return [self.name, str(self.networks), *map(clock, seconds)]
 
 
 def dry_comparison(config: CompareConfig, out: Path) -> str:
-    """Return the plan of a comparison as text: all trainings by row, and their estimated time.
+    """Return the plan of a comparison as text: the trainings of each method and the estimated time.
 
-    A few steps of each row are trained, at the first density, seed and learning rate. Nothing is
+    A few steps of each method are trained, at the first density, seed and learning rate. Nothing is
     written to ``out``.
 
     Args:
@@ -84,7 +84,15 @@ def dry_comparison(config: CompareConfig, out: Path) -> str:
 
 
 def _row(run: Rehearsal, job: Job, test: float, *, networks: int, rates: int) -> _Row:
-    """Return the row of a job, with the stages that its dry run has measured."""
+    """Return the estimated time of a method from one of its trainings.
+
+    Args:
+        run: dry run of the training, which has measured all its stages.
+        job: the training.
+        test: seconds of the report's attack on all test points.
+        networks: number of networks of the method.
+        rates: number of learning rates at which each network is fine-tuned.
+    """
     stages = RECIPES[job.recipe].stages(job.config)
     seconds = {name: run.stage_seconds(name, stage) for name, stage in stages.items()}
     prune = seconds.pop("prune", 0.0)
@@ -92,7 +100,14 @@ def _row(run: Rehearsal, job: Job, test: float, *, networks: int, rates: int) ->
 
 
 def _shown(config: CompareConfig, rows: list[_Row], device: str, out: Path) -> str:
-    """Return the plan as text, from its measured rows."""
+    """Return the plan as text.
+
+    Args:
+        config: settings of the comparison.
+        rows: estimated time of the dense networks, then of each method.
+        device: device on which the time was measured.
+        out: folder that the comparison would write to.
+    """
     axes = {
         ("row", "rows"): config.rows,
         ("density", "densities"): config.densities,

@@ -36,7 +36,7 @@ _ATTACK_STEPS = 2  # attack steps for timing it
 
 
 class Stopwatch(Progress):
-    """Progress that measures the time of each step and the memory of each stage; shows no bar.
+    """Measures the time of each step and the memory of each stage, in place of a progress bar.
 
     Args:
         stages: number of optimizer steps of each stage by name, in the order they are trained.
@@ -52,7 +52,14 @@ class Stopwatch(Progress):
 
     @contextmanager
     def stage(self, name: str, *, steps: int, done: int, folder: Path) -> Iterator[None]:
-        """Measure one stage while the with block runs; the arguments are those of ``Progress``."""
+        """Within the context, measure the time of the steps and the peak memory of one stage.
+
+        Args:
+            name: name of the stage.
+            steps: not used.
+            done: not used.
+            folder: not used.
+        """
         self._name = name
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -68,7 +75,11 @@ class Stopwatch(Progress):
         self.times[self._name].append(time.perf_counter())
 
     def seconds(self, name: str) -> float:
-        """Return the mean seconds per step of a stage, without the first step if there are more."""
+        """Return the mean seconds per step of a stage, without the first step if there are more.
+
+        Args:
+            name: name of the stage.
+        """
         moments = self.times[name][1:] if len(self.times[name]) > 2 else self.times[name]
         return (moments[-1] - moments[0]) / (len(moments) - 1)
 
@@ -78,7 +89,7 @@ class Rehearsal(Run):
 
     Args:
         folder: folder of the run.
-        config: settings of the recipe; no tracker is used.
+        config: settings of the recipe; ``tracker`` is ignored.
     """
 
     def __init__(self, folder: Path, config: RecipeConfig) -> None:
@@ -88,32 +99,49 @@ class Rehearsal(Run):
         self.validation: dict[str, float] = {}
 
     def begin(self, steps: Mapping[str, int]) -> None:
-        """Start to measure the stages; ``steps`` has the number of steps of each stage by name."""
+        """Start to measure the stages.
+
+        Args:
+            steps: number of optimizer steps of each stage by name, in the order they are trained.
+        """
         self.progress = self.watch = Stopwatch(steps, self.device)
 
     @contextmanager
     def timed(self, stage: str, what: str) -> Iterator[None]:
-        """Measure the time of a validation."""
+        """Within the context, measure the time of a validation.
+
+        Args:
+            stage: name of the stage that the validation belongs to.
+            what: not used.
+        """
         before = time.perf_counter()
         yield
         self.validation[stage] = time.perf_counter() - before
 
     def validation_seconds(self, stage: str) -> float:
-        """Return the estimated seconds for one validation on all validation points."""
+        """Return the estimated seconds for one validation of a stage on all validation points."""
         n = len(self.data.validation)  # type: ignore[arg-type]
         measured = min(self.config.evaluation.batch_size, self.config.data.batch_size, n)
         return self.validation[stage] * n / measured
 
     def stage_seconds(self, name: str, stage: StageConfig) -> float:
-        """Return the estimated seconds for a whole stage, including its validations."""
+        """Return the estimated seconds for a whole stage, including its validations.
+
+        Args:
+            name: name of the stage.
+            stage: settings of the stage.
+        """
         length = length_of(self, stage)
         validation = length.epochs * self.validation_seconds(name)
         return length.steps * self.watch.seconds(name) + validation
 
     def test_seconds(self, model: nn.Module) -> float:
-        """Return the estimated seconds for the report's attack on all test points.
+        """Return the estimated seconds for the report's attack, PGD, on all test points.
 
         This is an upper bound, since the attack skips points that it has already fooled.
+
+        Args:
+            model: network that is attacked.
         """
         evaluation, points = self.config.evaluation, len(self.data.test)  # type: ignore[arg-type]
         return _attack_seconds(self, model) * points * evaluation.steps * evaluation.restarts
@@ -121,9 +149,10 @@ class Rehearsal(Run):
 
 @contextmanager
 def rehearsal(recipe: str, config: RecipeConfig) -> Iterator[tuple[Rehearsal, nn.Module]]:
-    """Train a few steps of every stage of a recipe; yield the run and its final network.
+    """Train a few steps of every stage of a recipe; this is a context manager.
 
-    The folder of the run is deleted at the end of the with block.
+    The context yields the run and its final network. At the end of the context, the folder of the
+    run is deleted.
 
     Args:
         recipe: magnitude, hydra, harp or dense.
@@ -142,10 +171,15 @@ def rehearsal(recipe: str, config: RecipeConfig) -> Iterator[tuple[Rehearsal, nn
 
 
 def _attack_seconds(run: Run, model: nn.Module) -> float:
-    """Return the estimated seconds of one attack step on one point, from validation points.
+    """Return the estimated seconds of one step of PGD on one point, measured on validation points.
 
     A GPU takes nearly as long for a few points as for a whole batch, so a whole batch is timed. It
-    takes much longer for its first batch, so the attack runs once before it is timed.
+    takes much longer for its first batch, so the attack runs once before it is timed. The estimate
+    is 0 if eps is 0 or the norm is L1.
+
+    Args:
+        run: dry run whose validation points and threat model are used.
+        model: network that is attacked.
     """
     points, on_gpu = run.data.validation, run.device.type == "cuda"
     size = run.config.evaluation.batch_size if on_gpu else _POINTS
@@ -162,7 +196,7 @@ def _attack_seconds(run: Run, model: nn.Module) -> float:
 
 
 def _peak(device: torch.device) -> int:
-    """Return the peak memory so far in bytes: of the GPU, or of this process."""
+    """Return the peak memory in bytes: of the GPU, or else of this process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux

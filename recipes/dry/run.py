@@ -45,7 +45,13 @@ def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
 
 
 def _stages(recipe: str, run: Rehearsal, tested: float) -> str:
-    """Return the table of stages with their time; ``tested`` is the seconds of the test."""
+    """Return the table of stages as text, with their steps, time and memory.
+
+    Args:
+        recipe: magnitude, hydra, harp or dense.
+        run: dry run that has measured the stages.
+        tested: estimated seconds of the report's attack on all test points.
+    """
     config = run.config
     pattern = getattr(config, "pattern", "none")
     share = f"density {config.density:g}"
@@ -83,7 +89,10 @@ def _stages(recipe: str, run: Rehearsal, tested: float) -> str:
 
 
 def not_measured(config: RecipeConfig) -> str:
-    """Return a line break and a line that lists what the estimate leaves out; empty if nothing."""
+    """Return a line that lists the evaluations whose time is not in the estimate.
+
+    The line begins with a line break. The text is empty if the estimate leaves nothing out.
+    """
     counts = {
         "AutoAttack": config.evaluation.autoattack,
         "proofs": config.evaluation.verify,
@@ -94,7 +103,7 @@ def not_measured(config: RecipeConfig) -> str:
 
 
 def _kept(run: Run, model: nn.Module) -> str:
-    """Return a table of how many weights or channels each layer or group keeps."""
+    """Return a table of how many weights each layer keeps, or how many channels each group."""
     if run.config.structure == "channels":
         counts = [(name, kept, size) for name, (kept, size) in kept_channels(run).items()]
     else:
@@ -108,7 +117,12 @@ def _kept(run: Run, model: nn.Module) -> str:
 
 
 def _files(config: RecipeConfig, sizes: dict[str, int]) -> str:
-    """Return one line per file that the run would write, with its size in bytes where known."""
+    """Return one line per file that the run would write, with its description.
+
+    Args:
+        config: settings of the recipe.
+        sizes: sizes in bytes by file name, for the files whose size is known.
+    """
     names = [*sizes, "report.json", "kept.png"]
     names += ["smoothing.txt", "smoothing.png"] * bool(config.evaluation.smooth)
     names += ["before_after.json", "before_after.txt"] * (config.structure == "channels")

@@ -1,4 +1,4 @@
-"""Measure one network: attacks, proofs, checks, tables.
+"""Measure one network: attacks, proofs, checks for obfuscated gradients, tables.
 
 ``measure.py`` is the pass over the test points that all evaluations share. ``network.py`` is the
 command ``evaluate`` for any network, and ``settings.py`` makes its settings from a finished run

@@ -28,8 +28,10 @@ def attack_by_name(name: str, config: EvaluateConfig, threat: ThreatModel) -> At
     """Return an attack by its name on the command line.
 
     Args:
-        name: ``"pgd"``, ``"fab"``, a name of an AutoAttack version, or ``"torchattacks.NAME"``.
-        config: settings of the evaluation: PGD's steps and restarts, the seed, the journal.
+        name: ``"pgd"``; ``"autoattack"``, ``"autoattack-plus"``, ``"autoattack-rand"`` or
+            ``"screen"``, which are versions of AutoAttack; ``"fab"``; or ``"torchattacks.NAME"``.
+        config: settings of the evaluation; used are PGD's steps and restarts, the batch size, the
+            seed and the journal.
         threat: norm, eps and bounds of the inputs.
 
     Raises:
@@ -56,12 +58,23 @@ def attack_by_name(name: str, config: EvaluateConfig, threat: ThreatModel) -> At
 
 
 def journal_of(config: EvaluateConfig, name: str) -> Path | None:
-    """Return the journal folder of one attack or certifier; None if no journal is written."""
+    """Return the folder for the finished batches of an attack or certifier; None to keep nothing.
+
+    An interrupted evaluation continues from these batches.
+
+    Args:
+        config: settings of the evaluation; ``journal`` is used.
+        name: name of the attack or certifier.
+    """
     return None if config.journal is None else config.journal / name
 
 
 def _cascade_bar(name: str) -> Callable[[CascadeProgress], None]:
-    """Return a function that shows a cascade's progress: points not yet fooled and time left."""
+    """Return a function that shows the progress of AutoAttack: points not yet fooled, time left.
+
+    Args:
+        name: title of the progress bar.
+    """
     show = progress_bar(name, unit="batch")
     return lambda progress: show(
         progress.done, progress.total, f"{name}: {progress.attack}, {progress.left} points stand"

@@ -1,7 +1,7 @@
 """The table of a network before and after channels were removed: size, cost, latency, accuracy.
 
 ``before_after`` measures the dense network that a run started from and the small network that it
-produced, side by side on this machine. The command ``channels`` prints the table.
+produced, in turns on the same machine. The command ``channels`` prints the table.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _BATCHES = (1, 64)
 
 @dataclass(frozen=True)
 class Measured:
-    """Measurements of one network of the table.
+    """Size, cost, latency and accuracy of one network.
 
     Attributes:
         parameters: number of parameters.
         multiply_adds: number of multiply-adds of a forward pass on one example.
-        bytes: size of the network's state in bytes.
+        bytes: size of all parameters and buffers in bytes.
         milliseconds: median time of a forward pass on this machine, by batch size.
-        report: clean and robust accuracy on the test points.
+        report: clean accuracy, and robust accuracy under PGD, on the test points.
     """
 
     parameters: int
@@ -98,6 +98,9 @@ def before_after(run: Run) -> BeforeAfter:
 
     Writes before_after.json and before_after.txt to the run's folder.
 
+    Args:
+        run: finished run with structure channels.
+
     Raises:
         ValueError: if the run has not removed channels.
     """
@@ -128,7 +131,14 @@ def before_after(run: Run) -> BeforeAfter:
 
 
 def _latency(run: Run, dense: nn.Module, small: nn.Module, batch: int) -> tuple[float, float]:
-    """Return the median milliseconds per forward pass of both networks, measured in turns."""
+    """Return the median milliseconds per forward pass of both networks, timed alternately.
+
+    Args:
+        run: run whose input shape and device are used.
+        dense: network before pruning.
+        small: network after its channels were removed.
+        batch: number of inputs per forward pass.
+    """
     x = torch.rand(batch, *run.data.shape, device=run.device)
 
     def forward_of(model: nn.Module) -> Callable[[], None]:

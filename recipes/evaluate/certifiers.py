@@ -36,7 +36,7 @@ def certifier_of(
             methods after it skip them. ``"cascade-fixed"`` leaves out the last method, alpha-CROWN
             on all slopes, which takes most of the time and proves few points.
         threat: norm, eps and bounds of the inputs.
-        seconds: time budget of a cascade per point, above 0 (see ``verify``); None for no limit.
+        seconds: time limit of a cascade per point, above 0 (see ``Verifier``); None for no limit.
         journal: folder for finished batches of a cascade, from which an interrupted one continues;
             None writes no journal.
 
@@ -81,13 +81,14 @@ def smooth(
     Args:
         model: the base classifier.
         points: pairs (x, y).
-        n: number of first points to certify; all if there are fewer.
-        smoothed: the smoothed classifier, which knows the noise and the number of votes.
+        n: number of points to certify, from the first one; all if there are fewer.
+        smoothed: the smoothed classifier, with its noise level and its number of votes.
         folder: folder for the table and for the plot of certified accuracy against radius.
-        journal: folder for finished points, from which an interrupted run continues.
+        journal: folder for finished points, from which an interrupted call continues.
 
     Returns:
-        dict: the settings, and the prediction and radius of each point, as values for JSON.
+        dict: the settings of the smoothing, the average certified radius, and the prediction, label
+        and radius of each point, as values for JSON.
     """
     x, y = first_points(points, n, next(model.parameters()).device)
     found = smoothed.certify(

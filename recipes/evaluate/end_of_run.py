@@ -33,7 +33,7 @@ _UNFINISHED = "unfinished-evaluation-"
 
 
 def check_evaluation(run: Run) -> None:
-    """Refuse evaluation settings that cannot work on this run's data, before training starts.
+    """Check before training that the evaluation settings can work on the data of a run.
 
     Raises:
         ValueError: if the data has too few classes for AutoAttack, or if the certifier does not
@@ -55,14 +55,15 @@ def evaluate_run(
 
     If the folder holds a report with the same settings, that report is returned instead. Several
     processes share the points of AutoAttack; each process does the rest of the evaluation for
-    itself, except randomized smoothing, which the first process does alone.
+    itself, except randomized smoothing, which only the first process does.
 
     Args:
         run: the run that trained the network.
         model: the network without a pruner, pruned weights set to zero.
-        small: the same network with its zero channels removed, which is faster to attack; None
-            attacks ``model``.
-        kept: [number kept, size] by group, for the report; None counts the weights of each layer.
+        small: the same network without its pruned channels, which is faster to attack and is
+            evaluated instead of ``model``; None evaluates ``model``.
+        kept: [number kept, size] by channel group, for the report; None counts the weights of each
+            layer.
     """
     path, settings = run.folder / "report.json", run.config.evaluation
     identity = {**run.identity, "evaluation": as_plain(settings)}
@@ -98,7 +99,13 @@ def evaluate_run(
 
 
 def _measured(run: Run, model: nn.Module, journal: Path) -> Report:
-    """Attack the test points, and prove them if the settings ask for it."""
+    """Attack the test points, and prove them if the settings ask for it.
+
+    Args:
+        run: run whose test points and evaluation settings are used.
+        model: network to evaluate.
+        journal: folder for finished parts, from which an interrupted evaluation continues.
+    """
     settings = run.config.evaluation
     attacks: list[Attack] = [
         strongest_pgd(run.threat, steps=settings.steps, restarts=settings.restarts)
@@ -120,13 +127,25 @@ def _measured(run: Run, model: nn.Module, journal: Path) -> Report:
 
 
 def _autoattack(run: Run, journal: Path | None) -> AutoAttack:
-    """Return the AutoAttack of a run's evaluation; it writes its batches to ``journal``."""
+    """Return the AutoAttack of a run's evaluation.
+
+    Args:
+        run: run whose settings are used.
+        journal: folder for finished batches, from which an interrupted attack continues; None
+            writes no journal.
+    """
     version, seed = run.config.evaluation.version, run.config.seed
     return AutoAttack(run.threat, version=version, seed=seed, journal=journal)
 
 
 def _smoothed(run: Run, model: nn.Module, journal: Path) -> dict[str, Any]:
-    """Certify the first test points by randomized smoothing; return values for JSON."""
+    """Certify the first test points of a run by randomized smoothing; return values for JSON.
+
+    Args:
+        run: run whose test points and evaluation settings are used.
+        model: the base classifier.
+        journal: folder for finished parts, from which an interrupted evaluation continues.
+    """
     settings, sigma = run.config.evaluation, run.config.objective.sigma
     smoothed = Smoothed(sigma, n=settings.votes, seed=run.config.seed)
     return smooth(
@@ -135,7 +154,13 @@ def _smoothed(run: Run, model: nn.Module, journal: Path) -> dict[str, Any]:
 
 
 def _certifier(run: Run, journal: Path | None) -> Certifier | None:
-    """Return the certifier of a run's evaluation; None if no points are to be proved."""
+    """Return the certifier of a run's evaluation; None if no points are to be proved.
+
+    Args:
+        run: run whose settings are used.
+        journal: folder for finished batches, from which an interrupted proof continues; None writes
+            no journal.
+    """
     settings = run.config.evaluation
     name = settings.certify if settings.verify else "none"
     return certifier_of(name, run.threat, seconds=settings.seconds, journal=journal)

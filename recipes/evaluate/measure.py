@@ -40,12 +40,13 @@ def measure(
     Args:
         model: network to evaluate.
         points: pairs (x, y).
-        attacks: attacks in the order of the report's rows.
+        attacks: attacks, in the order in which the report lists them.
         seed: seed of the run, or of the evaluation; PGD draws its random starts from it.
         batch_size: number of points per forward pass.
-        certifier: proves points; None proves none.
-        limits: number of first points by attack name, or for ``"certified"``; default all.
-        adversarial: file for the adversarial inputs; None writes none.
+        certifier: certifier that proves points; None proves none.
+        limits: number of points to use, from the first one, by attack name or ``"certified"``; an
+            attack or certifier without a limit gets all points.
+        adversarial: file to write the adversarial examples to; None writes none.
     """
     batches = loader(points, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
     torch.manual_seed(seed_of(seed, "evaluation"))
@@ -60,7 +61,7 @@ def measure(
 
 
 def strongest_pgd(threat: ThreatModel, *, steps: int, restarts: int) -> Attack:
-    """Return PGD that keeps the best input of each point over all steps and starts.
+    """Return a PGD attack that keeps the best input of each point over all steps and starts.
 
     A misclassified input is best; if there is none, the input of highest loss.
 
@@ -73,7 +74,16 @@ def strongest_pgd(threat: ThreatModel, *, steps: int, restarts: int) -> Attack:
 
 
 def first_points(points: Dataset[Any], n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the first n points, or all if there are fewer, as one batch (x [n, ...], y [n])."""
+    """Return the first points of a data set as one batch on a device.
+
+    Args:
+        points: pairs (x, y).
+        n: number of points; all if there are fewer.
+        device: device of the batch.
+
+    Returns:
+        tuple: inputs x, shape [n, ...], and labels y, shape [n].
+    """
     few = Subset(points, range(min(n, len(points))))  # type: ignore[arg-type]
     batches = loader(few, batch_size=len(few), seed=0, epoch=0, shuffle=False)
     x, y = next(iter(batches))

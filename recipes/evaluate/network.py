@@ -47,9 +47,9 @@ class Evaluated:
     """Results of an evaluation.
 
     Attributes:
-        report: accuracies; a failed check is one of its findings.
+        report: accuracies, and findings about the network; a failed check is one of them.
         checks: checks for obfuscated gradients; None if they did not run.
-        radii: radii in the table of the security curve.
+        radii: radii at which the table of robust accuracy against eps is printed.
         note: the reason why the requested checks did not run; empty otherwise.
     """
 
@@ -59,7 +59,7 @@ class Evaluated:
     note: str = ""
 
     def __str__(self) -> str:
-        """Return all tables, separated by empty lines."""
+        """Return all tables as text, separated by empty lines."""
         curve = self.report.curve
         parts = [str(self.report), *([curve.table(self.radii)] if curve is not None else [])]
         said = self.note if self.checks is None else str(self.checks)
@@ -69,15 +69,15 @@ class Evaluated:
 def evaluate_network(
     config: EvaluateConfig, out: Path | None = None, *, before: EvaluateConfig | None = None
 ) -> Evaluated:
-    """Evaluate a network on the first ``config.n`` test points.
+    """Evaluate a network on the first ``config.n`` test points, and write the results.
 
     Args:
-        config: the settings.
+        config: settings of the evaluation.
         out: folder for report.json, report.html, report.txt, adversarial.pt and, if AutoAttack ran
             on all points, robustbench.json; or a file name that ends in .json, for the report
             alone; None writes nothing.
-        before: the settings without the options of the command line; an option that changes
-            nothing is refused. None skips this check.
+        before: the settings without the options of the command line; an option that changes a
+            setting which nothing uses is refused. None skips this check.
 
     Raises:
         ValueError: for an unknown attack, illegal settings, or a model, checkpoint and data that do
@@ -159,7 +159,11 @@ def _data(config: DataConfig) -> Data:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder for the reports, unless it is a file or the folder of a run."""
+    """Make the folder for the reports.
+
+    Raises:
+        ValueError: if ``folder`` is a file or the folder of a run.
+    """
     if folder.is_file():
         raise ValueError(f"{folder} is a file; give --out a folder, or a name in .json.")
     if (folder / "config.json").is_file():
@@ -171,7 +175,11 @@ def _make_folder(folder: Path) -> None:
 
 
 def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
-    """Build the model of an evaluation and load weights from a file into it."""
+    """Build the model of an evaluation and load weights from a file into it.
+
+    Raises:
+        ValueError: if the weights do not fit the model, or the model does not fit the data.
+    """
     model = build_model(config.model, classes=data.classes, shape=data.shape)
     load_weights(model, weights)
     check_takes(model, config.model, example_of(data.shape), data.classes)
@@ -179,7 +187,10 @@ def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
 
 
 def _unchecked(threat: ThreatModel) -> str:
-    """Return why a threat model has no checks for obfuscated gradients; empty if it has them."""
+    """Return why there are no checks for obfuscated gradients under a threat model.
+
+    The text is empty if there are checks.
+    """
     if threat.norm != "L1" and threat.eps > 0:
         return ""
     return f"no checks for obfuscated gradients in {threat}: they take a radius in Linf or L2"
@@ -188,7 +199,19 @@ def _unchecked(threat: ThreatModel) -> str:
 def _checks(
     model: nn.Module, test: Dataset[Any], config: EvaluateConfig, data: Data, threat: ThreatModel
 ) -> Obfuscation | None:
-    """Check the first points for obfuscated gradients, if this is requested and possible."""
+    """Check the first test points for obfuscated gradients.
+
+    Args:
+        model: network to check.
+        test: test points, pairs (x, y).
+        config: settings of the evaluation: number of points, seed, and file of the dense network;
+            adversarial examples for the dense network are tried on ``model``.
+        data: data set of the evaluation.
+        threat: norm, eps and bounds of the inputs.
+
+    Returns:
+        Obfuscation: the checks; None if none are requested, or if the threat model has none.
+    """
     if not config.checks or _unchecked(threat):
         return None
     device = next(model.parameters()).device
@@ -200,7 +223,15 @@ def _checks(
 def _write(
     folder: Path, found: Evaluated, config: EvaluateConfig, data: Data, images: dict[str, Tensor]
 ) -> None:
-    """Write report.json, report.txt, report.html and, after a full AutoAttack, robustbench.json."""
+    """Write report.json, report.txt, report.html and, after a full AutoAttack, robustbench.json.
+
+    Args:
+        folder: folder of the files.
+        found: results of the evaluation.
+        config: settings of the evaluation.
+        data: data set of the evaluation.
+        images: clean inputs under ``"inputs"``, and adversarial examples by attack name.
+    """
     report, name = found.report, f"{config.model}, {data.name}"
     write_text(folder / "report.json", _json(report, config))
     write_text(folder / "report.txt", f"{found}\n")

@@ -28,20 +28,20 @@ def page(
     images: Mapping[str, Tensor] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the page as HTML.
+    """Return the HTML page of an evaluation.
 
     Args:
-        report: the evaluation.
+        report: results of the evaluation.
         title: title and heading of the page.
         about: one sentence on the data and the conditions.
         checks: checks for obfuscated gradients; None leaves out their section.
-        radii: radii in the table of the security curve, as text such as ``"8/255"``.
-        images: tensors by row, as ``evaluate(..., adversarial=...)`` writes them; None leaves out
-            the examples.
+        radii: radii in the table of robust accuracy against eps, as text such as ``"8/255"``.
+        images: clean inputs under ``"inputs"``, and adversarial examples by attack name, as
+            ``evaluate(..., adversarial=...)`` writes them; None leaves out the examples.
         settings: settings of the evaluation as plain values; None leaves out their section.
 
     Raises:
-        ImportError: without jinja2.
+        ImportError: if jinja2 is not installed.
     """
     curve = report.curve
     template = load_template("evaluation.html.j2")
@@ -65,13 +65,25 @@ def page(
 
 
 def _names(report: Report) -> list[str]:
-    """Return the rows of the page; "worst case" is one of them if there are two attacks or more."""
+    """Return the names of the accuracies that the page shows.
+
+    They are "clean", the attacks, "worst case" if there are two attacks or more, and "certified" if
+    points were proved.
+    """
     names = [*report.rows, *(["worst case"] if len(report.rows) > 2 else [])]
     return [*names, *(["certified"] if report.certified is not None else [])]
 
 
 def _row(report: Report, name: str) -> dict[str, Any]:
-    """Return the cells of one row as text."""
+    """Return one accuracy of a report with its interval, number of points and remark, as text.
+
+    Args:
+        report: results of the evaluation.
+        name: "clean", the name of an attack, "worst case" or "certified".
+
+    Returns:
+        dict: the columns of the page's table by name.
+    """
     low, high = report.interval(name)
     n = {"worst case": len(report.worst), "certified": len(report.certified or ())}
     return {
@@ -86,7 +98,7 @@ def _row(report: Report, name: str) -> dict[str, Any]:
 
 
 def _shown(report: Report, name: str) -> str:
-    """Return a row's name, with its threat model if the report has more than one."""
+    """Return the name of an accuracy, with its threat model if the report has more than one."""
     threats = {**report.threats, "certified": report.certified_threat}
     several = len({threat for threat in threats.values() if threat is not None}) > 1
     threat = threats.get(name)
@@ -133,9 +145,13 @@ def _classes(report: Report) -> str:
 
 
 def _examples(report: Report, images: Mapping[str, Tensor]) -> str | None:
-    """Return a figure of the first fooled points, with images, as a data URL.
+    """Return a plot of the first fooled points with their adversarial examples, as a data URL.
 
     None if the inputs are not images of one or three channels, or if no point was fooled.
+
+    Args:
+        report: results of the evaluation.
+        images: clean inputs under ``"inputs"``, and adversarial examples by attack name.
     """
     clean = images["inputs"]
     if clean.dim() != 4 or clean.shape[1] not in (1, 3):
@@ -163,7 +179,7 @@ def _examples(report: Report, images: Mapping[str, Tensor]) -> str | None:
 
 
 def _png(figure: Any) -> str:
-    """Return a figure as a data URL, and close it."""
+    """Return a matplotlib figure as a data URL, and close the figure."""
     buffer = io.BytesIO()
     figure.tight_layout()
     figure.savefig(buffer, format="png", dpi=110)

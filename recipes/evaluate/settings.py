@@ -13,7 +13,7 @@ from robust_plugin.recipes.training.run import dense_weights
 
 
 def of_run(folder: Path) -> EvaluateConfig:
-    """Return the settings that evaluate a finished run again as for its own report.
+    """Return settings of ``evaluate`` that measure a finished run again as for its own report.
 
     Args:
         folder: the run's folder.
@@ -53,7 +53,7 @@ def of_run(folder: Path) -> EvaluateConfig:
 
 
 def check_options(config: EvaluateConfig, before: EvaluateConfig) -> None:
-    """Raise a ValueError for an option that no chosen attack, certifier or check reads.
+    """Raise a ValueError for an option that no chosen attack, certifier or check uses.
 
     Args:
         config: the settings with the options of the command line.

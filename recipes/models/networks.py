@@ -1,7 +1,7 @@
 """The networks of the papers, each as a function of (classes, shape).
 
-classes is the number of logits, and shape the (channels, height, width) of one input. Only the
-residual blocks need a class; all else is nn.Sequential. Weights get random values by PyTorch's
+classes is the number of logits, and shape the (channels, height, width) of one input. Networks are
+nn.Sequential, except the residual blocks and ResNet-50. Weights get random values by PyTorch's
 defaults.
 """
 
@@ -18,7 +18,10 @@ Window = tuple[int, int, int]  # of a convolution or pooling: kernel, stride, pa
 
 
 class BasicBlock(nn.Module):
-    """Block relu(F(x) + shortcut(x)), F = conv3x3-BN-ReLU-conv3x3-BN (He et al. 2016, figure 2).
+    """Residual block relu(F(x) + shortcut(x)), F = conv3x3-BN-ReLU-conv3x3-BN.
+
+    It is that of He et al. 2016, figure 2. Where the number of channels or the size changes, the
+    shortcut is a 1x1 convolution with BN; elsewhere it is the identity.
 
     Args:
         channels: number of input channels.
@@ -45,10 +48,10 @@ class BasicBlock(nn.Module):
 
 
 class PreactivationBlock(nn.Module):
-    """Block F(x) + shortcut(x), F = BN-ReLU-conv3x3-BN-ReLU-conv3x3.
+    """Residual block F(x) + shortcut(x), F = BN-ReLU-conv3x3-BN-ReLU-conv3x3.
 
     Where the number of channels or the size changes, the shortcut is a 1x1 convolution of
-    relu(BN(x)) (Zagoruyko and Komodakis 2016).
+    relu(BN(x)) (Zagoruyko and Komodakis 2016); elsewhere it is the identity.
 
     Args:
         channels: number of input channels.
@@ -147,11 +150,11 @@ def wide_resnet(classes: int, shape: Shape, *, depth: int = 28, width: int = 4) 
     Args:
         classes: number of logits.
         shape: (channels, height, width) of one input.
-        depth: number of layers, 6 n + 4.
-        width: factor on the numbers of channels 16, 32 and 64 of the three stages.
+        depth: number of layers, which is 6 n + 4 for n blocks per stage.
+        width: factor by which the stages have more channels than 16, 32 and 64.
 
     Raises:
-        ValueError: if depth is not 6 n + 4.
+        ValueError: if depth is not 6 n + 4 with n at least 1.
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth={depth}: a WideResNet has 6 n + 4 layers: 10, 16, 22, 28, ...")
@@ -176,7 +179,15 @@ def _conv3x3(channels: int, width: int, *, stride: int = 1) -> nn.Conv2d:
 
 
 def _size_after(size: tuple[int, int], windows: Sequence[Window]) -> tuple[int, int]:
-    """Return (height, width) after a sequence of convolutions or poolings."""
+    """Return (height, width) of an image after a sequence of convolutions or poolings.
+
+    Args:
+        size: (height, width) of the input, in pixels.
+        windows: (kernel, stride, padding) of each layer.
+
+    Raises:
+        ValueError: if nothing would be left of the image.
+    """
     height, width = size
     for kernel, stride, padding in windows:
         height = (height + 2 * padding - kernel) // stride + 1
@@ -187,7 +198,12 @@ def _size_after(size: tuple[int, int], windows: Sequence[Window]) -> tuple[int, 
 
 
 def _linear_layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
-    """Return linear layers with these numbers of outputs, and a ReLU between each two."""
+    """Return linear layers with a ReLU between each two.
+
+    Args:
+        inputs: number of inputs of the first layer.
+        widths: number of outputs of each layer.
+    """
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(inputs, width), nn.ReLU()]
@@ -198,7 +214,13 @@ def _linear_layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
 def _plain_cnn(
     shape: Shape, convolutions: Sequence[tuple[int, Window]], widths: Sequence[int]
 ) -> nn.Module:
-    """Return convolutions, given as (channels, window), and linear layers, with ReLUs between."""
+    """Return a network of convolutions and then linear layers, with a ReLU between each two.
+
+    Args:
+        shape: (channels, height, width) of one input.
+        convolutions: number of output channels and (kernel, stride, padding) of each convolution.
+        widths: number of outputs of each linear layer.
+    """
     channels = shape[0]
     layers: list[nn.Module] = []
     for width, (kernel, stride, padding) in convolutions:
@@ -216,6 +238,14 @@ def _stage(
     *,
     stride: int,
 ) -> nn.Sequential:
-    """Return ``depth`` blocks with ``width`` output channels; only the first has a stride."""
+    """Return a sequence of residual blocks, of which only the first has a stride.
+
+    Args:
+        block: class of the blocks.
+        depth: number of blocks.
+        channels: number of input channels of the first block.
+        width: number of output channels of every block.
+        stride: stride of the first block.
+    """
     rest = (block(width, width, stride=1) for _ in range(depth - 1))
     return nn.Sequential(block(channels, width, stride=stride), *rest)

@@ -51,16 +51,16 @@ def build_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Build a network with new random weights from the global generator.
+    """Build a network with new random weights, drawn from torch's global generator.
 
     Args:
         name: one of ``NAMES``, or "package.module:function" for a function that returns the
-            network. It is imported, also from the current folder, and called with
+            network. The module may also be in the current folder. The function is called with
             num_classes=classes if it accepts that, else without arguments.
         classes: number of logits.
         shape: (channels, height, width) of one input.
-        mean: mean of each channel, for inputs in [0, 1]: the network begins with the layer
-            Normalize(mean, std). None, together with std, for no such layer.
+        mean: mean of each channel, for inputs in [0, 1]. With mean and std, the network begins with
+            the layer Normalize(mean, std); without them it has no such layer.
         std: standard deviation of each channel, for inputs in [0, 1]; None if mean is None.
 
     Raises:
@@ -87,7 +87,16 @@ def build_model(
 
 
 def _imported(name: str, classes: int) -> nn.Module:
-    """Return the network that the function "package.module:function" returns."""
+    """Return the network that a function of the user returns.
+
+    Args:
+        name: where the function is, as "package.module:function".
+        classes: number of logits; passed as num_classes if the function accepts that.
+
+    Raises:
+        ValueError: if the function cannot be imported, or fails.
+        TypeError: if it cannot be called this way, or returns no nn.Module.
+    """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does: the user's module may be there
@@ -124,14 +133,17 @@ def _imported(name: str, classes: int) -> nn.Module:
 def example_of(shape: Sequence[int]) -> Tensor:
     """Return one input, shape [1, C, H, W], of random values in [0, 1], the same for each call.
 
-    Networks are traced and compared on it. An input of zeros would not do: many different networks
-    give the same output for it.
+    It is the input with which networks are traced and compared. An input of zeros would not do:
+    many different networks give the same output for it.
+
+    Args:
+        shape: (C, H, W) of the input.
     """
     return torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def check_takes(model: nn.Module, name: str, example: Tensor, classes: int) -> None:
-    """Raise a ValueError unless a network takes an input and returns one row of logits for it.
+    """Check that a network takes an input of the data and returns logits of shape [1, n] for it.
 
     Args:
         model: the network; it stays in its mode (training or evaluation).

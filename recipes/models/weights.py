@@ -1,4 +1,7 @@
-"""Load the weights of a dense network from a file, ours or foreign; a pickle is never loaded."""
+"""Load the weights of a dense network from a file; code in the file is never run.
+
+The file may be one that a run of the recipes wrote, or one from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     The file is safetensors, or a state_dict that torch.load reads with weights_only=True. The
     state_dict may be under a key such as ``"model"`` or ``"state_dict"``, beside other content, if
     it is the only mapping of names to tensors in the file. If all names begin with the same part,
-    such as ``backbone.``, and the rest are the names of the model, this part is removed.
+    such as ``backbone.``, and are the names of the model without this part, it is removed.
 
     Args:
         model: the network; its weights are replaced.
-        path: the file.
+        path: path of the file.
 
     Raises:
         ValueError: if the file is missing, cannot be read, or does not fit the model.
@@ -70,7 +73,15 @@ def _loaded(path: Path) -> Any:
 
 
 def _state_in(content: Any, path: Path) -> Mapping[str, Tensor]:
-    """Return the only mapping of names to tensors in the content of a file."""
+    """Return the state_dict in the content of a file.
+
+    Args:
+        content: what torch.load returned: a state_dict, or a mapping that holds one under a key.
+        path: path of the file, for the error message.
+
+    Raises:
+        ValueError: if there is no mapping of names to tensors, or more than one that may be meant.
+    """
     found = {"": content, **content} if isinstance(content, Mapping) else {"": content}
     states = {key: each for key, each in found.items() if _is_state(each)}
     usual = states.get(_USUAL, {})
@@ -94,7 +105,7 @@ def _state_in(content: Any, path: Path) -> Mapping[str, Tensor]:
 
 
 def _is_state(content: Any) -> bool:
-    """Return whether this is a non-empty mapping of names to tensors."""
+    """Return whether an object is a non-empty mapping of names to tensors."""
     if not isinstance(content, Mapping) or not content:
         return False
     return all(isinstance(k, str) and isinstance(t, Tensor) for k, t in content.items())

@@ -13,13 +13,15 @@ from typing import Any
 
 
 def load_template(name: str) -> Any:
-    """Return a jinja2 template; it escapes all values and raises an error for a missing one.
+    """Return a jinja2 template, which escapes all values that it is filled with.
+
+    Rendering raises an error if a value is missing.
 
     Args:
         name: file name in the folder of this module, such as ``"evaluation.html.j2"``.
 
     Raises:
-        ImportError: without jinja2.
+        ImportError: if jinja2 is not installed.
     """
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -38,11 +38,11 @@ def plot_radii(found: Certificates, sigma: float, path: Path) -> None:
 
 
 def plot_kept(kept: Mapping[str, Mapping[str, Sequence[int]]], path: Path) -> None:
-    """Plot the kept share of each layer, one line per network, to a PNG file.
+    """Plot the share of weights or channels that each layer keeps, with one line per network.
 
     Args:
-        kept: [number kept, size] by network, then by layer.
-        path: the PNG file.
+        kept: [number kept, size] by name of the network, then by layer or channel group.
+        path: the PNG file to write.
     """
     plt = pyplot()
     layers = list(next(iter(kept.values())))
@@ -69,7 +69,14 @@ def pyplot() -> Any:
 
 
 def save_plot(figure: Any, path: Path) -> None:
-    """Write a figure to a PNG file and close it; an interruption never leaves half a file."""
+    """Write a matplotlib figure to a PNG file and close the figure.
+
+    An interruption never leaves half a file.
+
+    Args:
+        figure: the figure.
+        path: the PNG file.
+    """
     figure.tight_layout()
     with replacing(path) as partial:
         figure.savefig(partial, dpi=130, format="png")

@@ -1,4 +1,4 @@
-"""HARP, Zhao and Wressnegger, ICLR 2023: scores and layer-wise rates learned on the robust loss."""
+"""HARP, Zhao and Wressnegger, ICLR 2023: scores and layer densities learned on the robust loss."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ from robust_plugin.recipes.training.weights_or_channels import (
 
 @dataclass(frozen=True)
 class HarpConfig(RecipeConfig):
-    """Robust training, learned scores and rates under one budget, robust fine-tuning.
+    """Robust training, scores and layer densities learned under one budget, robust fine-tuning.
 
     Attributes:
-        scores: initial scores, which the prune phase begins with.
-        learn: what the prune phase learns: both scores and rates; scores alone at fixed rates, as
-            hydra does; or rates alone at fixed magnitude scores.
-        control: how the rates meet the budget: held projects them onto the budget at every step;
-            hinge is the paper's penalty on rates above the budget.
-        gamma_step: growth of the weight of the hinge penalty; the paper uses 0.01, and 0.1 for
-            ImageNet.
-        pattern: n:4 or n:8 keeps n of every 4 or 8 weights, with n learned for each layer; none
-            gives unstructured masks.
+        scores: importance scores that the phase prune begins with: scaled_magnitude (from the
+            magnitudes of the weights), snip (weight times gradient, SNIP), or random scores of the
+            named initialiser.
+        learn: parameters that the phase prune learns: scores (the importance scores of the weights,
+            at fixed layer densities, as in HYDRA), rates (the density of each layer, at fixed
+            scores), or both.
+        control: method by which the learned layer densities meet the budget: held projects them
+            onto the budget after every step; hinge adds the penalty of the HARP paper to the loss
+            while they exceed the budget.
+        gamma_step: growth per epoch of the weight of the penalty, only for the control hinge; the
+            paper uses 0.01, and 0.1 for ImageNet.
+        pattern: n:4 or n:8 keeps n of every 4 or 8 weights, where n is learned for each layer; none
+            prunes without a pattern.
     """
 
     scores: InitialScores = "scaled_magnitude"
@@ -44,7 +48,15 @@ class HarpConfig(RecipeConfig):
 
 
 def harp(run: Run, config: HarpConfig) -> nn.Module:
-    """Return a network that is trained, pruned and fine-tuned, with zeros as pruned weights."""
+    """Run the HARP recipe: train, learn scores and layer densities and prune, then fine-tune.
+
+    Args:
+        run: the run; it has the data, and the folder to which each training stage is saved.
+        config: settings of the recipe.
+
+    Returns:
+        nn.Module: the finished network without masks, whose pruned weights are zero.
+    """
     model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     both: tuple[Learnable, ...] = ("scores", "rates")
     learn = both if config.learn == "both" else (config.learn,)

@@ -21,12 +21,14 @@ from robust_plugin.recipes.training.weights_or_channels import (
 
 @dataclass(frozen=True)
 class HydraConfig(RecipeConfig):
-    """Robust training, learned scores at given rates, robust fine-tuning.
+    """Robust training, importance scores learned at given layer densities, robust fine-tuning.
 
     Attributes:
-        scores: initial scores, which the prune phase begins with.
-        pattern: n:m pattern such as 2:4, which keeps n of every m weights and replaces the density;
-            none gives unstructured masks.
+        scores: importance scores that the phase prune begins with: scaled_magnitude (from the
+            magnitudes of the weights), snip (weight times gradient, SNIP), or random scores of the
+            named initialiser.
+        pattern: n:m pattern such as 2:4: n of every m weights are kept, and density has no effect;
+            none prunes without a pattern.
     """
 
     scores: InitialScores = "scaled_magnitude"
@@ -34,7 +36,15 @@ class HydraConfig(RecipeConfig):
 
 
 def hydra(run: Run, config: HydraConfig) -> nn.Module:
-    """Return a network that is trained, pruned and fine-tuned, with zeros as pruned weights."""
+    """Run the HYDRA recipe: train, learn scores and prune, then fine-tune.
+
+    Args:
+        run: the run; it has the data, and the folder to which each training stage is saved.
+        config: settings of the recipe.
+
+    Returns:
+        nn.Module: the finished network without masks, whose pruned weights are zero.
+    """
     model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     pattern = None if config.pattern == "none" else config.pattern
     pruner = HydraPruner(

@@ -1,9 +1,10 @@
-"""Sehwag et al. 2019: robust training, least weight magnitude, robust fine-tuning.
+"""Sehwag et al. 2019: robust training, magnitude pruning, robust fine-tuning.
 
-"Towards Compact and Robust Deep Neural Networks", arXiv 1906.06110. The paper uses one robust
-objective for pre-training and fine-tuning, while the pruning between them does not depend on the
-objective. This recipe is the baseline of the other recipes. It has no prune phase; its fine-tuning
-gets the epochs of prune and finetune together, so that all recipes train for as many epochs.
+"Towards Compact and Robust Deep Neural Networks", arXiv 1906.06110. The paper pre-trains and
+fine-tunes with the same robust loss; the pruning between them looks only at the magnitudes of the
+weights. This recipe is the baseline of the other recipes. It has no prune phase; its fine-tuning
+gets the epochs of prune and finetune together, so that all recipes train for the same number of
+epochs.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ class MagnitudeConfig(RecipeConfig):
 
     Attributes:
         rounds: number of times the network is pruned and then fine-tuned; 1 is one-shot pruning.
-            With more rounds (iterative pruning), each round keeps the same share of the weights
-            that the round before it has kept.
+            With more rounds (iterative pruning), every round keeps the same share of the weights
+            that the rounds before it have left.
     """
 
     rounds: int = 1
 
 
 def rounds_of(config: MagnitudeConfig) -> dict[str, StageConfig]:
-    """Return the fine-tuning stages by name, one per round, in the order they are trained.
+    """Return the settings of the fine-tuning stages by name, one stage per round, in order.
 
     The last round, at the final density, gets at least half of the epochs. The rounds before it
     share the other half equally.
@@ -57,7 +58,15 @@ def rounds_of(config: MagnitudeConfig) -> dict[str, StageConfig]:
 
 
 def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
-    """Return a network that is trained, pruned and fine-tuned, with zeros as pruned weights."""
+    """Run the recipe: train, then prune by magnitude and fine-tune in one or more rounds.
+
+    Args:
+        run: the run; it has the data, and the folder to which each training stage is saved.
+        config: settings of the recipe.
+
+    Returns:
+        nn.Module: the finished network without masks, whose pruned weights are zero.
+    """
     stages = rounds_of(config)
     model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     first = config.density ** (1 / config.rounds)

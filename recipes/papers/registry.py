@@ -1,7 +1,7 @@
 """All recipes by name, and the functions that run one of them.
 
 ``RECIPES`` maps the name of a recipe to its settings, its training stages and its function.
-``execute`` trains a recipe in a folder and returns the report on its final network.
+``execute`` trains a recipe in a folder, evaluates its final network and returns the report.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class Recipe:
 
     Attributes:
         config: dataclass of the recipe's settings.
-        stages: function (settings) -> training stages by name, in the order they are trained.
-        run: function (run, settings) -> the final network; pruned and finalized, except for dense.
+        stages: function (settings) -> settings of the training stages by name, in the order they
+            are trained.
+        run: function (run, settings) -> final network, which is pruned and has no masks; the recipe
+            dense returns the dense network.
     """
 
     config: type[RecipeConfig]
@@ -47,17 +49,17 @@ class Recipe:
 
 
 def _dense_stages(config: RecipeConfig) -> dict[str, StageConfig]:
-    """Return the pretrain stage; empty if a checkpoint is given, since it replaces pre-training."""
+    """Return the stage that trains the dense network; none if a checkpoint is given."""
     return {} if config.checkpoint is not None else {"pretrain": config.pretrain}
 
 
 def _magnitude_stages(config: MagnitudeConfig) -> dict[str, StageConfig]:
-    """Return the stages of magnitude: fine-tuning after each pruning, and no prune stage."""
+    """Return the stages of magnitude: pre-training, and one fine-tuning per round of pruning."""
     return _dense_stages(config) | rounds_of(config)
 
 
 def _learned_stages(config: RecipeConfig) -> dict[str, StageConfig]:
-    """Return the stages of hydra and harp; there is no finetune stage if its epochs are 0."""
+    """Return the stages of hydra and harp; without finetune if it has 0 epochs."""
     stages = _dense_stages(config) | {"prune": config.prune}
     return {**stages, "finetune": config.finetune} if config.finetune.epochs else stages
 
@@ -81,7 +83,8 @@ def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
         folder: folder of the run.
 
     Returns:
-        Report: the evaluation on the test points.
+        Report: the evaluation on the test points. If channels were pruned, it is that of the
+        smaller network, from which they are removed.
     """
     run = Run(folder, config)
     model = train_recipe(name, run)
@@ -93,10 +96,13 @@ def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
 
 
 def finished_run(folder: Path) -> Run:
-    """Return the run of a folder, with the settings from its config.json.
+    """Return the run that a folder holds, with the settings from its config.json.
+
+    Args:
+        folder: folder of the run.
 
     Raises:
-        ValueError: if the folder has no config.json, or if it names an unknown recipe.
+        ValueError: if the folder has no config.json, or if that names an unknown recipe.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -110,7 +116,13 @@ def finished_run(folder: Path) -> Run:
 
 
 def train_recipe(name: str, run: Run) -> nn.Module:
-    """Train all stages of a recipe and return its final network, without evaluating it."""
+    """Train all stages of a recipe and return its final network, without evaluating it.
+
+    Args:
+        name: magnitude, hydra, harp or dense.
+        run: the run, with the settings of this recipe; stages that are already finished are not
+            trained again.
+    """
     recipe = RECIPES[name]
     check_evaluation(run)
     stages = recipe.stages(run.config)

@@ -1,7 +1,7 @@
 """Processes, devices, progress bars, library versions and checks of weight files.
 
 ``process_group.py`` joins the processes that torchrun started and chooses the device.
-``workers.py`` runs jobs in parallel worker processes.
+``workers.py`` runs a function for many arguments in parallel worker processes.
 ``progress.py`` shows progress bars and estimates the time left.
 ``library_versions.py`` returns the versions of the libraries that compute the results.
 ``weight_files.py`` refuses files that cannot hold weights.

@@ -14,7 +14,11 @@ _LIBRARIES = ("pyautoattack", "autoattack", "torchattacks", "auto-LiRPA", "torch
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of torch, robust_plugin and all installed attack libraries, by name."""
+    """Return the versions of the libraries that compute the results, by name.
+
+    These are torch, robust_plugin, and those libraries for attacks, proofs and the removal of
+    channels that are installed.
+    """
     found = {"torch": str(torch.__version__), "robust_plugin": __version__}
     for name in _LIBRARIES:
         try:

@@ -1,6 +1,6 @@
 """The process group of a command that torchrun starts, on one machine or on several.
 
-Each process computes its share of every batch. Only the first process (rank 0) writes files and
+Each process computes its part of every batch. Only the first process (rank 0) writes files and
 prints. All processes read from the run's folder, so it must be on a file system that they share.
 """
 
@@ -24,11 +24,12 @@ _TIMEOUT = timedelta(days=2)
 
 @contextmanager
 def processes() -> Iterator[bool]:
-    """Join the process group of torchrun; yield True in the process that prints and writes files.
+    """Return a context manager in which this process belongs to the process group of torchrun.
 
-    A process that torchrun did not start, or started alone, yields True and joins no group. With
-    GPUs, each process uses the GPU of its local rank. Tensors on the CPU are exchanged by gloo and
-    tensors on GPUs by NCCL.
+    It yields True in the process that prints and writes files, otherwise False. A process that
+    torchrun did not start, or started alone, gets True and joins no group. With GPUs, each process
+    uses the GPU of its local rank. Tensors on the CPU are exchanged by gloo and tensors on GPUs by
+    NCCL.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
@@ -56,13 +57,20 @@ def is_first() -> bool:
 
 
 def wait_for_all() -> None:
-    """Wait until all processes get here, e.g. until the first has written a file that all read."""
+    """Wait until all processes have called this function.
+
+    For example, all of them wait before they read a file that the first process writes.
+    """
     if rank_and_world()[1] > 1:
         distributed.barrier()
 
 
 def summed(values: Sequence[float]) -> list[float]:
-    """Return the sum of each value over all processes; every process gets the same sums."""
+    """Return the sum of each value over all processes; every process gets the same sums.
+
+    Args:
+        values: the values of this process; each process gives the same number of values.
+    """
     if rank_and_world()[1] == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)  # on the CPU: gloo is always available
@@ -74,7 +82,7 @@ def summed(values: Sequence[float]) -> list[float]:
 def average_statistics(model: nn.Module) -> None:
     """Set the running statistics of BatchNorm to their mean over all processes.
 
-    In training mode each process normalizes by the points of its own share of a batch, so running
+    In training mode each process normalises by the points of its own part of a batch, so running
     statistics differ between processes. Attacks run in evaluation mode, which uses the running
     statistics. After this call every process attacks the same network.
 
@@ -102,7 +110,7 @@ def average_statistics(model: nn.Module) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device with a name.
+    """Return the torch device that a name stands for.
 
     Args:
         name: name of a device for torch, such as cpu or cuda:1; auto is cuda if this machine has

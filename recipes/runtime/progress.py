@@ -1,4 +1,4 @@
-"""Progress bars: one bar per training stage with the time left for the run, and other bars."""
+"""Progress bars: ``Progress`` for the training stages of a run, ``progress_bar`` for other work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _REFRESH = 20  # number of steps after which the time left is updated
 
 
 class Progress:
-    """Progress bar and time left of a run; the time left includes validation.
+    """The progress bar of each training stage of a run, with the time left for the whole run.
+
+    The time left includes the validation after each epoch.
 
     Args:
         stages: number of optimizer steps of each stage by name, in the order they are trained.
@@ -34,13 +36,15 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, *, steps: int, done: int, folder: Path) -> Iterator[None]:
-        """Show the bar of one stage while the with block runs.
+        """Return a context manager in which the progress bar of one stage is shown.
 
         Args:
             name: name of the stage.
-            steps: number of steps in the stage.
-            done: number of its steps that an interrupted run has already taken.
-            folder: folder of the run; printed where no bar is shown.
+            steps: number of optimizer steps in the stage.
+            done: number of these steps that the run took before it was interrupted; 0 for a new
+                stage.
+            folder: folder of the run; printed, with the name of the stage, where no bar can be
+                shown.
         """
         for earlier in list(self._ahead):  # this stage and those before it are no longer ahead
             self._ahead.pop(earlier)
@@ -58,20 +62,20 @@ class Progress:
                 self._bar = None
 
     def before(self, name: str, *, per_epoch: int) -> int:
-        """Return how many epochs all stages before a stage have together.
+        """Return the total number of epochs of all stages before a stage.
 
-        Trackers number the epochs of a run continuously over all its stages.
+        Experiment trackers count the epochs of a run continuously over all its stages.
 
         Args:
             name: name of the stage.
-            per_epoch: number of steps per epoch.
+            per_epoch: number of optimizer steps per epoch.
         """
         names = list(self._stages)
         earlier = names[: names.index(name)] if name in names else []
         return sum(self._stages[each] for each in earlier) // per_epoch
 
     def update(self) -> None:
-        """Count one step."""
+        """Count one optimizer step, and move the bar."""
         self._done += 1
         self._left -= 1
         if self._bar is not None:
@@ -80,7 +84,11 @@ class Progress:
                 self.show(**self._values)
 
     def show(self, **values: str) -> None:
-        """Show values such as the loss, by name, behind the bar, with the time left for the run."""
+        """Show values behind the progress bar, together with the time left for the run.
+
+        Args:
+            **values: texts by name, such as the loss.
+        """
         self._values = values
         if self._bar is not None:
             self._bar.set_postfix({**values, "run": f"{clock(self.left)} left"})
@@ -108,7 +116,8 @@ def progress_bar(what: str, *, unit: str) -> Callable[..., None]:
     """Return a function that shows a progress bar with the time left, from its first call on.
 
     Call it as ``show(done, total)``, or as ``show(done, total, text)`` to change the text in front
-    of the bar. At ``done == total`` the bar is closed; a later call opens a new one.
+    of the bar: ``done`` of ``total`` units of work are finished. At ``done == total`` the bar is
+    closed; a later call opens a new one.
 
     Args:
         what: text in front of the bar.

@@ -12,7 +12,13 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def check_file(path: Path) -> None:
-    """Raise a ValueError unless the path is a file that may hold weights; read its start only."""
+    """Raise a ValueError unless there is a file at a path that may hold weights.
+
+    Only the first bytes are read, so the file may still turn out to be no file of weights.
+
+    Args:
+        path: path of the file.
+    """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the file of weights in it.")
     if not path.is_file():

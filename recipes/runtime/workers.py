@@ -1,4 +1,4 @@
-"""Jobs in parallel worker processes, which exit when their parent exits, even if it is killed."""
+"""Parallel worker processes, which exit when their parent exits, even if it is killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def in_parallel(
 ) -> list[T]:
     """Return the results of a function for all items, in the order of the items.
 
-    The first exception of a job ends all worker processes and is raised here.
+    The first exception in a worker process ends all of them and is raised here.
 
     Args:
         function: function of one item; spawned processes must be able to import it by its name.
@@ -50,7 +50,10 @@ def in_parallel(
 
 
 def _as_worker() -> None:
-    """Prepare a worker: ignore Ctrl-C, which the parent handles; exit when the parent exits."""
+    """Prepare a new worker process.
+
+    It ignores Ctrl-C, which the parent handles, and exits when the parent exits.
+    """
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -68,7 +71,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory() -> bool:
-    """Make malloc keep freed memory for the next tensor; return whether this worked.
+    """Make malloc keep freed memory for the next tensor.
 
     A forward pass allocates and frees the same megabytes again and again. By default glibc returns
     them to the kernel each time, and the kernel zeroes them before it hands them out again. With
@@ -76,7 +79,10 @@ def keep_freed_memory() -> bool:
     128, one thread).
 
     Only the processes of the command line call this function, since a library should not change
-    the allocator of the program that imports it. Without glibc it does nothing and returns False.
+    the allocator of the program that imports it.
+
+    Returns:
+        bool: whether it worked; without glibc it does not.
     """
     if sys.platform != "linux":
         return False

@@ -1,12 +1,12 @@
 """The training loop that all recipes share.
 
-Start with ``loop.py``, which trains one stage: pretrain, prune or finetune. ``run.py`` holds the
+Start with ``loop.py``, which trains one stage: pretrain, prune or finetune. ``run.py`` manages the
 folder of a run: settings, log and checkpoints. ``length.py`` counts the epochs and steps of a
 stage. ``step.py`` takes one optimizer step. ``validation.py`` measures clean and robust accuracy
-after each epoch. ``objective.py`` builds the loss from its settings. ``weights_or_channels.py``
-covers channels instead of weights, and initial scores. ``checks.py`` refuses settings that would
-fail only after hours of training. ``acceleration.py`` is the only file that uses the library
-accelerate.
+after each epoch. ``objective.py`` builds the training objective from its settings.
+``weights_or_channels.py`` prepares a pruner for weights or for channels, and computes initial
+scores. ``checks.py`` refuses settings that would fail only after hours of training.
+``acceleration.py`` is the only file that uses the library accelerate.
 
 Not here: the methods of the papers (``papers``) and the final evaluation
 (``evaluate/end_of_run.py``).

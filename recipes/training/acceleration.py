@@ -1,13 +1,14 @@
 """Hugging Face accelerate in the recipes: several processes, bfloat16 and trackers.
 
-The Accelerator wraps the network (DistributedDataParallel, autocast), delays the exchange of
-gradients between micro-batches, and sends values to TensorBoard and Weights & Biases. Three parts
-of accelerate are not used:
+The Accelerator wraps the network (DistributedDataParallel, autocast), lets the processes exchange
+gradients only once per optimizer step, and sends values to a tracker (TensorBoard or Weights &
+Biases). Three parts of accelerate are not used:
 
-- Its optimizer wrapper, because it has no hooks, and the pruner follows optimizer steps by a hook.
-  The wrapper is needed only for the gradient scaler of fp16, which the recipes do not offer.
-- Its data loaders, because they repeat points to fill the last batch, and give the same weight to
-  processes with different numbers of points.
+- Its optimizer wrapper, because it has no hooks, and the pruner updates its masks in a hook that
+  runs after each optimizer step. The wrapper is needed only for the gradient scaler of fp16, which
+  the recipes do not offer.
+- Its data loaders, because they repeat points to fill the last batch, and give all processes the
+  same weight even if their numbers of points differ.
 - Its gradient accumulation, because it divides the loss by the number of micro-batches, even if
   they have different sizes.
 """
@@ -40,7 +41,7 @@ class Acceleration:
     """Wrapper around accelerate's Accelerator for one run.
 
     Args:
-        config: settings of the run; precision, compile and tracker are used here.
+        config: settings of the run; only precision, compile and tracker are used.
         device: device that the run computes on.
         folder: folder of the run; TensorBoard's files are written to ``tensorboard/`` in it.
     """
@@ -63,10 +64,15 @@ class Acceleration:
 
     @contextmanager
     def prepared(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Yield the wrapper that trains a network in one phase; call it after ``set_phase``.
+        """Within the context, a network trains in the run's precision and in several processes.
 
-        Forward passes of the network itself, as in attacks and validation, use the same precision
-        and are compiled as well. At the end of the with block the network is as it was before.
+        The context yields the wrapped network, for the training steps. Forward passes of ``model``
+        itself, as in attacks and validation, use the same precision. Both are compiled if the
+        settings say so. At the end of the context, ``model`` is as it was before.
+
+        Args:
+            model: network to train. If it has a pruner, call the pruner's ``set_phase`` first, and
+                use a context of its own for each phase.
         """
         forward = model.__dict__.get("forward")
         with warnings.catch_warnings():
@@ -92,7 +98,11 @@ class Acceleration:
 
     @contextmanager
     def bare(self, model: nn.Module) -> Iterator[None]:
-        """Compute in float32 and uncompiled inside the with block; for use within ``prepared``."""
+        """Within the context, forward passes of a network are in float32 and not compiled.
+
+        Args:
+            model: network that was given to ``prepared``, whose context has not ended yet.
+        """
         removed = {name: vars(model).pop(name) for name in _REPLACEMENTS if name in vars(model)}
         try:
             yield
@@ -100,24 +110,26 @@ class Acceleration:
             vars(model).update(removed)
 
     def gathering(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return a context in which gradients add up in this process and are not exchanged.
+        """Return a context manager in which gradients are not exchanged between the processes.
+
+        Each process adds up the gradients of its own backward passes.
 
         Args:
-            model: wrapper that ``prepared`` yields.
+            model: wrapped network that ``prepared`` yields.
         """
         context: AbstractContextManager[None] = self._accelerator.no_sync(model)
         return context
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of a loss."""
+        """Compute the gradients of a scalar loss and add them to the ``grad`` of the parameters."""
         self._accelerator.backward(loss)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Send values to the tracker, if there is one; only the first process does so.
 
         Args:
-            values: numbers by name.
-            step: number of the epoch, counted over all stages of the run.
+            values: measured values of one epoch by name.
+            step: index of the epoch, counted over all stages of the run.
         """
         if self.config.tracker == "none" or not is_first():
             return
@@ -151,7 +163,7 @@ def check_tracker(name: str) -> None:
         name: none, tensorboard or wandb.
 
     Raises:
-        ImportError: if it is not installed; the message names the package.
+        ImportError: if the package is not installed; the message names it.
     """
     package = TRACKERS.get(name)
     if package is not None and importlib.util.find_spec(package) is None:

@@ -19,7 +19,11 @@ from robust_plugin.threat.units import parse_eps
 
 
 def check_settings(config: RecipeConfig) -> None:
-    """Raise a ValueError for a setting that would fail only after hours of training."""
+    """Raise a ValueError for a setting that would fail only after hours of training.
+
+    Args:
+        config: all settings of a run.
+    """
     check_density(config.density)
     check_folder(config.data)
     for name, value in (
@@ -66,16 +70,22 @@ def check_settings(config: RecipeConfig) -> None:
 
 
 def at_least(name: str, value: int, least: int) -> None:
-    """Raise a ValueError if a setting is below its least legal value."""
+    """Raise a ValueError if an integer setting is too small.
+
+    Args:
+        name: name of the setting, for the error message.
+        value: value of the setting.
+        least: smallest legal value.
+    """
     if value < least:
         legal = "0 or more" if least == 0 else f"at least {least}"
         raise ValueError(f"{name} is {value}; legal: {legal}.")
 
 
 def _check_inner_attack(objective: ObjectiveConfig) -> None:
-    """Raise a ValueError for illegal settings of the attack inside the objective.
+    """Raise a ValueError for illegal settings of the attack that makes the training examples.
 
-    They are checked for all objectives, also for those that ignore them.
+    The settings are checked for all objectives, also for those that train without an attack.
     """
     at_least("objective.replays", objective.replays, 1)
     size = objective.step_size
@@ -87,9 +97,10 @@ def _check_inner_attack(objective: ObjectiveConfig) -> None:
 
 
 def _check_structure(config: RecipeConfig) -> None:
-    """Raise a ValueError for settings that do not fit the structure.
+    """Raise a ValueError for settings that do not fit the structure: weights or channels.
 
-    Some settings are legal only when weights are pruned, others only when channels are pruned.
+    The settings are ``round_to``, ``pattern``, ``rates`` (the layer densities) and ``budget``. Some
+    of their values are legal only for weights, others only for channels.
     """
     if config.round_to < 1:
         raise ValueError(f"round_to is {config.round_to}; legal: 1 (any count) or more.")
@@ -122,7 +133,7 @@ def _check_structure(config: RecipeConfig) -> None:
 
 
 def _check_hinge(config: RecipeConfig) -> None:
-    """Raise a ValueError for settings of HARP's hinge penalty in a run that does not use it."""
+    """Raise a ValueError for settings of HARP's hinge penalty in a run that trains without it."""
     learn, control = getattr(config, "learn", "both"), getattr(config, "control", "held")
     if learn == "scores" and control == "hinge":
         raise ValueError(

@@ -11,12 +11,13 @@ from robust_plugin.recipes.training.run import Run
 
 @dataclass(frozen=True)
 class Length:
-    """Length of a stage.
+    """Length of a training stage.
 
     Attributes:
         epochs: number of passes over the training points.
         batches: number of batches per epoch.
-        passes: number of steps per batch: the replays in free training, otherwise 1.
+        passes: number of optimizer steps on each batch: the number of replays in free adversarial
+            training, otherwise 1.
     """
 
     epochs: int
@@ -37,11 +38,11 @@ class Length:
 def length_of(run: Run, stage: StageConfig) -> Length:
     """Return the length of a stage of a run.
 
-    Free training takes several steps per batch and has fewer epochs, so that a stage has about as
-    many steps as with any other objective.
+    Free adversarial training takes several steps on each batch and has fewer epochs, so that a
+    stage has about as many steps as with any other objective.
 
     Args:
-        run: run that the stage belongs to.
+        run: run that the stage belongs to; its objective, training points and batch size are used.
         stage: settings of the stage.
     """
     passes = run.objective.replays if run.objective.name == "free" else 1

@@ -32,11 +32,14 @@ _PLACE = ("stage", "epoch")
 
 
 class Diverged(ValueError):
-    """Error of a stage whose loss or network outputs became NaN or infinite."""
+    """Error raised if the loss or the network outputs become NaN or infinite in training."""
 
 
 def pretrained(run: Run) -> nn.Module:
-    """Return the dense network: that of the configured checkpoint, or else a newly trained one."""
+    """Return the dense network, loaded from the configured checkpoint or, without one, trained.
+
+    Afterwards, torch's global generator is in a state that depends only on the run's seed.
+    """
     model = run.fresh_model()
     if run.config.checkpoint is not None:
         load_weights(model, run.config.checkpoint)
@@ -57,24 +60,29 @@ def train(
     pruner: Pruner | None = None,
     phase: Literal["prune", "finetune"] = "finetune",
 ) -> nn.Module:
-    """Train one stage by the run's objective, or continue a stage that was interrupted.
+    """Train one stage with the run's objective, or continue a stage that was interrupted.
 
     The order of the points and the random numbers of an epoch depend only on (seed, stage, epoch).
-    So a continued run gives the same result as an uninterrupted one, even with another number of
-    processes.
+    So a continued run gives the same result as an uninterrupted one, even with a different number
+    of processes.
 
     Args:
         run: run that the stage belongs to; its data, objective and folder are used.
         name: name of the stage, and of its checkpoint files.
-        model: network to train in place; it is also returned.
+        model: network to train in place.
         stage: settings of the stage, such as epochs and optimizer.
         pruner: pruner attached to the model; None trains all parameters of a dense network.
         phase: phase of the pruner, which decides which parameters are trained; ignored without a
             pruner.
 
+    Returns:
+        nn.Module: ``model``, with the weights after its last epoch or, if ``stage.select`` is best,
+        after the epoch with the best robust accuracy on the validation points.
+
     Raises:
         Diverged: if the loss or an output of the network is not finite.
-        ValueError: if the folder holds a checkpoint of this stage with other settings.
+        ValueError: if the run's folder holds a checkpoint of this stage that was trained with other
+            settings.
     """
     run.enter(name, stage, pruner)
     saved = run.saved(name)
@@ -139,7 +147,23 @@ def _epoch(
     epoch: int,
     length: Length,
 ) -> float:
-    """Train one epoch, or its first ``run.steps`` steps; return the mean loss per step."""
+    """Train one epoch and return the mean loss per optimizer step, over all processes.
+
+    A dry run takes only the first ``run.steps`` steps.
+
+    Args:
+        run: run that the stage belongs to.
+        name: name of the stage.
+        model: network as wrapped by ``Acceleration.prepared``.
+        optimizer: optimizer of the parameters that the stage trains.
+        stage: settings of the stage.
+        pruner: pruner attached to the network; None for a dense network.
+        epoch: index of the epoch in the stage.
+        length: length of the whole stage.
+
+    Raises:
+        Diverged: if the loss is not finite.
+    """
     data, config = run.data.train, run.config.data
     rank, world = rank_and_world()
     size, seed = config.batch_size, seed_of(run.config.seed, name)
@@ -182,18 +206,25 @@ def _epoch(
 
 
 def cosine(lr: float, step: int, steps: int) -> float:
-    """Return the learning rate lr/2 (1 + cos(pi step / steps)), which falls from lr to above 0.
+    """Return the learning rate lr/2 (1 + cos(pi step / steps)), which falls from lr towards 0.
 
     Args:
         lr: learning rate at step 0.
-        step: number of the step, from 0 to steps - 1.
+        step: index of the step, from 0 to steps - 1.
         steps: number of steps in the stage.
     """
     return lr / 2 * (1 + math.cos(math.pi * step / steps))
 
 
 def _optimizer(parameters: Any, stage: StageConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of a stage for parameters, or for the groups of ``set_phase``."""
+    """Return the optimizer of a stage, Adam or SGD.
+
+    Args:
+        parameters: parameters to train, or the optimizer param groups that the pruner's
+            ``set_phase`` returns.
+        stage: settings of the stage. With ``decay_scores``, all param groups get weight decay,
+            also the scores and the learned layer densities.
+    """
     if stage.decay_scores:
         parameters = [{**group, "weight_decay": stage.weight_decay} for group in parameters]
     if stage.optimizer == "adam":

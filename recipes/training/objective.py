@@ -1,4 +1,7 @@
-"""Objectives built from their settings; one objective is used in all three phases of a recipe."""
+"""The training objective of a run, built from its settings.
+
+All stages of a recipe use the same objective, except benign pre-training.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from robust_plugin.threat.model import ThreatModel
 def build_objective(
     config: ObjectiveConfig, threat: ThreatModel, *, ramp: float = 0.0
 ) -> Objective:
-    """Return the objective that settings describe.
+    """Return the training objective that settings describe.
 
     Args:
         config: settings of the objective.
         threat: threat model to train against.
-        ramp: share of the phase, from 0 to 1, over which eps and the loss weights of certified,
-            mixtrain and smoothadv rise to their final values.
+        ramp: share of the training stage, from 0 to 1, over which the objectives certified,
+            mixtrain and smoothadv raise eps and their loss weights to the final values.
 
     Raises:
         ValueError: if a setting is illegal, or if the objective does not support the threat model.
@@ -49,6 +52,7 @@ def build_objective(
 
 
 def _by_bounds(config: ObjectiveConfig, threat: ThreatModel, ramp: Ramp) -> Objective:
+    """Return the objective certified or mixtrain, for eps times ``config.eps_factor``."""
     if not config.eps_factor > 0:
         raise ValueError(f"objective.eps_factor is {config.eps_factor}; legal: above 0.")
     threat = replace(threat, eps=config.eps_factor * threat.eps)
@@ -60,6 +64,7 @@ def _by_bounds(config: ObjectiveConfig, threat: ThreatModel, ramp: Ramp) -> Obje
 
 
 def _by_noise(config: ObjectiveConfig, threat: ThreatModel, ramp: Ramp) -> Objective:
+    """Return the objective gaussian, smoothadv or stability."""
     if config.name == "gaussian":
         return gaussian(sigma=config.sigma)
     if config.name == "smoothadv":
@@ -69,7 +74,11 @@ def _by_noise(config: ObjectiveConfig, threat: ThreatModel, ramp: Ramp) -> Objec
 
 
 def validation_certifier(config: ObjectiveConfig, threat: ThreatModel) -> Certifier | None:
-    """Return a certifier by the same bounds as the objective; None if it trains without bounds."""
+    """Return the certifier that measures robust accuracy on the validation points.
+
+    It is IBP for the objective certified, and the bounds of the training for mixtrain. It is None
+    for all other objectives, which are validated under an attack.
+    """
     if config.name == "certified":
         return IBP(threat)
     if config.name != "mixtrain":

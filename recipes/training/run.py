@@ -6,10 +6,10 @@ These files are in the folder::
     log.jsonl                 one line per epoch
     <stage>.safetensors       model, pruner and optimizer after the last finished epoch of a stage
     <stage>.best.safetensors  model and pruner after the best epoch on the validation points
-    model.safetensors         the final network without masks, with the names of the dense network
+    model.safetensors         the final network without masks; names as in the dense network
     report.json               evaluation of the final network on the test points
     smoothing.txt, .png       certified accuracy against radius, if it was asked for
-    unfinished-...            verdicts of an evaluation that was interrupted
+    unfinished-...            finished part of an interrupted evaluation
 
 Only the first process writes, and all processes read, so they must share the folder. A file is
 written completely or not at all. Every checkpoint of a stage holds the settings it was trained
@@ -46,11 +46,11 @@ from robust_plugin.runtime.random import seed_of
 
 
 class Run:
-    """One run of a recipe in its folder.
+    """One run of a recipe: its settings, data, device and folder.
 
     Args:
-        folder: folder of the run; an interrupted run in it is continued. It is created when the
-            first file is written.
+        folder: folder of the run; an interrupted run in it is continued. The folder is created when
+            the first file is written.
         config: settings of the recipe.
 
     Attributes:
@@ -59,13 +59,15 @@ class Run:
         device: device that the run computes on.
         objective: settings of the current stage's objective: benign in benign pre-training,
             otherwise the objective of the recipe.
-        progress: progress bar and time left.
-        identity: all settings that have an influence on what has been trained so far.
-        steps: number of steps to train in each stage, for a dry run; None trains all steps.
+        progress: progress bar and estimated time left.
+        identity: all settings that have an influence on what has been trained so far. A checkpoint
+            with other settings is refused.
+        steps: number of optimizer steps to take per stage in a dry run; None takes all steps.
 
     Raises:
         ValueError: if a setting is illegal, if the data, the device or the checkpoint does not
             exist, or if the folder is a file.
+        ImportError: if the package of the tracker is not installed.
     """
 
     def __init__(self, folder: Path, config: RecipeConfig) -> None:
@@ -84,7 +86,7 @@ class Run:
         self.steps: int | None = None
 
     def begin(self, steps: Mapping[str, int]) -> None:
-        """Start to show the progress of a recipe.
+        """Start the progress bar and the estimate of the time left.
 
         Args:
             steps: number of optimizer steps of each stage by name, in the order they are trained.
@@ -93,16 +95,20 @@ class Run:
 
     @cached_property
     def acceleration(self) -> Acceleration:
-        """The use of accelerate: it wraps the network for training and writes to the tracker."""
+        """The object that wraps the network for training and writes to the tracker of this run."""
         return Acceleration(self.config, self.device, self.folder)
 
     @property
     def example(self) -> torch.Tensor:
-        """One input of the network, shape [1, ...], for tools that need a forward pass."""
+        """One example input of the network on the run's device, shape [1, C, H, W]."""
         return example_of(self.data.shape).to(self.device)
 
     def fresh_model(self) -> nn.Module:
-        """Return the network with random weights, which depend only on the run's seed."""
+        """Return a new network on the run's device; its random weights depend only on the seed.
+
+        Raises:
+            ValueError: if a network of the user does not fit the shape or the classes of the data.
+        """
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         model = build_model(self.config.model, classes=self.data.classes, shape=self.data.shape)
         if self.config.channels_last:
@@ -113,7 +119,12 @@ class Run:
         return model
 
     def timed(self, stage: str, what: str) -> AbstractContextManager[None]:
-        """Return a context for a part of a stage, such as validation; a dry run times it."""
+        """Return a context manager for a part of a stage; a dry run measures the time in it.
+
+        Args:
+            stage: name of the stage.
+            what: name of the part, such as ``"validation"``.
+        """
         return nullcontext()
 
     # --- stages -----------------------------------------------------------------------------
@@ -121,7 +132,13 @@ class Run:
     def enter(self, name: str, stage: StageConfig, pruner: Pruner | None) -> None:
         """Begin a stage: set its objective and add its settings to the run's identity.
 
-        Later stages continue from the result of this one, so their identity includes its settings.
+        Later stages continue from the result of this stage, so their identity includes its settings
+        too.
+
+        Args:
+            name: name of the stage.
+            stage: settings of the stage.
+            pruner: pruner attached to the network; None for a dense network.
         """
         benign = name == "pretrain" and self.config.pretraining == "benign"
         self.objective = ObjectiveConfig("benign") if benign else self.config.objective
@@ -136,10 +153,15 @@ class Run:
         }
 
     def saved(self, name: str, *, best: bool = False) -> checkpoint.Checkpoint | None:
-        """Return the last checkpoint of a stage, or its best one; None if there is no such file.
+        """Return a checkpoint of a stage; None if the stage has not written one.
+
+        Args:
+            name: name of the stage.
+            best: return the checkpoint of the best epoch on the validation points, instead of the
+                last epoch.
 
         Raises:
-            ValueError: if the checkpoint was trained with other settings.
+            ValueError: if the file is damaged, or was trained with other settings.
         """
         path = self._path(name, best=best)
         if not path.is_file():
@@ -169,9 +191,10 @@ class Run:
         Args:
             name: name of the stage.
             model: network that is trained.
-            pruner: pruner attached to the network, or None.
+            pruner: pruner attached to the network; None for a dense network.
             optimizer: optimizer of the stage.
-            records: log records of all epochs of the stage so far.
+            records: losses, accuracies and densities of all epochs of the stage so far, one dict
+                per epoch.
             best: whether this epoch is the best one so far on the validation points.
         """
         if is_first():
@@ -187,7 +210,7 @@ class Run:
         records: list[dict[str, Any]],
         best: bool,
     ) -> None:
-        """Write the files of ``save_epoch`` in the first process."""
+        """Write the files of ``save_epoch``; only the first process calls this function."""
         self._write_config()
         log = self.folder / "log.jsonl"
         lines = log.read_text().splitlines() if log.is_file() else []
@@ -201,7 +224,7 @@ class Run:
         )
 
     def _write_config(self) -> None:
-        """Create the folder and write the settings and the name of their class to config.json."""
+        """Create the folder, and write the settings and the name of their class to config.json."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(
             self.folder / "config.json",
@@ -209,11 +232,18 @@ class Run:
         )
 
     def _path(self, name: str, *, best: bool = False) -> Path:
-        """Return the path of a stage's last checkpoint, or of its best one."""
+        """Return the path of the checkpoint of a stage's last epoch, or of its best one."""
         return self.folder / f"{name}{'.best' if best else ''}.safetensors"
 
     def save_model(self, model: nn.Module, path: Path) -> None:
-        """Write the weights of a network without masks, with the settings it was trained with."""
+        """Write a network's weights, and the settings it was trained with, to a safetensors file.
+
+        Only the first process writes.
+
+        Args:
+            model: network without masks.
+            path: path of the file.
+        """
         if not is_first():
             return
         self._write_config()
@@ -221,9 +251,10 @@ class Run:
 
 
 def dense_weights(folder: Path, config: RecipeConfig) -> Path:
-    """Return the path of the weights that the prune phase of a run starts from.
+    """Return the path of the weights of the dense network that a run prunes.
 
-    It is the configured checkpoint or, without one, the best or last epoch of pre-training.
+    This is the configured checkpoint or, without one, the checkpoint of pre-training after its best
+    or last epoch, as ``config.pretrain.select`` says.
 
     Args:
         folder: folder of the run.

@@ -25,7 +25,7 @@ from robust_plugin.runtime.random import Share, drawing, seed_of
 
 
 class Steps:
-    """The optimizer steps of one epoch.
+    """Callable that takes one optimizer step per call, for all steps of one epoch.
 
     Args:
         run: run that the steps belong to; its objective, precision and number of micro-batches
@@ -33,8 +33,8 @@ class Steps:
         model: network as wrapped by ``Acceleration.prepared``.
         optimizer: optimizer of the parameters that the stage trains.
         pruner: pruner attached to the network; None if the network is trained dense.
-        stage: settings of the stage; only the ramp of the objective is used.
-        seed: seed of the random numbers in this epoch.
+        stage: settings of the stage; only ``ramp`` is used.
+        seed: seed of all random numbers of the epoch.
     """
 
     def __init__(
@@ -61,7 +61,12 @@ class Steps:
         torch.manual_seed(seed if rank == 0 else seed_of(seed, "process", rank))
 
     def progress(self, epoch: float, epochs: float) -> None:
-        """Move ramped objectives to a time in the stage, which has ``epochs`` epochs."""
+        """Set eps and loss weights to their values at a time, for objectives that raise them.
+
+        Args:
+            epoch: number of epochs since the stage began; may be a fraction.
+            epochs: number of epochs of the stage.
+        """
         for objective in self._objectives:
             if isinstance(objective, Ramped):
                 objective.progress(epoch, epochs)
@@ -109,7 +114,7 @@ class Steps:
         return total
 
     def _placed(self, x: Tensor) -> Tensor:
-        """Copy points to the run's device, in the memory format of its settings."""
+        """Copy points to the run's device, in the memory format of the run's settings."""
         if self.run.config.channels_last and x.dim() == 4:
             return x.to(self.run.device, memory_format=torch.channels_last, non_blocking=True)
         return x.to(self.run.device, non_blocking=True)

@@ -25,13 +25,14 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
     """Return the clean and robust accuracy on the validation points, as {"clean", "robust"}.
 
     If the objective trains by bounds, robust accuracy is the certified accuracy; otherwise it is
-    the accuracy under PGD. Each process evaluates whole batches, and the random numbers for a batch
-    depend only on its number. So the accuracies do not depend on the number of processes, and all
-    epochs are compared on the same random numbers.
+    the accuracy under PGD. Both are shares of all validation points, from 0 to 1. Each process
+    evaluates whole batches, and the random numbers for a batch depend only on the seed and the
+    index of the batch. So the accuracies do not depend on the number of processes, and PGD has the
+    same random starts in every epoch.
 
     Args:
         run: run whose validation points, objective and threat model are used.
-        model: network to evaluate; it stays in its training or evaluation mode.
+        model: network to evaluate; its mode (training or evaluation) does not change.
     """
     rank, world = rank_and_world()
     size = run.config.evaluation.batch_size
@@ -74,7 +75,16 @@ def validated(run: Run, model: nn.Module) -> dict[str, float]:
 def _seeded(
     batches: Iterable[Any], numbers: Iterable[int], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches, and seed the global generator before each; ``evaluate`` restores it later."""
+    """Yield the batches as they are, and seed torch's global generator before each one.
+
+    So the random numbers of an attack on a batch depend only on ``seed`` and the batch's index. The
+    caller restores the state of the generator.
+
+    Args:
+        batches: pairs (x, y).
+        numbers: for each of ``batches``, its index among all validation batches.
+        seed: seed of the run.
+    """
     for number, batch in zip(numbers, batches, strict=True):
         torch.manual_seed(seed_of(seed, "validation", number))
         yield batch

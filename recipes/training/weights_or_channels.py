@@ -1,4 +1,4 @@
-"""The structure of a recipe: pruning of weights or channels, and initial scores.
+"""Pruning of weights or of channels, as the setting ``structure`` says, and initial scores.
 
 ``structure`` is a setting of every recipe. Phases, objective and budget are the same for both
 structures. With channels, all weights of a channel share one score and are removed together, and
@@ -29,7 +29,12 @@ from robust_plugin.runtime.random import seed_of
 
 
 def covered(run: Run, model: nn.Module) -> dict[str, Any]:
-    """Return the pruner's arguments ``groups`` and ``exclude`` for the structure of a run."""
+    """Return the arguments ``groups`` and ``exclude`` of the pruner, for the structure of a run.
+
+    Args:
+        run: run whose settings ``structure`` and ``exclude`` are used.
+        model: network that the pruner will be attached to.
+    """
     config = run.config
     if config.structure == "weights":
         return {"groups": None, "exclude": config.exclude}
@@ -39,10 +44,13 @@ def covered(run: Run, model: nn.Module) -> dict[str, Any]:
 
 
 def refuse_early(run: Run) -> None:
-    """Check before training that channels can be removed from the network at this budget.
+    """Check, before training, that channels of the network can be removed to meet the budget.
+
+    With structure weights, nothing is checked. Warnings about the channels are not shown here, but
+    later, when the pruner of the run is attached.
 
     Raises:
-        ValueError: if ``channel_groups`` or the pruner refuses the network or the budget.
+        ValueError: if the channels of the network cannot be removed, or not at this budget.
     """
     if run.config.structure == "weights":
         return
@@ -63,11 +71,15 @@ def refuse_early(run: Run) -> None:
 def finished(run: Run, pruner: Pruner) -> nn.Module:
     """Finalize a pruner and return its network.
 
-    With structure channels, the smaller network without the removed channels is written to
-    small.safetensors, and the number of kept channels per group to channels.json.
+    With structure channels, also write the smaller network without the removed channels to
+    small.safetensors, and [channels kept, all channels] of each group to channels.json.
+
+    Args:
+        run: run whose folder the files are written to.
+        pruner: pruner in the state after the last stage.
 
     Returns:
-        nn.Module: the network without masks, in its original shape, with zeros as pruned weights.
+        nn.Module: the network without masks, in its original shape; pruned weights are zero.
     """
     if run.config.structure == "channels":
         from robust_plugin.adapters.torch_pruning import remove_channels, save
@@ -85,22 +97,22 @@ def finished(run: Run, pruner: Pruner) -> nn.Module:
 
 
 def small_network(run: Run, model: nn.Module) -> nn.Module:
-    """Return the smaller network from small.safetensors in the run's folder.
+    """Return the smaller network from small.safetensors in the run's folder, on the run's device.
 
     Args:
         run: finished run with structure channels.
-        model: network of the original architecture, with any weights.
+        model: network of the architecture before pruning, with any weights; it is not changed.
     """
     small = without_channels(run.folder / "small.safetensors", model, run.data.shape)
     return small.to(run.device)
 
 
 def without_channels(path: Path, model: nn.Module, shape: Sequence[int]) -> nn.Module:
-    """Return the smaller network that a small.safetensors file holds.
+    """Return the smaller network that a small.safetensors file holds, on the CPU.
 
     Args:
         path: path of the file.
-        model: network of the architecture before pruning, with any weights.
+        model: network of the architecture before pruning, with any weights; it is not changed.
         shape: shape of one input, [C, H, W].
 
     Raises:
@@ -112,7 +124,7 @@ def without_channels(path: Path, model: nn.Module, shape: Sequence[int]) -> nn.M
 
 
 def kept_channels(run: Run) -> dict[str, list[int]]:
-    """Return [kept channels, all channels] of each group by name."""
+    """Return [channels kept, all channels] of each channel group by name, for a finished run."""
     kept: dict[str, list[int]] = json.loads((run.folder / "channels.json").read_text())
     return kept
 
@@ -122,17 +134,21 @@ InitialScores = Literal[ScoreName, "snip"]
 
 
 def initial_scores_of(run: Run, model: nn.Module, name: InitialScores) -> Scores:
-    """Return initial scores as a pruner's argument ``scores``: a name, or scores per parameter.
+    """Return the initial scores of a run in a form that the pruner's argument ``scores`` takes.
 
-    ``"snip"`` is ``|g w|`` (SNIP, Lee et al. 2019), with the gradient g of the cross-entropy on one
-    training batch under PGD: pruning has to keep the robust loss low. In each layer the scores are
-    scaled to the same largest value as scaled magnitude, so that only their order differs.
+    ``"snip"`` is ``|g w|`` (SNIP, Lee et al. 2019), with the gradient g of the cross-entropy on
+    PGD examples of one training batch: pruning has to keep the robust loss low. In each layer
+    the scores are scaled to the same largest value as HYDRA's scaled magnitude, so that only their
+    order differs.
 
     Args:
         run: run whose first training batch, threat model and number of attack steps are used.
-        model: dense network without a pruner; it is left in evaluation mode.
-        name: name of the initial scores. All names except snip are returned as they are, because
-            the pruner knows them.
+        model: dense network without a pruner; snip leaves it in evaluation mode.
+        name: name of the initial scores.
+
+    Returns:
+        str or dict: for snip, a tensor of scores by parameter name; for all other names, the name
+        itself, because the pruner knows them.
     """
     if name != "snip":
         return name

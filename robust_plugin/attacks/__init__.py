@@ -1,10 +1,11 @@
 """Attacks: the contract that every attack must keep, and the attacks of this package.
 
 Start with ``contract.py``: an attack is ``attack(model, x, y) -> x_adv``, and ``guarded`` checks
-it. ``logits.py`` checks a network's outputs and labels, ``losses.py`` has the losses that attacks
-ascend, ``projected_gradient.py`` is PGD; ``apgd.py``, ``fab.py`` and ``square.py`` are the parts of
-AutoAttack, ``cascade.py`` runs them one after the other, ``survivors.py`` tracks the points not
-yet fooled, ``minimum_norm.py`` finds the nearest adversarial input.
+its arguments and its result. ``logits.py`` checks a network's outputs and labels, ``losses.py`` has
+the losses that attacks ascend, ``projected_gradient.py`` is PGD; ``apgd.py``, ``fab.py`` and
+``square.py`` are the attacks of AutoAttack, ``cascade.py`` runs attacks one after the other,
+``survivors.py`` tracks which points of a batch are not fooled yet, ``minimum_norm.py`` searches for
+the nearest adversarial input of each point.
 
 Not here: attacks of other libraries (``adapters``), reports on attacks (``evaluation``).
 

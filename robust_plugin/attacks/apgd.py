@@ -1,7 +1,8 @@
 """Auto-PGD (APGD): gradient ascent that halves its step size when the loss stops rising.
 
 Croce and Hein 2020, algorithm 1. The iterates are those of the authors' code, but the code here
-computes less: fooled points leave the run at once, and values that no step reads are not computed.
+computes less: a point is dropped as soon as it is fooled (an iterate in its ball is misclassified),
+and values that no step reads are not computed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MOMENTUM = 0.75
 
 @dataclass
 class _ApgdRun(AttackRun):
-    """The state of a run, R points that are not fooled yet.
+    """What APGD stores about the R points of a batch that it attacks and has not fooled yet.
 
     Attributes:
         x_adv: current iterates, shape [R, ...].
@@ -35,10 +36,10 @@ class _ApgdRun(AttackRun):
         best_gradient: gradient of the loss at ``best``, shape [R, ...].
         best_loss: loss at ``best``, shape [R].
         size: step size of each point, shape [R].
-        history: loss after each step, shape [R, steps + 1]; column 0 is zero, as in the authors'
-            code.
-        halved: whether the last check halved the step size, shape [R].
-        checked: ``best_loss`` at the last check, shape [R].
+        history: loss of each point after each step, shape [R, steps + 1]; column 0 is zero, as in
+            the authors' code.
+        halved: whether the last check of the step size (``_check``) halved it, shape [R].
+        checked: value of ``best_loss`` at the last check of the step size, shape [R].
     """
 
     x_adv: Tensor
@@ -56,18 +57,18 @@ class _ApgdRun(AttackRun):
 def apgd(
     points: Survivors, loss: Callable[[Tensor, Tensor], Tensor], *, steps: int, rho: float
 ) -> None:
-    """Attack the points that are not fooled yet once, in Linf or L2, from a random start.
+    """Run APGD once, in Linf or L2, from random starts, on the points that are not fooled yet.
 
     Args:
-        points: points of one batch, with inputs in [0, 1]; stores what the attack finds.
-        loss: function of logits [R, classes] and their rows in the batch [R]; returns the loss to
-            ascend, shape [R].
+        points: points of one batch, with inputs in [0, 1]; stores the adversarial inputs found.
+        loss: function of the logits of R points, shape [R, classes], and of the indices of these
+            points in the batch, shape [R]; returns the loss to ascend of each point, shape [R].
         steps: number of gradient steps.
-        rho: the step size is halved unless more than this share of a window's steps raises the
-            loss.
+        rho: the step size of a point is halved unless more than this share of the steps since the
+            last check of the step size has raised the loss.
 
     Raises:
-        AllFooled: as soon as all points are fooled.
+        AllFooled: as soon as all points of the batch are fooled.
     """
     rows = points.rest()
     x = points.x[rows]
@@ -98,7 +99,7 @@ def apgd(
 
 
 def _start(points: Survivors, x: Tensor) -> Tensor:
-    """Return a random start: at distance eps from each point, clamped to [0, 1]."""
+    """Return one random start per clean input in ``x``, at distance eps, clamped to [0, 1]."""
     noise = 2 * torch.rand(x.shape) - 1 if points.threat.norm == "Linf" else torch.randn(x.shape)
     noise = noise.to(x)
     size = points.threat.norms(noise) + 1e-12
@@ -108,9 +109,15 @@ def _start(points: Survivors, x: Tensor) -> Tensor:
 def _losses_at(
     points: Survivors, run: _ApgdRun, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Return the loss at the current iterates; their gradient is stored in ``run``.
+    """Compute the loss of each point at its current iterate, and drop the points that are fooled.
 
-    Points that are fooled leave the run, so that the losses have one row per remaining point.
+    Args:
+        points: points of the batch; stores the adversarial inputs found.
+        run: state of the attack; it gets the gradients, and loses the fooled points.
+        loss: as for ``apgd``.
+
+    Returns:
+        Tensor: losses of the points that are left in ``run``, one per point.
     """
     x_adv = run.x_adv.detach().requires_grad_()
     with torch.enable_grad():
@@ -124,10 +131,16 @@ def _losses_at(
 
 
 def _next(points: Survivors, run: _ApgdRun, *, first: bool) -> Tensor:
-    """Return the next iterates x_{k+1}, equation 2.
+    """Return the next iterates x_{k+1}, shape [R, ...], by equation 2.
 
-    z = P(x_k + size d), x_{k+1} = P(x_k + a (z - x_k) + (1 - a)(x_k - x_{k-1})). Directions and
-    projections are written out, not taken from ``ThreatModel``, to round as the authors' code does.
+    z = P(x_k + size d), x_{k+1} = P(x_k + a (z - x_k) + (1 - a)(x_k - x_{k-1})), where d is the
+    direction of steepest ascent, P the projection, and a = 0.75, or 1 at the first step. d and P
+    are written out, not taken from ``ThreatModel``, to round as the authors' code does.
+
+    Args:
+        points: points of the batch, for the threat model.
+        run: state of the attack.
+        first: whether this is the first step.
     """
     share = 1.0 if first else _MOMENTUM
     if points.threat.norm == "Linf":
@@ -142,7 +155,10 @@ def _next(points: Survivors, run: _ApgdRun, *, first: bool) -> Tensor:
 
 
 def _in_ball(points: Survivors, run: _ApgdRun, moved: Tensor) -> Tensor:
-    """Project ``moved`` onto ball and box, in place: it allocates no tensor of the points' size."""
+    """Project ``moved`` [R, ...] onto the balls around ``run.x``, then [0, 1]; return it.
+
+    The projection works in place, to save memory.
+    """
     eps = points.threat.eps
     if points.threat.norm == "Linf":
         moved.sub_(run.x).clamp_(-eps, eps)
@@ -155,12 +171,12 @@ def _in_ball(points: Survivors, run: _ApgdRun, moved: Tensor) -> Tensor:
 def _check(run: _ApgdRun, window: Tensor, rho: float) -> None:
     """Halve the step size of points whose loss rose too rarely or not at all since the last check.
 
-    Such points go on from their best iterate. Conditions 1 and 2 of section 3.2.
+    Such points continue from their best iterate. Conditions 1 and 2 of section 3.2.
 
     Args:
-        run: the run, changed in place.
-        window: losses since the last check, shape [R, steps of the window + 1].
-        rho: share of the window's steps that have to raise the loss.
+        run: state of the attack, changed in place.
+        window: losses before and after each step since the last check, shape [R, steps + 1].
+        rho: the loss must rise in more than this share of those steps.
     """
     rises = (window[:, 1:] > window[:, :-1]).sum(1)
     rarely = rises <= (window.shape[1] - 1) * rho

@@ -1,8 +1,9 @@
 """``cascade``: run attacks one after another, each on the points that are not fooled yet.
 
-A run can be resumed from a journal, and several processes can share it. Each attack goes over fixed
-batches of points and begins each batch with the same seed. The results therefore depend on model,
-points, attacks, seed and batch size alone, and not on the number of processes or of interruptions.
+With a journal, an interrupted computation can be resumed, and several processes can share the work.
+Each attack goes over fixed batches of points and begins each batch with the same seed. The results
+therefore depend on model, points, attacks, seed and batch size alone, and not on the number of
+processes or of interruptions.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from robust_plugin.runtime.random import forked
 
 @dataclass(frozen=True)
 class CascadeProgress:
-    """How far a cascade is in this process.
+    """How far ``cascade`` is in this process.
 
     Attributes:
-        attack: name of the attack that finished a batch.
-        done: number of finished batches, over all attacks.
-        total: number of all batches, over all attacks.
+        attack: name of the attack that has just finished a batch.
+        done: number of batches that this process has finished; a batch counts once per attack.
+        total: number of all batches of this process; a batch counts once per attack.
         left: number of points of this process that are not fooled yet.
     """
 
@@ -49,17 +50,21 @@ def cascade(
 ) -> Tensor:
     """Return the first adversarial input found for each point, or its clean input if none is found.
 
+    The result has the shape of ``x``. With several processes, each attacks its share of the
+    batches, and all return the results of all points.
+
     Args:
         model: network in evaluation mode; a point counts as fooled if this network misclassifies
-            what an attack returns.
+            the input that an attack returns for it.
         x: clean inputs, shape [n, ...].
         y: labels, shape [n].
         attacks: attacks by name, in their order; each gets the points that no earlier one fooled.
         seed: seed of the global generators at the start of each batch of each attack, as in the
             code of AutoAttack's authors.
         batch_size: number of points per batch.
-        journal: journal with finished batches, which are not computed again; None computes all.
-        progress: called after each batch.
+        journal: journal that stores the results of finished batches, so that they are not computed
+            again; None for no journal.
+        progress: function called after each batch of each attack.
     """
     rank, world = rank_and_world()
     x_adv, robust = x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -93,11 +98,11 @@ def cascade(
 
 
 def _fooled(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> dict[str, Tensor]:
-    """Return the points that an attack fools.
+    """Run an attack on all points of ``x``, with labels ``y``, and return what fools the model.
 
     Returns:
-        dict: under "rows" their places among the points of ``x``, under "x_adv" the adversarial
-        inputs, one per place.
+        dict: under "rows" the indices into ``x`` of the fooled points, shape [F], and under "x_adv"
+        their adversarial inputs, shape [F, ...].
     """
     if len(x) == 0:
         return {"rows": torch.empty(0, dtype=torch.long), "x_adv": x}
@@ -108,11 +113,11 @@ def _fooled(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> dict[str,
 
 
 def _gathered(x_adv: Tensor, batches: list[slice]) -> Tensor:
-    """Return the results of all processes, on each of them.
+    """Return the results of all points, shape [n, ...], collected from all processes.
 
     Args:
-        x_adv: results, shape [n, ...]; each process has computed those of its own batches.
-        batches: the batches of this process.
+        x_adv: results, shape [n, ...], which are complete only in the batches of this process.
+        batches: the batches of this process, as slices of the n points.
     """
     shared = torch.zeros_like(x_adv)
     for batch in batches:

@@ -1,8 +1,8 @@
 """The contract of an attack, and ``guarded``, which makes any attack keep it.
 
 An attack is any callable ``attack(model, x, y) -> x_adv``, of this package, of a library or of a
-user. Inside ``guarded`` it leaves the model as it was and returns inputs of the threat model, or an
-error is raised.
+user. ``guarded`` turns it into an attack that leaves the model as it was and returns inputs inside
+the threat model, or raises an error.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class SuspectNetwork(UserWarning):
-    """A warning that an attack may not see all that the network computes.
+    """A warning that an attack may be too weak because of something that the network does.
 
-    ``evaluate`` reports it as a finding.
+    ``evaluate`` lists the cause among the findings of its report.
     """
 
 
 class NotFiniteGradient(SuspectNetwork):
-    """A warning that entries of an input gradient were NaN or infinite, and were replaced."""
+    """A warning that NaN or infinite values of an input gradient were replaced by finite ones."""
 
 
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
-    """Prepare a model for an attack inside, and restore it at the end, also after an error.
+    """Return a context manager that prepares a model for an attack, and restores it at the end.
 
-    Inside, the model is in evaluation mode, gradients are on, and each masked weight is computed
-    once. At the end, the training flag of every module, every buffer, and the requires_grad and
-    .grad of every parameter are as before. Buffers are restored because an attack may switch to
-    training mode by mistake, which changes running statistics.
+    Within the context, the model is in evaluation mode, gradients are on, and the product of each
+    weight and its mask is computed once for all forward passes. At the end, also after an error,
+    the training flag of every module, every buffer, and the requires_grad and .grad of every
+    parameter are as before. Buffers are restored because an attack may switch to training mode by
+    mistake, which changes running statistics.
 
     Raises:
         TypeError: if ``model`` is not an nn.Module.
-        ValueError: if the model has no evaluation mode, or if the code inside wrote to a
-            parameter.
+        ValueError: if the model has no evaluation mode, or if the code within the context wrote to
+            a parameter.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
@@ -78,25 +79,26 @@ def attacked(model: nn.Module) -> Iterator[None]:
 
 
 def _version(parameter: Tensor) -> int:
-    """Return torch's count of in-place writes; inference tensors have none."""
+    """Return torch's count of in-place writes to a parameter, 0 for an inference tensor."""
     return 0 if parameter.is_inference() else parameter._version
 
 
 def guarded(attack: Attack, threat: ThreatModel) -> Attack:
-    """Wrap an attack so that it restores the model and stays in the threat model, or raises.
+    """Wrap an attack so that it restores the model and stays in the threat model.
 
-    The attack gets the network inside a DDP or DataParallel wrapper. Its result is detached.
+    If the model is wrapped in DDP or DataParallel, the attack gets the network inside the wrapper.
+    The returned attack gives a detached tensor. It raises a TypeError if the inputs or the attack's
+    result are not a tensor, and a ValueError for inputs outside [low, high], for a result that is
+    not finite, differs in shape from the inputs, or lies outside the box or the ball, and for a
+    parameter that the attack changed. Attacks of this package also raise errors for labels out of
+    range and for logits that are no tensor or NaN.
 
     Args:
-        attack: the attack to wrap; it may work in place on its inputs.
+        attack: the attack to wrap; it may change its inputs in place.
         threat: threat model that inputs and results are checked against.
 
     Raises:
-        TypeError: if ``threat`` is not a ThreatModel; when called, if the model or the attack does
-            not return a tensor.
-        ValueError: when called, for inputs outside [low, high], labels out of range, NaN logits, a
-            result that has another shape, is not finite, or lies outside the box or the ball, and
-            for a parameter that the attack changed.
+        TypeError: if ``threat`` is not a ThreatModel.
     """
     check_threat(threat)
 

@@ -1,7 +1,8 @@
 """FAB: search for the nearest decision boundary, by projections onto its linearisations.
 
 Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
-attack", algorithm 1. The attack minimises a distance, so that one run answers for every radius.
+attack", algorithm 1. The attack minimises a distance, so that one search gives the result of every
+radius.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ class FabSettings:
     """Constants of FAB; the defaults are those of AutoAttack.
 
     Attributes:
-        steps: number of projections per run.
-        overshoot: eta, the factor on each projection, above 1 to go beyond the linearised boundary.
-        backward: beta, the share of its distance to the clean point that a misclassified iterate
-            keeps.
-        bias: alpha_max, the largest weight of the step from the clean point, in [0, 1].
+        steps: number of steps of one search.
+        overshoot: eta, the factor on the way to the linearised boundary; above 1, a step goes
+            beyond the boundary.
+        backward: beta; a misclassified iterate is moved back towards the clean point, to this share
+            of its distance.
+        bias: alpha_max, in [0, 1]: each iterate is a weighted mean of a step from the last iterate
+            and a step from the clean point, and this is the largest weight of the latter.
     """
 
     steps: int = 100
@@ -37,12 +40,12 @@ class FabSettings:
 
 @dataclass
 class _Search(AttackRun):
-    """The state of a run, R points that are not fooled yet.
+    """What one FAB search stores about the R points of a batch that it has not fooled yet.
 
     Attributes:
         at: current iterates, shape [R, ...].
         y: labels, shape [R].
-        target: class to cross to, shape [R]; not used by an untargeted run.
+        target: class to move towards, shape [R]; not used by an untargeted search.
     """
 
     at: Tensor
@@ -59,21 +62,23 @@ def fab(
 ) -> tuple[Tensor, Tensor]:
     """Search once for the nearest misclassified input of each point not fooled yet, in Linf or L2.
 
-    A point that is fooled within eps leaves the run at once.
+    The search for a point ends as soon as it finds a misclassified input within eps.
 
     Args:
-        points: points of one batch, with inputs in [0, 1]; stores what the attack finds.
-        target: class to cross to, shape [B]; None for the class that is nearest at each step.
+        points: points of one batch, with inputs in [0, 1]; stores the adversarial inputs found.
+        target: class to move towards, shape [B]; None for the class whose boundary is nearest at
+            each step.
         settings: constants of FAB.
         random_start: whether to start at a random point at distance eps / 2 instead of the clean
             point.
 
     Returns:
-        tuple: the least distance at which each point was misclassified, shape [B], infinite if it
-        never was; and the input at that distance, shape [B, ...].
+        tuple: the least distance at which this search found a misclassified input, shape [B], and
+        that input, shape [B, ...]. For a point without one, also if it was fooled before this
+        search, they are infinity and the clean input.
 
     Raises:
-        AllFooled: as soon as all points are fooled.
+        AllFooled: as soon as all points of the batch are fooled.
     """
     rows = points.rest()
     distance, nearest = points.x.new_full((len(points.x),), torch.inf), points.x.clone()
@@ -101,7 +106,7 @@ def fab(
 def _stepped(
     points: Survivors, search: _Search, gap: Tensor, normal: Tensor, settings: FabSettings
 ) -> Tensor:
-    """Return the next iterates: a step to the linearised boundary, in part from the clean points.
+    """Return the next iterates, shape [R, ...]: steps to the linearised boundary.
 
     (1 - a)(x_i + eta d_i) + a (x_0 + eta d_0), equation 9, with
     a = min(``|d_i|`` / (``|d_i|`` + ``|d_0|``), alpha_max), equation 10. d_i and d_0 lead from the
@@ -109,9 +114,9 @@ def _stepped(
 
     Args:
         points: points of the batch, for the threat model.
-        search: the run.
-        gap: z_target - z_y at the iterates, shape [R].
-        normal: gradient of ``gap`` with respect to the input, shape [R, ...].
+        search: state of the search.
+        gap: z_c - z_y at the iterates, for the class c to move towards, shape [R].
+        normal: gradient of ``gap`` with respect to the iterates, shape [R, ...].
         settings: constants of FAB.
     """
     at, x, w = search.at.flatten(1), search.x.flatten(1), normal.flatten(1)
@@ -127,7 +132,7 @@ def _stepped(
 
 
 def _difference(points: Survivors, search: _Search) -> tuple[Tensor, Tensor]:
-    """Return z_target - z_y and its input gradient at the iterates, shapes [R] and [R, ...]."""
+    """Return z_target - z_y at the iterates, shape [R], and its input gradient, shape [R, ...]."""
     at = search.at.detach().requires_grad_()
     with torch.enable_grad():
         logits = points.model(at)
@@ -137,9 +142,10 @@ def _difference(points: Survivors, search: _Search) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(points: Survivors, search: _Search) -> tuple[Tensor, Tensor]:
-    """Return z_c - z_y and its input gradient at the iterates, shapes [R] and [R, ...].
+    """Return z_c - z_y at the iterates, shape [R], and its input gradient, shape [R, ...].
 
-    c is the class whose linearised boundary is nearest, as the dual norm of the gradient tells.
+    c is the class whose linearised boundary is nearest: ``|z_c - z_y|`` divided by the dual norm of
+    the gradient is smallest.
     """
     at = search.at.detach().requires_grad_()
     with torch.enable_grad():
@@ -157,7 +163,7 @@ def _nearest(points: Survivors, search: _Search) -> tuple[Tensor, Tensor]:
 
 
 def _random_start(points: Survivors, x: Tensor) -> Tensor:
-    """Return a random point at distance eps / 2 from each point, clamped to [0, 1]."""
+    """Return one random start per clean input in ``x``, at distance eps / 2, clamped to [0, 1]."""
     linf = points.threat.norm == "Linf"
     noise = (2 * torch.rand(x.shape) - 1 if linf else torch.randn(x.shape)).to(x)
     size = 2 * points.threat.norms(noise) / points.threat.eps
@@ -173,14 +179,15 @@ def project_on_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Literal["Linf",
 
     If no point of the box lies on the hyperplane, t + d is the corner nearest to it.
 
-    d_i = s_i min(l u_i, r_i): every coordinate moves towards the hyperplane by a common l times
-    u_i (1 for Linf, ``|w_i|`` for L2) until it meets the box, which is r_i away. The right l solves
+    d_i = s_i min(l u_i, r_i): coordinate i moves by l u_i towards the hyperplane, in the direction
+    s_i (1 or -1), at most to the edge of the box, which is r_i away. l is the same for all
+    coordinates, and u_i is 1 for Linf and ``|w_i|`` for L2. The right l solves
     sum_i ``|w_i|`` min(l u_i, r_i) = ``|b - w.t|``. The left side is concave and piecewise linear
     in l, so that Newton's method rises from 0 to the solution and is exact after a few passes over
     the coordinates. The authors' code sorts the coordinates instead.
 
     Args:
-        t: points in [0, 1], shape [B, n].
+        t: points of the box [0, 1]^n, shape [B, n].
         w: normals of the hyperplanes, shape [B, n].
         b: offsets of the hyperplanes, shape [B].
         norm: norm in which d is smallest.
@@ -208,5 +215,12 @@ def project_on_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Literal["Linf",
 
 
 def _moved(step: Tensor, weight: Tensor, norm: str, *, out: Tensor) -> Tensor:
-    """Return l u_i of each coordinate, for ``weight`` = ``|w|`` and ``step`` = l."""
+    """Return l u_i of ``project_on_hyperplane``, in a shape that broadcasts to [B, n].
+
+    Args:
+        step: l of each point, shape [B].
+        weight: ``|w|``, shape [B, n].
+        norm: "Linf" or "L2".
+        out: memory for the result, shape [B, n]; not used for Linf.
+    """
     return step[:, None] if norm == "Linf" else torch.mul(weight, step[:, None], out=out)

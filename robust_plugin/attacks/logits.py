@@ -1,4 +1,4 @@
-"""Checks of logits and labels, and one clear sentence for inputs that a network cannot take."""
+"""Checks of logits and labels, and clear error messages for inputs that a network cannot take."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the checked logits of a model in its present mode, shape [B, classes].
+    """Run a model in its present mode, check its logits and return them, shape [B, classes].
 
     Args:
-        model: network, called once.
+        model: network; it is called once.
         x: inputs, shape [B, ...].
         y: labels, shape [B].
 
@@ -51,14 +51,17 @@ def check_pairs(x: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def naming_inputs(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Replace torch's error for inputs that the network cannot take by one clear sentence.
+    """Return a context manager that explains torch's error for inputs the network cannot take.
+
+    If the code within the context fails, and a forward pass of ``x`` alone fails too, the error is
+    replaced by the ValueError of ``refuse_inputs``. Other errors are raised unchanged.
 
     Args:
-        model: network that is called inside, in evaluation mode.
+        model: network that the code within the context calls, in evaluation mode.
         x: inputs, shape [B, ...].
 
     Raises:
-        ValueError: if the code inside fails, and a plain forward pass of ``x`` fails too.
+        ValueError: naming the shape, dtype or device that the model cannot take.
     """
     try:
         yield
@@ -74,12 +77,12 @@ def naming_inputs(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def refuse_inputs(model: nn.Module, x: Tensor, error: Exception) -> NoReturn:
-    """Raise the error of a forward pass, or of bounds, as a sentence about the inputs.
+    """Raise a ValueError that says why a network cannot take the inputs.
 
     An error about memory, and a ValueError of the network's own code, are raised unchanged.
 
     Args:
-        model: network that failed.
+        model: network whose forward pass, or computation of bounds, failed.
         x: inputs that it failed on, shape [B, ...].
         error: error that it failed with.
 
@@ -107,7 +110,7 @@ def refuse_inputs(model: nn.Module, x: Tensor, error: Exception) -> NoReturn:
 
 
 def _raised_by_torch(error: Exception) -> bool:
-    """Return whether the innermost frame of the traceback is code of torch."""
+    """Return whether torch's Python code raised the error: the innermost frame is of torch."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -115,11 +118,11 @@ def _raised_by_torch(error: Exception) -> bool:
 
 
 class NotFinite(ValueError):
-    """An error that a network returned NaN or infinity, for example after training diverged."""
+    """The error for a network that returned NaN or infinity, as after training has diverged."""
 
 
 def check_logits(logits: object, y: Tensor) -> Tensor:
-    """Return the logits, or raise an error unless they are finite and match the labels.
+    """Return the logits as they are; raise an error unless they are finite and match the labels.
 
     Args:
         logits: what the model returned; legal: a tensor of shape [B, classes].
@@ -137,9 +140,10 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
 
 
 def check_labels(logits: object, y: Tensor) -> Tensor:
-    """Return the logits, or raise an error unless they match the labels; they may be infinite.
+    """Return the logits as they are; raise an error unless they match the labels.
 
-    Training losses use it, because a GradScaler skips the steps whose gradients are not finite.
+    NaN and infinity are legal here: training losses use this check, and with mixed precision a
+    GradScaler skips the steps whose gradients are not finite.
 
     Args:
         logits: what the model returned; legal: a tensor of shape [B, classes].

@@ -1,4 +1,4 @@
-"""Losses that attacks ascend, and repairs of input gradients that are NaN or infinite."""
+"""Losses that attacks ascend, and functions that replace NaN and infinity in input gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     """Return max_{j != y} z_j - z_y, shape [B], positive for misclassified points.
 
-    Carlini and Wagner 2017. The arguments are those of ``soft_margin``.
+    Carlini and Wagner 2017.
+
+    Args:
+        logits: logits z, shape [B, classes].
+        y: labels, shape [B].
     """
     true = logits.gather(1, y[:, None]).squeeze(1)
     return logits.scatter(1, y[:, None], -torch.inf).amax(1) - true
@@ -43,8 +47,11 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
 def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
     """Return -(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), shape [B].
 
-    Croce and Hein 2020, equation 6; z_(k) is the k-th largest logit. The arguments are those of
-    ``soft_margin``, with at least three classes.
+    Croce and Hein 2020, equation 6; z_(k) is the k-th largest logit.
+
+    Args:
+        logits: logits z, shape [B, classes], of at least three classes.
+        y: labels, shape [B].
     """
     top = logits.sort(dim=1, descending=True).values
     return margin_loss(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
@@ -66,7 +73,7 @@ def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def input_gradient(value: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of a scalar with respect to the inputs, of the shape of ``x``.
+    """Return the gradient of a scalar with respect to the inputs, with the shape of ``x``.
 
     Args:
         value: a scalar computed from ``x``.
@@ -87,16 +94,16 @@ def input_gradient(value: Tensor, x: Tensor) -> Tensor:
 
 
 def finite(grad: Tensor) -> Tensor:
-    """Return the input gradient with all entries finite, and warn if some were not.
+    """Return the input gradient with NaN and infinity replaced, and warn if there were any.
 
-    NaN becomes 0. An infinite entry keeps its sign and gets the largest finite magnitude of its
-    point, or 1 if the point has no finite entry but 0.
+    NaN becomes 0. An infinite value keeps its sign and gets the largest finite magnitude in the
+    gradient of the same point, or 1 if all finite values there are 0.
 
     Args:
         grad: input gradient, shape [B, ...].
 
     Warns:
-        NotFiniteGradient: if an entry was not finite.
+        NotFiniteGradient: if a value was NaN or infinite.
     """
     if bool(grad.isfinite().all()):
         return grad
@@ -105,7 +112,7 @@ def finite(grad: Tensor) -> Tensor:
 
 
 def warn_of_gradients() -> None:
-    """Warn that an attack replaced the entries of a gradient that are not finite."""
+    """Issue the warning ``NotFiniteGradient``: an attack met NaN or infinity in a gradient."""
     warnings.warn(
         "the gradient of the outputs by the inputs is NaN or infinite at some inputs (the square "
         "root, norm or logarithm of 0?); attacks by gradients do not see what such an entry does",
@@ -115,9 +122,12 @@ def warn_of_gradients() -> None:
 
 
 def followable(grad: Tensor) -> Tensor:
-    """Return what ``finite`` returns, without a warning.
+    """Return the input gradient with NaN and infinity replaced as by ``finite``, without a warning.
 
-    It does not ask whether an entry was not finite, because the answer would wait for the GPU.
+    The function does not find out whether there were any, because that would wait for the GPU.
+
+    Args:
+        grad: input gradient, shape [B, ...].
     """
     known = grad.nan_to_num(0.0, 0.0, 0.0)
     largest = per_point(known.flatten(1).abs().amax(1), grad)

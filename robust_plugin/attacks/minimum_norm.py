@@ -25,16 +25,17 @@ _FARTHEST = 1000
 
 @dataclass(frozen=True)
 class MinimumNorm:
-    """Targeted FAB towards the likeliest wrong classes (Croce and Hein 2020).
+    """An attack that searches for the nearest adversarial input of each point, by targeted FAB.
 
-    The nearest adversarial input over all targets counts. As an attack, it returns that input if
-    it lies in the ball, and the clean input otherwise. ``evaluate`` also uses the distances, for
-    the security curve of the report.
+    FAB (Croce and Hein 2020) moves each point towards its likeliest wrong classes, one after the
+    other, and the nearest adversarial input found counts. The attack returns that input if it lies
+    in the ball of the threat model, and the clean input otherwise. ``evaluate`` also uses the
+    distances, for the report's security curve (robust accuracy by radius).
 
     Attributes:
         threat: threat model, with norm Linf or L2.
         targets: number of wrong classes to move towards, the likeliest first.
-        steps: number of projections per target class.
+        steps: number of steps of FAB per target class.
 
     Raises:
         ValueError: for norm L1, or fewer than one target or step.
@@ -52,11 +53,17 @@ class MinimumNorm:
 
     @property
     def name(self) -> str:
-        """Name of the attack's row in a report."""
+        """Name of the attack in reports."""
         return "minimum norm (FAB-T)"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return adversarial inputs of the shape of ``x``."""
+        """Return the adversarial inputs found in the ball, and clean inputs for other points.
+
+        Args:
+            model: network.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
+        """
         return self.search(model, x, y)[0]
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,9 +75,9 @@ class MinimumNorm:
             y: labels, shape [B].
 
         Returns:
-            tuple: the inputs that ``__call__`` returns, shape [B, ...], and the distances in the
-            norm of the threat model, shape [B]. A distance is 0 for a point whose clean input is
-            misclassified, and infinite if no adversarial input was found.
+            tuple: the inputs that calling the attack returns, shape [B, ...], and the distances in
+            the norm of the threat model, shape [B]. A distance is 0 for a point whose clean input
+            is misclassified, and infinite if no adversarial input was found.
         """
         distances = torch.empty(0)
 

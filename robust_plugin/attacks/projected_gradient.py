@@ -43,16 +43,17 @@ class PGD:
 
     x <- project(x + step_size direction(grad)), where the direction is sign(grad) for Linf and
     grad / ``||grad||_2`` for L2 (Madry et al. 2018, equation 4). If cross-entropy is so small that
-    its gradient underflows, the gradient of ``soft_margin`` is used, which has the same direction.
-    Random starts come from torch's global generator, or inside ``runtime.random.drawing`` from the
-    generator of the whole batch.
+    its gradient underflows, the gradient of ``losses.soft_margin`` is used, which has the same
+    direction. Random starts come from torch's global generator, or within the context
+    ``runtime.random.drawing`` from one generator for the whole batch.
 
     Attributes:
         threat: threat model, with norm Linf or L2.
         steps: number of gradient steps per start.
         step_size: length of each step in the threat model's norm, in input units.
-        loss: loss to ascend: ``"ce"`` (cross-entropy), ``"kl"`` (divergence from the clean
-            prediction; labels are not used), ``"margin"``, or ``"dlr"`` (three classes or more).
+        loss: loss to ascend: ``"ce"`` (cross-entropy), ``"kl"`` (divergence from the prediction on
+            the clean input; the gradient does not use labels), ``"margin"`` (of Carlini and
+            Wagner), or ``"dlr"`` (of AutoAttack, for three classes or more).
         start: start of the ascent: ``"uniform"`` in the ball, ``"gaussian"`` x + 0.001 N(0, 1), or
             ``"clean"``.
         restarts: number of independent starts; a point that is misclassified after one start is
@@ -71,12 +72,18 @@ class PGD:
 
     @property
     def name(self) -> str:
-        """Name of the attack's row in a report, such as ``"PGD-20x5 margin"``."""
+        """Name of the attack in reports: steps, restarts and loss, as ``"PGD-20x5 margin"``."""
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         return f"PGD-{self.steps}{restarts}" + (f" {self.loss}" if self.loss != "ce" else "")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return adversarial inputs of the shape of ``x`` (see ``guarded`` for errors)."""
+        """Return the attacked inputs, shape [B, ...]; errors are those of a ``guarded`` attack.
+
+        Args:
+            model: network; the attack runs in evaluation mode.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
+        """
         return guarded(self._run, self.threat)(model, x, y)
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -107,18 +114,19 @@ class PGD:
         *,
         measured: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Run one start and return its iterates with their values.
+        """Ascend once, from one start, and return an iterate of each point with its value.
 
         Args:
             model: network.
             x: clean inputs, shape [B, ...].
             y: labels, shape [B].
             clean: logits of the clean inputs for the loss "kl", else None.
-            measured: whether to compute values and to respect ``keep``; otherwise the last
+            measured: whether to compute values and to respect ``self.keep``; otherwise the last
                 iterates are returned, with values of -inf.
 
         Returns:
-            tuple: iterates, shape [B, ...], and their values by ``_rank``, shape [B].
+            tuple: iterates, shape [B, ...], and their values, shape [B]: the loss, or infinity for
+            a misclassified iterate.
         """
         x_adv, underflows = self._first(x), False
         lost = torch.zeros((), dtype=torch.bool, device=x.device)
@@ -153,7 +161,7 @@ class PGD:
         return _better(kept, best, x_adv, last)
 
     def _first(self, x: Tensor) -> Tensor:
-        """Return the points that a start begins at, within ball and box."""
+        """Return the points that the ascent starts at, with the shape of ``x``, in ball and box."""
         if self.start == "clean":
             return x.clone()
         if self.start == "gaussian":
@@ -168,7 +176,13 @@ class PGD:
         return self.threat.project(x + noise, x)
 
     def _losses(self, logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
-        """Return the loss of each point, shape [B]."""
+        """Return the loss of each point, shape [B].
+
+        Args:
+            logits: logits of the iterates, shape [B, classes].
+            y: labels, shape [B].
+            clean: logits of the clean inputs for the loss "kl", else None.
+        """
         if clean is not None:
             return kl_divergence(clean, logits)
         if self.loss == "margin":
@@ -181,21 +195,33 @@ class PGD:
 
 
 def _rescued(losses: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """Return cross-entropy, or the soft margin of the points whose gradient underflows.
+    """Return the losses, with the soft margin for points whose cross-entropy underflows.
 
-    Both rise together, and the soft margin of such a point is negative, so that the order of all
-    values is the order of cross-entropy.
+    The soft margin rises with cross-entropy and is negative for such points, so that the values of
+    all points keep the order of cross-entropy.
+
+    Args:
+        losses: cross-entropy of each point, shape [B].
+        logits: logits of the iterates, shape [B, classes].
+        y: labels, shape [B].
     """
     return torch.where(losses > _LOST, losses, soft_margin(logits, y))
 
 
 def _rank(logits: Tensor, y: Tensor, losses: Tensor) -> Tensor:
-    """Return the value of each iterate: its loss, or infinity if it is misclassified."""
+    """Return the value of each iterate, shape [B]: its loss, or infinity if misclassified."""
     return losses.detach().masked_fill(logits.argmax(1) != y, torch.inf).float()
 
 
 def _better(kept: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the better one of two iterates of each point, and its value."""
+    """Return, for each point, the iterate of higher value, and that value.
+
+    Args:
+        kept: one iterate of each point, shape [B, ...].
+        best: values of ``kept``, shape [B].
+        x_adv: another iterate of each point, shape [B, ...].
+        value: values of ``x_adv``, shape [B].
+    """
     take = value > best
     return torch.where(per_point(take, x_adv), x_adv, kept), torch.where(take, value, best)
 
@@ -216,11 +242,14 @@ def pgd(
         threat: threat model, with norm Linf or L2.
         steps: number of gradient steps per start, at least 1.
         step_size: length of each step, in input units: a number, or a fraction as a string.
-            Default: 2.5 eps / steps, with which every point can cross the ball (Madry et al. 2018).
-        loss: loss to ascend: ``"ce"``, ``"kl"``, ``"margin"`` or ``"dlr"``.
-        start: start of the ascent: ``"uniform"``, ``"gaussian"`` or ``"clean"``.
+            Default: 2.5 eps / steps, so that the steps together can cross the ball from side to
+            side (Madry et al. 2018).
+        loss: loss to ascend: ``"ce"`` (cross-entropy), ``"kl"`` (divergence from the clean
+            prediction), ``"margin"`` or ``"dlr"``.
+        start: start of the ascent: ``"uniform"`` in the ball, ``"gaussian"`` near the clean input,
+            or ``"clean"``.
         restarts: number of independent starts, at least 1.
-        keep: which iterate to return, the ``"last"`` or the ``"best"``.
+        keep: which iterate of a start to return, the ``"last"`` or the ``"best"``.
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel.

@@ -1,7 +1,7 @@
-"""Square Attack: adds random squares of noise and keeps those that lower the margin.
+"""Square Attack: adds random squares of noise to images and keeps those that lower the margin.
 
-Andriushchenko et al. 2020, algorithms 1 to 3. The attack uses no gradients. At each query, all
-points of a batch share the position of the square, as in the authors' code.
+Andriushchenko et al. 2020, algorithms 1 to 3. The attack uses no gradients. At each query (forward
+pass), the square has the same place in all images of a batch, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass
 class _Search(AttackRun):
-    """The state of a run, R points that are not fooled yet.
+    """What Square stores about the R points of a batch that it attacks and has not fooled yet.
 
     Attributes:
         best: inputs of the lowest margin so far, shape [R, C, H, W].
@@ -35,16 +35,16 @@ class _Search(AttackRun):
 
 
 def square(points: Survivors, *, queries: int, share: float) -> None:
-    """Attack the points that are not fooled yet once, in Linf or L2.
+    """Run Square once, in Linf or L2, on the points that are not fooled yet.
 
     Args:
-        points: points of one batch of images in [0, 1], shape [B, C, H, W]; stores what the attack
-            finds.
-        queries: number of forward passes per point, after the one of the start.
+        points: points of one batch of images in [0, 1], shape [B, C, H, W]; stores the adversarial
+            inputs found.
+        queries: number of forward passes per point, after that of the starting image.
         share: p, the share of the image that the first square covers, in (0, 1].
 
     Raises:
-        AllFooled: as soon as all points are fooled.
+        AllFooled: as soon as all points of the batch are fooled.
         ValueError: if the inputs are not images.
     """
     if points.x.dim() != 4:
@@ -67,7 +67,7 @@ def square(points: Survivors, *, queries: int, share: float) -> None:
 
 
 def _keep_better(points: Survivors, search: _Search, x_new: Tensor) -> None:
-    """Keep the proposals ``x_new`` that lower the margin; points that are fooled leave the run."""
+    """Keep the inputs ``x_new`` [R, C, H, W] that lower the margin, and drop fooled points."""
     logits = points.model(x_new)
     margin = -margin_loss(logits, points.y[search.rows])
     lower = (margin < search.margin).nonzero().flatten()
@@ -81,7 +81,15 @@ def _keep_better(points: Survivors, search: _Search, x_new: Tensor) -> None:
 
 
 def _linf(points: Survivors, search: _Search, side: int) -> Tensor:
-    """Return a proposal: 2 eps or -2 eps added to each channel of a square, then projected."""
+    """Return new inputs [R, C, H, W]: ``search.best``, changed in one square.
+
+    In the square, 2 eps or -2 eps is added to each channel, and the result is projected.
+
+    Args:
+        points: points of the batch, for the threat model.
+        search: state of the attack.
+        side: side of the square, in pixels.
+    """
     eps, channels = points.threat.eps, search.x.shape[1]
     here = _window(search.x, max(side, 1))
     signs = _signs((channels, 1, 1), search.x)
@@ -93,9 +101,14 @@ def _linf(points: Survivors, search: _Search, side: int) -> Tensor:
 
 
 def _l2(points: Survivors, search: _Search, side: int) -> Tensor:
-    """Return a proposal: the perturbation of one square is moved into another square.
+    """Return new inputs [R, C, H, W]: the perturbation of one square is moved to another square.
 
-    The other square also gets the part of the radius that no pixel has used so far.
+    The other square also gets the part of the radius eps that no pixel has used so far.
+
+    Args:
+        points: points of the batch, for the threat model.
+        search: state of the attack.
+        side: side of the squares, in pixels.
     """
     eps, channels = points.threat.eps, search.x.shape[1]
     # Odd, so that the pattern has a centre.
@@ -116,18 +129,18 @@ def _l2(points: Survivors, search: _Search, side: int) -> Tensor:
 
 
 def _mass(delta: Tensor) -> Tensor:
-    """Return the squared L2 norm of each channel, shape [R, C, 1, 1]."""
+    """Return the squared L2 norm of each channel of ``delta`` [R, C, ...], as [R, C, 1, 1]."""
     return delta.square().sum((2, 3), keepdim=True)
 
 
 def _stripes(points: Survivors, x: Tensor) -> Tensor:
-    """Return the start of the Linf run: vertical stripes of eps and -eps."""
+    """Return the starting images for Linf: ``x`` plus vertical stripes of eps and -eps."""
     signs = _signs((len(x), x.shape[1], 1, x.shape[3]), x)
     return (x + points.threat.eps * signs).clamp_(0, 1)
 
 
 def _tiles(points: Survivors, x: Tensor) -> Tensor:
-    """Return the start of the L2 run: about 5 x 5 tiles of the pattern, scaled to norm eps."""
+    """Return the starting images for L2: ``x`` plus noise of norm eps, in about 5 x 5 tiles."""
     height, width = x.shape[2:]
     side = max(height // 5, 1)
     first = (height - 5 * side) // 2
@@ -143,7 +156,7 @@ def _tiles(points: Survivors, x: Tensor) -> Tensor:
 
 
 def _window(x: Tensor, side: int) -> tuple[slice, slice, slice, slice]:
-    """Return the slices of a random square, anywhere in the image."""
+    """Return an index into ``x`` [R, C, H, W]: a random square, ``side`` pixels wide."""
     height, width = x.shape[2:]
     side = min(side, height, width)
     top = int((height - side) * torch.rand(1))
@@ -152,12 +165,15 @@ def _window(x: Tensor, side: int) -> tuple[slice, slice, slice, slice]:
 
 
 def _signs(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return random signs, 1 and -1, with the dtype and the device of ``like``."""
+    """Return a tensor of random signs, 1 or -1, with the dtype and the device of ``like``."""
     return (2 * torch.rand(shape) - 1).sign().to(like)
 
 
 def _pattern(side: int, like: Tensor) -> Tensor:
-    """Return the noise of one L2 square, of L2 norm 1: a peak above or beside a trough."""
+    """Return the noise of one L2 square, shape [side, side]: a peak above or beside a trough.
+
+    Its L2 norm is 1, its dtype and device those of ``like``.
+    """
     upper = side // 2
     pattern = torch.cat([_peak(upper, side), -_peak(side - upper, side)])
     pattern /= pattern.norm()
@@ -165,7 +181,10 @@ def _pattern(side: int, like: Tensor) -> Tensor:
 
 
 def _peak(height: int, width: int) -> Tensor:
-    """Return nested rectangles around the centre, the k-th adding 1 / k^2; L2 norm 1, eq. 2."""
+    """Return a peak of L2 norm 1, shape [height, width], equation 2.
+
+    It is a sum of nested rectangles around the centre; the k-th from the inside adds 1 / k^2.
+    """
     peak = torch.zeros(height, width)
     if height == 0:
         return peak

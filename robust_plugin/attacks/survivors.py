@@ -1,7 +1,7 @@
-"""Which points of a batch an attack has not fooled yet.
+"""Which points of a batch are not fooled yet: no adversarial input is known for them.
 
-``Survivors`` tracks them, and computes the network for them alone. ``AttackRun`` is what one run of
-an attack stores about each of them.
+``Survivors`` tracks these points, and computes the network for them alone. ``AttackRun`` is the
+base class of what an attack stores about each of them, such as its current iterate.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from robust_plugin.threat.model import ThreatModel
 
 
 class AllFooled(Exception):
-    """All points of the batch are fooled, so that the running attack can stop."""
+    """Raised when all points of the batch are fooled, so that the running attack stops."""
 
 
 @dataclass
 class AttackRun:
-    """What a run of APGD, FAB or Square stores about the points that it has not fooled yet.
+    """What APGD, FAB or Square stores about the R points that it attacks and has not fooled yet.
 
-    Every field, also of a subclass, is a tensor with one row per such point, shape [R, ...].
+    Every field, also of a subclass, is a tensor of shape [R, ...] whose first axis is the point.
 
     Attributes:
-        rows: places of the points in the batch.
-        x: clean inputs.
+        rows: indices of the points in the batch, shape [R].
+        x: clean inputs, shape [R, ...].
     """
 
     rows: Tensor
     x: Tensor
 
     def keep_only(self, places: Tensor | None) -> None:
-        """Drop the rows of all other points; None drops no row.
+        """Keep the given points in every field, and drop all others.
 
         Args:
-            places: indices of the rows to keep, in [0, R).
+            places: indices of the points to keep, in [0, R); None keeps all.
         """
         if places is not None:
             for each in fields(self):
@@ -47,10 +47,11 @@ class AttackRun:
 class Survivors:
     """One batch under attack: which points are not fooled yet, and what fooled the others.
 
-    The attacks of this package work on the rows that are not fooled yet, and report what they find
-    to ``keep``. An attack of a library asks for the logits of the same rows again and again, long
-    after most of them are fooled. It gets this object in place of the network: fooled rows return
-    the logits that they were fooled with, as constants, and only the others are computed.
+    APGD, FAB and Square work on the points that are not fooled yet, and pass what they find to
+    ``keep``. An attack of another library asks for the logits of the same points again and again,
+    long after most of them are fooled. It gets this object in place of the network: for a fooled
+    point it returns the logits that the point was fooled with, as constants, and it computes only
+    the other points.
 
     Args:
         model: function that returns logits, such as a network in evaluation mode.
@@ -81,7 +82,9 @@ class Survivors:
         self._last_logits = self.logits
 
     def rest(self) -> Tensor:
-        """Begin a run on the points that are not fooled yet, and return their rows.
+        """Return the indices in the batch of the points that are not fooled yet, shape [R].
+
+        Call it at the start of each attack: ``predict`` expects inputs of these points from then.
 
         Raises:
             AllFooled: if there is no such point.
@@ -92,19 +95,20 @@ class Survivors:
         return self._rows
 
     def keep(self, rows: Tensor, points: Tensor, logits: Tensor) -> Tensor | None:
-        """Store the points that are misclassified and lie within the ball.
+        """Store the given inputs that are misclassified and lie within the ball.
 
         Args:
-            rows: rows of the batch, shape [R]; what is stored for a fooled row does not change.
-            points: one input per row, shape [R, ...].
+            rows: indices in the batch of the points that the inputs belong to, shape [R]. A point
+                that is fooled already keeps its stored input.
+            points: one input per index in ``rows``, shape [R, ...].
             logits: logits of ``points``, shape [R, classes].
 
         Returns:
-            Tensor: indices into ``rows`` of the points that are not fooled yet, or None if no
-            further point is misclassified.
+            Tensor: indices into ``rows`` of the points that are not fooled yet. None means that
+            there is nothing new: each input belongs to a fooled point or is classified correctly.
 
         Raises:
-            AllFooled: if all points of ``rows`` are fooled.
+            AllFooled: if this call stores an input, and all points of ``rows`` are fooled then.
         """
         wrong = ((logits.argmax(1) != self.y[rows]) & self.robust[rows]).nonzero().flatten()
         if len(wrong) == 0:
@@ -119,13 +123,15 @@ class Survivors:
         return left.nonzero().flatten()
 
     def predict(self, points: Tensor) -> Tensor:
-        """Return logits of one input per row of the run, differentiable where they are computed.
+        """Return the logits of one input per attacked point, shape [R, classes].
 
-        Rows that are fooled by now return their last logits, as constants. If the number of points
-        is not that of the run, all points are computed.
+        The logits of a point that is fooled by now are those of the last call before, as constants;
+        the others are computed, and can be differentiated. If there are not R inputs, the logits of
+        all are computed.
 
         Args:
-            points: inputs, shape [R, ...] for the R rows that ``rest`` returned.
+            points: inputs, shape [R, ...], of the R points that the last ``rest`` returned, or of
+                the whole batch before the first.
         """
         live = self.robust[self._rows]
         if len(points) != len(live) or bool(live.all()):
@@ -138,10 +144,13 @@ class Survivors:
         return logits
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Return the logits of ``predict``, and store the points that are adversarial.
+        """Return the logits of ``predict``, and store the inputs that are adversarial.
+
+        Args:
+            points: inputs, as for ``predict``.
 
         Raises:
-            AllFooled: if all points of the run are fooled.
+            AllFooled: as soon as all points that the last ``rest`` returned are fooled.
         """
         logits = self.predict(points)
         self.keep(self._rows, points.detach(), logits.detach())

@@ -1,11 +1,15 @@
-"""How much of a network is kept in all, and how the layers share it.
+"""How much of a network is kept in total, and how much of it each layer keeps.
 
-Start with ``budget.py``: the total cost in parameters, FLOPs or channels, and counts that meet
-it. ``quadratic.py`` has the cost as a function of the counts. ``rates.py`` has the fixed rates
-(uniform, ERK, LAMP, global), ``control.py`` the learned rates (HARP), and ``logits.py`` the
-logits that they are learned by. ``patterns_and_blocks.py`` has budgets for n:m patterns and for
-channels in blocks. ``costs.py`` counts what one entry costs, and ``plan.py`` makes the budget and
-the first counts of a pruner from all of these.
+Words of this package: a *group* is the set of weights or channels that share one mask, usually one
+layer. Its *entries* are these weights or channels, and its *count* is how many of them it keeps.
+Its *rate* is its density, the share of its entries that it keeps.
+
+Start with ``budget.py``: the largest cost that may be kept, in parameters, FLOPs or channels, and
+counts with at most this cost. ``quadratic.py`` computes the cost of given counts. ``rates.py`` has
+the fixed layer densities (uniform, ERK, LAMP, global), ``control.py`` the learned ones (HARP), and
+``logits.py`` the logits by which they are learned. ``patterns_and_blocks.py`` has budgets for n:m
+patterns and for channels in blocks. ``costs.py`` counts the cost of each weight or channel in a
+network, and ``plan.py`` computes the budget and the first counts of a pruner.
 
 Not here: which entries are kept (``masks``, ``pruning/scores.py``).
 

@@ -1,8 +1,7 @@
-"""The budget: how much of a network may be kept in all, in parameters, FLOPs or channels.
+"""The budget: how much of a network may be kept in total, in parameters, FLOPs or channels.
 
-``Budget`` holds the cost of kept entries, linear for weights and quadratic for channels
-(``quadratic.py``), and the total. It turns densities and rate logits into counts that meet the
-total.
+``Budget`` holds the largest cost that may be kept, and the cost of each kept weight or channel. It
+turns layer densities into counts of weights or channels with at most this cost.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Unit = Literal["params", "flops", "channels"]
 
 
 def check_density(density: float | None) -> float:
-    """Return the density, or raise a ValueError unless 0 < density <= 1."""
+    """Return ``density`` as a float; raise a ValueError unless it is a number in (0, 1]."""
     if isinstance(density, int | float) and not isinstance(density, bool) and 0 < density <= 1:
         return float(density)
     hint = " Densities by name go to rates=." if isinstance(density, Mapping) else ""
@@ -33,25 +32,29 @@ def check_density(density: float | None) -> float:
 
 @dataclass(frozen=True)
 class Budget:
-    """Sizes of all groups, the cost of kept entries, and the total cost that may be kept.
+    """The largest cost that pruning may keep, and the cost of keeping n_l entries of each group l.
 
-    The cost of counts n is fixed + sum_l c_l n_l + sum_ij c_ij n_i n_j. For weights it is linear:
-    ``fixed`` is 0 and there are no products.
+    Group l is a set of weights or channels with one mask, and its entries are these weights or
+    channels. Keeping n_l of them in each group costs
+    fixed + sum_l c_l n_l + sum_ij c_ij n_i n_j. For weights the cost is linear: ``fixed`` is 0 and
+    there are no products.
 
     Attributes:
-        sizes: n_l, number of prunable entries of each group.
+        sizes: number of entries of each group in the dense network.
         costs: c_l, cost of one kept entry of each group. In FLOPs it is a number of multiply-adds.
             In parameters it is 1, or the number of weights per channel in a group of channels.
-        density: k, share that may be kept, in (0, 1].
+        density: k, share of the dense network that may be kept, in (0, 1].
         total: K, largest cost that may be kept. For weights in parameters it is the count of the
-            uniformly pruned network, K = sum_l c_l max(1, n_l - int((1-k) n_l)). For weights in
-            FLOPs it is floor(k sum_l c_l n_l), or the cost of one entry per group if that is more.
-            For coupled channels it is floor(k full) in parameters and in FLOPs; in channels it is
-            the cost, in FLOPs, of the network that keeps the share k of every group's channels.
-        products: tuples (i, j, c_ij) with c_ij > 0; empty for weights.
-        fixed: cost of the network besides the groups.
-        whole: True if the cost is that of a whole network, even if ``products`` is empty and
-            ``fixed`` is 0.
+            uniformly pruned network, K = sum_l c_l max(1, N_l - int((1-k) N_l)) with N_l the size
+            of group l. For weights in FLOPs it is floor(k sum_l c_l N_l), or the cost of one entry
+            per group if that is more. For coupled channels it is floor(k full) in parameters and
+            in FLOPs; in channels it is the cost, in FLOPs, of the network that keeps the share k
+            of every group's channels.
+        products: tuples (i, j, c_ij) with c_ij > 0, where i and j are indices of groups; empty for
+            weights.
+        fixed: cost of the parts of the network that belong to no group.
+        whole: True if the cost covers the whole network and not only the groups, even if
+            ``products`` is empty and ``fixed`` is 0.
     """
 
     sizes: tuple[int, ...]
@@ -66,7 +69,13 @@ class Budget:
     def of(
         cls, sizes: Sequence[int], costs: Sequence[int], density: float, *, unit: Unit = "params"
     ) -> Budget:
-        """Return the budget of share ``density`` for groups with a linear cost.
+        """Return a budget for groups with a linear cost (single weights).
+
+        Args:
+            sizes: number of entries of each group.
+            costs: cost of one kept entry of each group.
+            density: share of the dense network that may be kept, in (0, 1].
+            unit: what the costs count: "params" or "flops".
 
         Raises:
             ValueError: if the density is outside of (0, 1], or the unit is not "params" or "flops".
@@ -74,16 +83,16 @@ class Budget:
         return cls(tuple(sizes), tuple(costs), 1.0, 0).at(density, unit)
 
     def at(self, density: float, unit: Unit) -> Budget:
-        """Return the budget of share ``density`` over the same groups.
+        """Return the budget that may keep the share ``density`` of the same groups.
 
         Args:
-            density: share that may be kept, in (0, 1].
+            density: share of the dense network that may be kept, in (0, 1].
             unit: what the budget counts: "params", "flops" or "channels".
 
         Raises:
             ValueError: if the density is outside of (0, 1], the unit is unknown, the unit is
-                "channels" and the groups are not coupled channels, or one channel per group costs
-                more than the share.
+                "channels" and the groups are not coupled channels, or a network with one channel
+                per group costs more than this share.
         """
         density = check_density(density)
         if unit not in get_args(Unit):
@@ -107,7 +116,7 @@ class Budget:
 
     @property
     def terms(self) -> Terms:
-        """The cost as a function of the counts."""
+        """The cost as a function of how many entries each group keeps."""
         return Terms(self.costs, self.products, self.fixed)
 
     @property
@@ -117,30 +126,40 @@ class Budget:
 
     @property
     def coupled(self) -> bool:
-        """Whether the cost is that of a whole network, in which groups of channels share layers."""
+        """Whether ``cost`` is that of a whole network, pruned by channels that share layers."""
         return bool(self.whole or self.products or self.fixed)
 
     @property
     def goal(self) -> float:
-        """The share of the cost that may be kept: the density, unless that counts channels."""
+        """The share of ``full`` that may be kept: total / full if coupled, else ``density``."""
         return self.total / self.full if self.coupled else self.density
 
     def cost(self, counts: Sequence[float]) -> float:
-        """Return the cost of keeping so many entries of each group."""
+        """Return the cost of keeping ``counts[l]`` entries of each group l."""
         return self.terms.cost(counts)
 
     def prices(self, counts: Sequence[float], *, more: int = 0) -> list[float]:
-        """Return the derivative of the cost by each count; with ``more=1``, what one more costs."""
+        """Return the derivative of the cost with respect to the count of each group.
+
+        Args:
+            counts: number of kept entries of each group.
+            more: 0 for the derivative; 1 for the cost of one more entry in each group; -1 for the
+                cost that one entry less in each group saves.
+        """
         return self.terms.prices(counts, more=more)
 
     def rescaled(self, total: float) -> Budget:
-        """Return the budget of the same groups with another total, rounded down."""
+        """Return this budget with ``total``, rounded down, as the largest cost that may be kept."""
         return replace(self, total=math.floor(total))
 
     def scaled(self, densities: Sequence[float]) -> list[float]:
-        """Scale densities by one common factor to cost the total, and return their exact counts.
+        """Multiply densities by the common factor with which they cost the total of the budget.
 
-        The counts are not rounded. Each stays between 1 and the size of its group.
+        Args:
+            densities: share of its entries that each group should keep.
+
+        Returns:
+            list: number of kept entries of each group, not rounded, from 1 to the group's size.
         """
         wishes = [k * n for k, n in zip(densities, self.sizes, strict=True)]
 
@@ -152,12 +171,18 @@ class Budget:
         return counts(bisect(lambda f: self.cost(counts(f)), self.total, low=0.0, high=high))
 
     def round(self, densities: Sequence[float]) -> list[int]:
-        """Return whole counts for densities, at least 1 per group, that meet the total.
+        """Turn densities into whole numbers of kept entries that cost at most the total.
 
-        The densities are scaled by one common factor to cost the total and the counts are rounded
-        down. What is left then goes to the groups with the largest remainders. With unit costs the
-        sum of the counts is the total exactly. With other costs, what is left is less than one more
-        entry of any group would cost.
+        The densities are multiplied by the common factor with which they cost the total, and the
+        counts are rounded down. The cost that is still unused is spent on one more entry each for
+        the groups that lost most by rounding, and then on entries of any group while they are
+        affordable. If every entry costs 1, the counts sum to the total exactly.
+
+        Args:
+            densities: share of its entries that each group should keep.
+
+        Returns:
+            list: number of kept entries of each group, at least 1.
         """
         exact = self.scaled(densities)
         # The small number rounds 2.9999999999 to the 3 that it stands for.
@@ -178,22 +203,29 @@ class Budget:
         return counts
 
     def asked(self, densities: Sequence[float]) -> list[int]:
-        """Return the whole counts that densities ask for, whether or not they meet the total."""
+        """Return how many entries each group keeps at these densities, without regard to the total.
+
+        Each count is max(1, n - int((1 - k) n)) for a group of n entries at density k.
+        """
         return [kept_count(n, k) for n, k in zip(self.sizes, densities, strict=True)]
 
     def hold(self, logits: Tensor, k_min: float) -> Tensor:
-        """Project rate logits onto the budget, so that sum_l c_l k_l n_l is the total.
+        """Return logits of layer densities, moved so that the densities cost exactly the total.
 
-        Here k_l = k_min + (1 - k_min) sigmoid(r_l). The projection is r_l <- r_l - x d_l with
-        d_l = c_l n_l sigmoid'(r_l), the gradient of the sum, and with x found by bisection. With
-        products, c_l + sum_j c_lj k_j n_j takes the place of c_l. No gradient passes through the
-        projection. It keeps the part of a descent step that does not change the sum. (One common
-        shift of all logits would also meet the budget, but it comes to rest where the loss's
-        gradients are equal instead of proportional to d.)
+        The density of group l is k_l = k_min + (1 - k_min) sigmoid(r_l), and the cost is
+        sum_l c_l k_l n_l with n_l the size of the group. The projection is r_l <- r_l - x d_l with
+        d_l = c_l n_l sigmoid'(r_l), the gradient of the cost, and with x found by bisection. If the
+        budget has products, c_l + sum_j c_lj k_j n_j takes the place of c_l. No gradient passes
+        through the projection. Of a descent step, it keeps the part that does not change the cost.
+        (One common shift of all logits would also meet the budget, but it comes to rest where the
+        loss's gradients are equal instead of proportional to d.)
 
         Args:
-            logits: r, float64 on the CPU, shape [groups].
+            logits: r, one per group, float64 on the CPU, shape [groups].
             k_min: least density of a group.
+
+        Returns:
+            Tensor: the projected logits, same shape.
         """
         share = logits.sigmoid()
         kept = (k_min + (1 - k_min) * share) * torch.tensor(self.sizes)
@@ -210,13 +242,14 @@ class Budget:
         return (logits + x * direction).clamp(-MAX_LOGIT, MAX_LOGIT)
 
     def share(self, logits: Tensor, k_min: float) -> float:
-        """Return the share of the full cost that rate logits keep.
+        """Return the share of the dense network's cost that is kept at the densities of logits.
 
-        It is sum_l c_l k_l n_l / sum_l c_l n_l for k_l = k_min + (1 - k_min) sigmoid(r_l). With
-        products it is the cost of the counts k_l n_l over the cost of n_l.
+        It is sum_l c_l k_l n_l / sum_l c_l n_l for densities k_l = k_min + (1 - k_min) sigmoid(r_l)
+        and groups of n_l entries. If the cost is coupled, it is the cost of keeping k_l n_l entries
+        over the cost of keeping n_l.
 
         Args:
-            logits: r, float64 on the CPU, shape [groups].
+            logits: r, one per group, float64 on the CPU, shape [groups].
             k_min: least density of a group.
         """
         if self.coupled:
@@ -228,13 +261,18 @@ class Budget:
         return float((weights * (k_min + (1 - k_min) * logits.sigmoid())).sum() / self.full)
 
     def hinge(self, densities: Sequence[Tensor]) -> Tensor:
-        """Return L_hw = max(sum_l c_l k_l n_l / (k sum_l c_l n_l) - 1, 0), HARP equation 5.
+        """Return by how much densities exceed the budget, relative to it; 0 if they do not.
 
-        With products it is the cost of the counts k_l n_l over the total, minus 1, and at least 0.
-        In channels the total is the cost of the uniformly pruned network, as in the paper.
+        It is L_hw = max(sum_l c_l k_l n_l / (k sum_l c_l n_l) - 1, 0), HARP equation 5, for groups
+        of n_l entries. If the cost is coupled, it is the cost of keeping k_l n_l entries over the
+        total, minus 1, and at least 0. For a budget in channels the total is the cost of the
+        uniformly pruned network, as in the paper.
 
         Args:
-            densities: k_l, one scalar tensor per group; L_hw is differentiable by them.
+            densities: k_l, one scalar tensor per group.
+
+        Returns:
+            Tensor: L_hw, a scalar that is differentiable with respect to the densities.
         """
         each = zip(densities, self.costs, self.sizes, strict=True)
         zero = torch.zeros((), device=densities[0].device)

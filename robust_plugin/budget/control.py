@@ -1,8 +1,9 @@
-"""How learned rates meet the budget during the prune phase.
+"""How learned layer densities are made to meet the budget during the prune phase.
 
-``HeldRates`` projects the rates onto the budget after every optimizer step. ``HingeRates`` adds the
-penalty of the HARP paper to the loss instead. ``FixedRates`` is for rates that are not learned. All
-three implement ``RateControl``, which a pruner calls.
+A rate is the density of one group (the weights or channels with one mask, usually a layer). It is
+learned through a logit r. ``HeldRates`` projects the logits onto the budget after every optimizer
+step. ``HingeRates`` adds the penalty of the HARP paper to the loss instead. ``FixedRates`` is for
+rates that are not learned. All three implement ``RateControl``, the interface that a pruner calls.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ _PAPER_STEPS = 391
 
 @dataclass
 class Schedule:
-    """Progress of a prune phase.
+    """Length of a prune phase, and how much of it is done.
 
     Attributes:
-        step: number of optimizer steps so far.
+        step: number of optimizer steps done so far.
         epochs: number of epochs of the phase, 0 before it is known.
         steps_per_epoch: number of optimizer steps per epoch, 0 before it is known.
     """
@@ -58,36 +59,40 @@ class Schedule:
 
 
 class RateControl(Protocol):
-    """Interface through which a Pruner moves rates during the prune phase."""
+    """Interface through which a Pruner changes layer densities (rates) during the prune phase.
+
+    ``masks`` are the masks of all groups with their rate logits, and ``schedule`` says how much of
+    the phase is done.
+    """
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
-        """Adjust the rates after an optimizer step has moved scores and rates."""
+        """Adjust the rate logits in ``masks`` after an optimizer step has changed them."""
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
-        """Return the number of entries that each group keeps at this step."""
+        """Return the number of weights or channels that each group keeps at this step."""
 
     def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
-        """Return the penalty that the rates add to the loss, a scalar."""
+        """Return the penalty, a scalar, that is to be added to the training loss."""
 
     def state(self) -> dict[str, Any]:
-        """Return what ``load`` needs to continue, as plain JSON data."""
+        """Return what ``load`` needs to continue training later, as plain JSON data."""
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Continue from what ``state`` returned earlier."""
 
 
 class FixedRates:
-    """Rates that are not learned: every group keeps the count that it has."""
+    """Layer densities that are not learned: every group keeps as many entries as at the start."""
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
         """Do nothing: the rates are fixed."""
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
-        """Return the present counts."""
+        """Return the number of weights or channels that each mask keeps now."""
         return [int(mask.kept) for mask in masks]
 
     def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
-        """Return zero."""
+        """Return zero, a scalar: fixed rates need no penalty."""
         return torch.zeros((), device=masks[0].scores.device)
 
     def state(self) -> dict[str, Any]:
@@ -99,17 +104,18 @@ class FixedRates:
 
 
 class HeldRates:
-    """Learned rates that meet the budget exactly at every step, by a projection.
+    """Learned layer densities that meet the budget exactly at every step, by a projection.
 
-    Gradients only move entries between groups. After each step the logits move along the gradient
-    of the budget until sum_l c_l k_l n_l = K(t) (``Budget.hold``). At rest, the gradients of the
-    rates are proportional to the gradient of the budget: no exchange between two groups at equal
-    cost would lower the loss. K falls geometrically from the cost of the first rates to the target,
-    over the first 60 % of the phase.
+    After each optimizer step the logits r_l move along the gradient of the cost until
+    sum_l c_l k_l n_l = K(t), where group l keeps the share k_l of its n_l entries, at cost c_l each
+    (``Budget.hold``). Gradients of the loss can thus only move density from one group to another.
+    Where training converges, they are proportional to the gradient of the cost: no exchange between
+    two groups at equal cost would lower the loss. K(t) falls geometrically from the cost of the
+    first densities to the total of ``budget``, over the first 60 % of the phase.
 
     Args:
         budget: budget to meet at the end of the phase.
-        logits: logits of the first rates, float64, shape [groups].
+        logits: rate logits at the start, float64, shape [groups].
         k_min: least density of a group.
     """
 
@@ -119,7 +125,7 @@ class HeldRates:
         self._previous = logits
 
     def total(self, schedule: Schedule) -> Budget:
-        """Return the budget K(t) of this step."""
+        """Return the budget of this step, whose total is K(t)."""
         passed = min(1.0, schedule.progress / _ANNEAL_SHARE)
         if passed == 1:
             return self.budget
@@ -127,47 +133,48 @@ class HeldRates:
         return self.budget.rescaled(max(self.budget.total, share * self.budget.full))
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
-        """Limit the change of the logits, then project them onto the budget of this step."""
+        """Limit the change of the logits since the last step, then project them onto the budget."""
         moved = limited(rate_logits(masks), self._previous, _TRAVEL / schedule.steps)
         self._previous = self.total(schedule).hold(moved, self.k_min)
         set_logits(masks, self._previous)
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
-        """Return whole counts that meet the budget of this step."""
+        """Return the number of entries that each group keeps, within the budget of this step."""
         return self.total(schedule).round(densities(masks))
 
     def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
-        """Return zero: the projection meets the budget without a penalty."""
+        """Return zero, a scalar: the projection meets the budget without a penalty."""
         return torch.zeros((), device=masks[0].scores.device)
 
     def state(self) -> dict[str, Any]:
-        """Return the logits that the next change is measured from."""
+        """Return the logits after the last step, which limit how far the next step may go."""
         return {"previous": self._previous.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Continue from what ``state`` returned earlier."""
         self._previous = torch.tensor(state["previous"], dtype=torch.float64)
 
 
 class HingeRates:
-    """Learned rates with the penalty of the paper: gamma L_hw, gamma = (epoch + 1) gamma_step.
+    """Learned layer densities with HARP's penalty gamma L_hw, gamma = (epoch + 1) gamma_step.
 
-    This is HARP, equations 4 and 5, with three changes, so that the rates meet the budget on
-    schedules of any length:
+    L_hw is by how much the densities exceed the budget (``Budget.hinge``). This is HARP, equations
+    4 and 5, with three changes, so that the densities meet the budget in prune phases of any
+    length:
 
-    - gamma_step is scaled by the number of steps per epoch.
+    - gamma_step is multiplied by 391 / (steps per epoch) if an epoch has fewer than 391 steps.
     - The paper freezes gamma for good once L_hw rounds to 0 at the end of an epoch, and the kept
       share then drifts above the target again (0.0959 -> 0.1019 for 0.1). Here gamma grows again
       after every later epoch that ends above the target.
-    - Momentum can carry the sum from above the target to below it, where the penalty is zero. Here
-      such a step ends on the target.
+    - Momentum can carry the kept share from above the target to below it, where the penalty is
+      zero. Here such a step ends on the target.
 
     Args:
         budget: budget to meet at the end of the phase.
-        logits: logits of the first rates, float64, shape [groups].
+        logits: rate logits at the start, float64, shape [groups].
         k_min: least density of a group.
-        gamma_step: growth of gamma per epoch, for 391 steps per epoch: 0.01 in the paper, 0.1
-            there for ImageNet.
+        gamma_step: growth of gamma per epoch of 391 optimizer steps: 0.01 in the paper, and 0.1 in
+            the paper for ImageNet.
 
     Attributes:
         growths: gamma is this many times the scaled gamma_step; 1 at the start.
@@ -185,12 +192,15 @@ class HingeRates:
         self._travel = _TRAVEL + rate_logit(start, k_min) - rate_logit(budget.goal, k_min)
 
     def gamma(self, schedule: Schedule) -> float:
-        """Return gamma, the weight of the penalty at this step."""
+        """Return gamma, the factor of the penalty in the loss at this step."""
         scale = max(1.0, _PAPER_STEPS / schedule.steps_per_epoch) if schedule.steps else 1.0
         return self.gamma_step * scale * self.growths
 
     def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
-        """Limit the change of the logits, stop them at the target, and let gamma grow."""
+        """Limit the change of the logits and stop them at the target.
+
+        At the end of an epoch that keeps more than the target, gamma grows.
+        """
         before = self._previous
         logits = limited(rate_logits(masks), before, self._travel / schedule.steps)
         if self._share(before) >= 1 > self._share(logits):
@@ -202,27 +212,28 @@ class HingeRates:
             self.growths += round(self._share(logits) - 1, 2) > 0
 
     def _share(self, logits: Tensor) -> float:
-        """Return the kept share over the target.
+        """Return the share of the cost that these logits keep, divided by the target share.
 
-        ``Budget.hold`` makes it 1 up to rounding, so values within 1e-9 of 1 count as 1.
+        A value within 1e-9 of 1 is returned as 1, because logits on the target have rounding
+        errors.
         """
         found = self.budget.share(logits, self.k_min) / self.budget.goal
         return found if abs(found - 1) > 1e-9 else 1.0
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
-        """Return the counts that the rates ask for, whether or not they meet the budget."""
+        """Return how many entries each group keeps by its rate; they may exceed the budget."""
         return self.budget.asked(densities(masks))
 
     def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
-        """Return gamma L_hw, a scalar that is differentiable with respect to the rates."""
+        """Return gamma L_hw, a scalar that is differentiable with respect to the rate logits."""
         return self.gamma(schedule) * self.budget.hinge([mask.density() for mask in masks])
 
     def state(self) -> dict[str, Any]:
-        """Return the growths of gamma, and the logits that the next change is measured from."""
+        """Return ``growths``, and the logits after the last step, which limit the next step."""
         return {"growths": self.growths, "previous": self._previous.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Continue from what ``state`` returned earlier."""
         self.growths = int(state["growths"])
         self._previous = torch.tensor(state["previous"], dtype=torch.float64)
 
@@ -230,13 +241,14 @@ class HingeRates:
 def control_of(
     control: Control | None, budget: Budget, masks: Sequence[GroupMask], gamma_step: float
 ) -> RateControl:
-    """Return the object that makes learned rates meet a budget.
+    """Return the object that makes learned layer densities (rates) meet a budget.
 
     Args:
-        control: "held", "hinge", or None if the rates are not learned.
-        budget: budget to meet at the end of the phase.
-        masks: masks of all groups, with the rates to start from.
-        gamma_step: growth of gamma per epoch for "hinge" (see ``HingeRates``).
+        control: "held" for ``HeldRates``, "hinge" for ``HingeRates``, or None for ``FixedRates``,
+            if the rates are not learned.
+        budget: budget to meet at the end of the prune phase.
+        masks: masks of all groups, with the rate logits to start from.
+        gamma_step: growth per epoch of the factor of the "hinge" penalty (see ``HingeRates``).
     """
     if control is None:
         return FixedRates()

@@ -1,7 +1,7 @@
-"""What kept entries cost: multiply-adds per weight, and the cost of networks with fewer channels.
+"""The cost of each weight in multiply-adds, and the cost of a network with fewer channels.
 
 ``multiply_adds`` counts FLOPs by a traced forward pass. ``count_terms`` derives the cost of a whole
-network as a function of how many channels its groups keep.
+network as a function of how many channels its groups of coupled layers keep.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ _FUNCTIONS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 
 
 class _FunctionalUse(TorchFunctionMode):
-    """Mode that counts uses of weights by functions, outside of their layers' forward.
+    """Context in which calls of functions such as F.linear(x, weight) are counted per weight.
 
-    torchvision's Swin uses the weight of its qkv layer like this.
+    torchvision's Swin uses the weight of its qkv layer like this, without calling the layer.
 
     Args:
-        weights: layer name of each weight, by the id of the weight.
+        weights: name of the layer of each weight, by the id() of the weight.
 
     Attributes:
-        positions: for each layer name, the number of positions its weight was used at.
+        positions: for each layer name, how many output vectors (tokens or pixels of the whole
+            batch) were computed with its weight.
     """
 
     def __init__(self, weights: dict[int, str]) -> None:
@@ -62,12 +63,12 @@ class _FunctionalUse(TorchFunctionMode):
 def multiply_adds(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
 ) -> dict[tuple[str, str], int]:
-    """Count the multiply-adds that a single weight of each layer takes part in, for one example.
+    """Count for each layer in how many multiply-adds a single weight takes part, for one example.
 
-    The counts come from a traced forward pass of the model as it is. A convolution uses a weight
-    once per output position, a transposed convolution once per input position, and a linear layer
-    once per token. A layer called twice counts twice. If a layer is never called but a function
-    takes its weight, the uses by the function count. Training flags, running statistics and
+    The counts come from one forward pass. A convolution uses a weight once per output position, a
+    transposed convolution once per input position, and a linear layer once per token. A layer
+    called twice counts twice. If a layer is never called but its weight is passed to a function
+    (F.linear, say), the calls of the function count. Training flags, running statistics and
     gradients of the model do not change.
 
     Args:
@@ -134,7 +135,14 @@ def multiply_adds(
 
 
 def total_multiply_adds(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> int:
-    """Return the multiply-adds of one example in all convolution, linear and attention weights."""
+    """Return the multiply-adds of a forward pass of one example; pruned weights count too.
+
+    Convolutions, linear layers and attention count; other operations do not.
+
+    Args:
+        model: any model without masks.
+        example_inputs: inputs of one forward pass, with the batch as first dimension.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return sum(
         parameters[f"{layer}.{key}" if layer else key].numel() * positions
@@ -144,12 +152,14 @@ def total_multiply_adds(model: nn.Module, example_inputs: Tensor | tuple[Tensor,
 
 @dataclass
 class _Extent:
-    """Length of a dimension of a parameter as a function of the counts of the groups.
+    """Length of one dimension of a parameter, if group l of channels keeps n_l channels.
+
+    The length is fixed + sum_l entries_l n_l.
 
     Attributes:
-        fixed: number of entries that belong to no group.
-        entries: for each group, by its number, how many entries belong to one of its channels. The
-            length is fixed + sum_l entries_l n_l.
+        fixed: how many indices of the dimension belong to no group.
+        entries: for the index l of a group, how many indices of the dimension belong to each of its
+            channels.
     """
 
     fixed: int
@@ -159,19 +169,22 @@ class _Extent:
 def count_terms(
     model: nn.Module, groups: Sequence[Group], macs: Mapping[tuple[str, str], int] | None
 ) -> Terms:
-    """Return the cost of a network whose groups keep n_l channels, as a function of n.
+    """Return the cost of a whole network as a function of n_l, the channels that group l keeps.
 
-    The size of a parameter is the product of the lengths of its dimensions. The length of a
-    dimension may be a sum over groups (behind a concatenation) and a fixed rest. A convolution
+    The size of a parameter is the product of the lengths of its dimensions. Behind a concatenation,
+    the length of a dimension is a sum over several groups and channels that stay. A convolution
     between two groups therefore costs c n_i n_j, a depthwise convolution or a normalisation layer
     costs c n_i, and a layer outside of all groups has a fixed cost. The layers of shortcuts count
     like all others.
 
     Args:
         model: network without masks.
-        groups: groups of channels with their coupled members.
-        macs: multiply-adds that one entry of (layer name, parameter name) takes part in; None
-            counts entries instead.
+        groups: groups of channels that are removed together, with all parameters that they shorten.
+        macs: result of ``multiply_adds``, for a cost in multiply-adds; None for a cost in
+            parameters.
+
+    Returns:
+        Terms: fixed + sum_l c_l n_l + sum_ij c_ij n_i n_j.
 
     Raises:
         ValueError: if three dimensions of one parameter belong to groups.

@@ -1,8 +1,9 @@
-"""Budgets whose counts are whole multiples of a step: channels in blocks, and n:m patterns.
+"""Budgets where each layer keeps a whole number of blocks: channels in blocks, and n:m patterns.
 
-Blocks of channels match how many numbers the hardware computes at once: a register holds 8 float32
-numbers with AVX2 and 16 with AVX-512. The speed of a ResNet-18 pruned at LAMP rates, relative to
-the dense network on a CPU with AVX-512 (tests/benchmarks/test_channels.py):
+A block has as many channels as the hardware computes at once: a register holds 8 float32 values
+with AVX2 and 16 with AVX-512. The table has the speed of a ResNet-18 with the layer densities of
+LAMP, relative to the dense network, on a CPU with AVX-512 (tests/benchmarks/test_channels.py).
+"Any counts" means that a layer may keep any number of channels.
 
 ================  ==========  ===========  ============
 channels kept     any counts  blocks of 8  blocks of 16
@@ -31,7 +32,7 @@ def block_sizes(groups: Sequence[Group], round_to: int) -> tuple[int, ...]:
 
     Args:
         groups: groups to prune.
-        round_to: wanted block size in channels; 1 allows any count.
+        round_to: wanted block size in channels; 1 allows any number of channels.
 
     Raises:
         TypeError: if ``round_to`` is not an integer.
@@ -60,22 +61,21 @@ def block_sizes(groups: Sequence[Group], round_to: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class BlockBudget(Budget):
-    """Budget whose counts are whole blocks of entries, at least one block per group.
+    """Budget where every group keeps whole blocks of its channels or weights, at least one block.
 
-    Counts that are not multiples of the hardware's width leave part of every vector instruction
-    idle, so fewer multiply-adds may not be faster. A budget of entries is a budget of blocks with
-    other costs: b_l blocks of s_l entries cost
-    fixed + sum_l (c_l s_l) b_l + sum_ij (c_ij s_i s_j) b_i b_j.
+    A number of channels that is no multiple of the hardware's vector width leaves part of every
+    vector instruction idle, so fewer multiply-adds may not be faster. If group l keeps b_l blocks
+    of s_l entries, the network costs fixed + sum_l (c_l s_l) b_l + sum_ij (c_ij s_i s_j) b_i b_j.
 
     Attributes:
-        steps: s_l, number of entries per block of each group, a divisor of n_l.
+        steps: s_l, number of entries per block of each group, a divisor of the group's size.
     """
 
     steps: tuple[int, ...] = ()
 
     @property
     def blocks(self) -> Budget:
-        """The same budget with blocks as entries."""
+        """The same budget, with sizes and costs that count blocks instead of single entries."""
         s = self.steps
         return Budget(
             tuple(size // step for size, step in zip(self.sizes, s, strict=True)),
@@ -87,23 +87,30 @@ class BlockBudget(Budget):
         )
 
     def round(self, densities: Sequence[float]) -> list[int]:
-        """Return counts of whole blocks for densities, within the total (see ``Budget.round``)."""
+        """Turn densities into whole blocks that cost at most the total (see ``Budget.round``).
+
+        Args:
+            densities: share of its entries that each group should keep.
+
+        Returns:
+            list: number of kept entries of each group, a multiple of its block size.
+        """
         return self._entries(self.blocks.round(densities))
 
     def asked(self, densities: Sequence[float]) -> list[int]:
-        """Return the counts that densities ask for, rounded up to whole blocks.
+        """Return how many entries each group keeps at these densities, rounded up to whole blocks.
 
-        The counts may miss the total.
+        Their cost may be above or below the total.
         """
         return self._entries(self.blocks.asked(densities))
 
     def _entries(self, blocks: Sequence[int]) -> list[int]:
-        """Return the number of entries in so many blocks of each group."""
+        """Return the number of entries in ``blocks[l]`` blocks of each group l."""
         return [count * step for count, step in zip(blocks, self.steps, strict=True)]
 
 
 def check_blocks(budget: BlockBudget) -> None:
-    """Raise a ValueError unless the total buys one block of every group."""
+    """Raise a ValueError if one block of every group costs more than the total of the budget."""
     least = budget.cost(budget.steps)
     if budget.total < least:
         raise ValueError(
@@ -115,15 +122,16 @@ def check_blocks(budget: BlockBudget) -> None:
 
 
 def check_learns_rates(pattern: Pattern, control: str) -> None:
-    """Raise an error unless rates can be learned under an n:m pattern.
+    """Raise an error unless the layers' densities can be learned under an n:m pattern.
 
     Args:
         pattern: pattern of the masks.
-        control: how learned rates meet the budget, "held" or "hinge".
+        control: how learned densities meet the budget: "held" by a projection, "hinge" by a
+            penalty in the loss.
 
     Raises:
-        ValueError: if the pattern fixes n and thus the rates, or if the control does not round
-            counts to the pattern.
+        ValueError: if the pattern fixes n, and with it the densities, or if ``control`` is not
+            "held", the only one that rounds densities to n:m.
     """
     if pattern.n is not None:
         raise ValueError(
@@ -138,26 +146,27 @@ def check_learns_rates(pattern: Pattern, control: str) -> None:
 
 @dataclass(frozen=True)
 class PatternBudget(BlockBudget):
-    """Budget for n:m patterns, where a layer keeps n of every ``m`` entries, 1 <= n <= m.
+    """Budget for n:m patterns, where each layer keeps its own n of every ``m`` weights.
 
-    Each layer is m blocks of size / m entries, and n is the number of blocks that it keeps.
+    A layer counts as m blocks, each of 1/m of its weights, and keeps n blocks, 1 <= n <= m.
 
     Attributes:
-        m: number of consecutive entries that the pattern counts over; it divides every n_l.
+        m: number of consecutive weights of which n are kept; it divides the size of every layer.
     """
 
     m: int = 1
 
     @classmethod
     def of_every(cls, m: int, budget: Budget) -> PatternBudget:
-        """Return the same budget with counts that are n of every ``m`` entries.
+        """Return ``budget`` restricted to layers that keep n of every ``m`` weights.
 
         Args:
-            m: a divisor of the size of every group.
+            m: a divisor of the number of weights of every layer.
             budget: budget of weights, with a linear cost.
 
         Raises:
-            ValueError: if the total does not buy one of every ``m`` entries in each layer.
+            ValueError: if keeping one of every ``m`` weights in each layer costs more than the
+                total.
         """
         if budget.total * m < budget.full:
             raise ValueError(
@@ -168,11 +177,17 @@ class PatternBudget(BlockBudget):
         return cls(budget.sizes, budget.costs, budget.density, budget.total, steps=steps, m=m)
 
     def round(self, densities: Sequence[float]) -> list[int]:
-        """Return counts for densities that are n of every m, 1 <= n <= m, within the total.
+        """Choose the n of every layer, 1 <= n <= m, so that the layers cost at most the total.
 
-        The densities are scaled to cost the total, and ``nearest`` chooses the n of each layer that
-        come closest to them. What is left buys further blocks, the most expensive first, until none
-        is affordable.
+        The densities are multiplied by the common factor with which they cost the total. The n of
+        the layers are then chosen to be closest to m times these densities (``nearest`` in this
+        file). If the total allows, n is then increased, in the most expensive layers first.
+
+        Args:
+            densities: share of its weights that each layer should keep.
+
+        Returns:
+            list: number of kept weights of each layer, n / m of its weights.
         """
         blocks = self.blocks
         costs = blocks.costs
@@ -191,18 +206,21 @@ _WIDTH = 64
 
 
 def nearest(wishes: Sequence[float], costs: Sequence[int], total: int, *, m: int) -> list[int]:
-    """Return whole numbers n_l, 1 <= n_l <= m, within the total and nearest to the wishes.
+    """Return the integers n_l, 1 <= n_l <= m, that are nearest to ``wishes`` at a limited cost.
 
-    It minimises sum_l c_l (n_l - e_l)^2 subject to sum_l c_l n_l <= total, by dynamic programming
-    over the layers, the most expensive first. It keeps the partial choices that no other choice
-    beats in both cost and distance. The result is exact as long as there are at most ``_WIDTH`` of
-    them; of more, only ``_WIDTH`` are kept.
+    They minimise sum_l c_l (n_l - e_l)^2 subject to sum_l c_l n_l <= total. The method is dynamic
+    programming over the layers, the most expensive first: after each layer, it keeps the choices
+    for the layers so far that no other choice beats in both cost and distance. The result is exact
+    if there are never more than 64 such choices; of more, it keeps 64.
 
     Args:
-        wishes: e_l, wanted numbers in (0, m], one per layer.
-        costs: c_l, cost of one more for each layer.
+        wishes: e_l, the wanted n of each layer, not rounded, in (0, m].
+        costs: c_l, cost of increasing n_l by 1.
         total: largest cost, at least sum_l c_l.
-        m: largest number per layer.
+        m: largest n of a layer.
+
+    Returns:
+        list: n_l, in the order of ``wishes``.
     """
     order = sorted(range(len(costs)), key=lambda i: -costs[i])
     reserve = sum(costs)

@@ -1,7 +1,7 @@
-"""From a density to whole counts: the budget of a model, and the first counts of its groups.
+"""From a density to a budget, and to how many weights or channels each group keeps at first.
 
-``planner`` is what a pruner calls. It counts the costs of a model once, and returns a function from
-a density to a ``Plan``.
+A pruner calls ``planner``, which counts the costs of a model once and returns a function from a
+density to a ``Plan``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Plan:
     Attributes:
         budget: budget to meet at the end of the prune phase.
         densities: density of each group at the beginning of the prune phase.
-        counts: number of kept entries of each group at the beginning, rounded from ``densities``.
+        counts: number of weights or channels that each group keeps at the beginning, rounded from
+            ``densities``.
     """
 
     budget: Budget
@@ -52,7 +53,7 @@ def planner(
     round_to: int,
     example_inputs: Tensor | tuple[Tensor, ...] | None,
 ) -> Callable[[float | None], Plan]:
-    """Return a function from a density to the plan of a model, whose costs are counted once.
+    """Return ``plan`` with all arguments set except the density; costs are counted only once.
 
     Args:
         model: network without masks.
@@ -60,10 +61,15 @@ def planner(
         rates: rule that gives each group its density (see ``plan``).
         unit: what the budget counts: "params", "flops" or "channels".
         pattern: n:m pattern of the masks; None for unstructured masks and for channels.
-        least_start: densities start at this value if the target is below it, in [0, 1].
+        least_start: least density to start from, in [0, 1]: if the density to reach is below it,
+            the first densities are those of a budget with this density.
         round_to: block size in channels (see ``plan``).
         example_inputs: inputs of one forward pass, a tensor or a tuple of tensors; needed if the
             unit is "flops" or "channels", else None.
+
+    Returns:
+        Callable: function from the density to reach (None if rates or pattern imply it) to the
+            plan.
 
     Raises:
         ValueError: if the unit needs a forward pass and ``example_inputs`` is None.
@@ -101,23 +107,24 @@ def plan(
     least_start: float = 0.0,
     round_to: int = 1,
 ) -> Plan:
-    """Return the plan that shares the budget of ``density`` among the groups.
+    """Return the budget of a density, and the densities and counts with which groups start.
 
     Args:
         groups: groups to prune.
-        density: k, share of the budget that is kept, in (0, 1]; None if a pattern or a dict of
-            rates implies it.
+        density: k, share of the cost of all groups that is kept at the end, in (0, 1]; None if a
+            pattern or a dict of rates implies it.
         rates: rule that gives each group its density: a name, a function, or a dict from group
             names to densities.
         unit: what the budget counts: "params", "flops" or "channels".
-        multiply_adds: multiply-adds per entry of each (layer name, parameter name); None if the
-            budget counts parameters.
+        multiply_adds: for each (layer name, parameter name), the multiply-adds in which one weight
+            takes part; None if the budget counts parameters.
         terms: cost of the network that remains, if the groups are coupled channels; else None.
         pattern: n:m pattern of the masks; None for unstructured masks and for channels. A pattern
             with n fixes the density of every group. Without n, densities are rounded to n of m.
-        least_start: densities start at this value if ``density`` is below it, in [0, 1].
-        round_to: block size in channels: a group whose size it divides keeps a multiple of it. 1
-            allows any count.
+        least_start: least density to start from, in [0, 1]: if ``density`` is below it, the first
+            densities and counts are those of a budget with this density.
+        round_to: block size in channels: a group whose number of channels it divides keeps a
+            multiple of it. 1 allows any number of channels.
 
     Raises:
         TypeError: if ``round_to`` is not an integer.
@@ -162,12 +169,12 @@ def plan(
 
 
 def _implies_density(rates: Rates, pattern: Pattern | None) -> bool:
-    """Return whether the rates or the pattern determine the density."""
+    """Return whether the density of the whole network follows from ``rates`` or ``pattern``."""
     return isinstance(rates, Mapping) or (pattern is not None and pattern.n is not None)
 
 
 def _refuse_contradictions(density: float | None, rates: Rates, pattern: Pattern | None) -> None:
-    """Raise a ValueError if two of the three options determine how much is kept."""
+    """Raise a ValueError if more than one of the three arguments determines how much is kept."""
     if density is not None and _implies_density(rates, pattern):
         raise ValueError(
             f"density is {density!r}, but a pattern or a dict of rates implies it; omit it."
@@ -184,7 +191,15 @@ def _dense_budget(
     terms: Terms | None,
     steps: tuple[int, ...],
 ) -> tuple[Budget, list[int]]:
-    """Return the budget that keeps everything, and the cost of one entry of each group in it."""
+    """Return the budget of density 1, and the cost of one entry (weight or channel) per group.
+
+    Args:
+        groups: groups to prune.
+        multiply_adds: for each (layer name, parameter name), the multiply-adds in which one weight
+            takes part; None counts parameters.
+        terms: cost of the network that remains, if the groups are coupled channels; else None.
+        steps: block size of each group; 1 for groups that may keep any number of entries.
+    """
     sizes = tuple(group.size for group in groups)
     if terms is None:
         costs = [group.cost(multiply_adds) for group in groups]
@@ -198,13 +213,15 @@ def _dense_budget(
 def _plan_for_given(
     dense: Budget, rated: Callable[[float], list[float]], unit: Unit, pattern: Pattern | None
 ) -> Plan:
-    """Return the plan for given rates; the cost of what they keep is the total of the budget.
+    """Return the plan for given layer densities; its budget allows exactly what they cost.
 
     Args:
-        dense: budget that keeps everything.
-        rated: function from a share to the density of each group.
-        unit: what the budget counts.
-        pattern: pattern with n, or pattern without n that the given rates are rounded to, or None.
+        dense: budget of density 1.
+        rated: function from the density of the network to the density of each group; given
+            densities do not depend on its argument.
+        unit: what the budget counts: "params", "flops" or "channels".
+        pattern: a pattern with n, such as 2:4, gives the densities itself; to a pattern without n
+            they are rounded; None does not round them to a pattern.
     """
     if pattern is not None and pattern.n is not None:
         density = pattern.n / pattern.m

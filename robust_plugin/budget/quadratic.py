@@ -1,8 +1,9 @@
-"""The cost of a network as a quadratic function of its counts, and counts that spend a total.
+"""The cost of a network as a function of how many weights or channels each group keeps.
 
-The cost of weights is linear: every kept entry of group l costs c_l, whatever else is kept. The
-cost of channels is not, because a convolution between groups i and j has n_i n_j kernels. ``Terms``
-is this cost function, and ``spend`` rounds counts so that their cost comes close to a total.
+The cost of weights is linear: every kept weight of group l costs c_l, whatever else is kept. The
+cost of channels is quadratic, because a convolution between groups that keep n_i and n_j channels
+has n_i n_j kernels. ``Terms`` is this cost function, and ``spend`` increases whole counts until
+their cost is close below a limit.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ Products = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class Terms:
-    """Cost of keeping n_l entries of each group: fixed + sum_l c_l n_l + sum_ij c_ij n_i n_j.
+    """Cost function fixed + sum_l c_l n_l + sum_ij c_ij n_i n_j, if group l keeps n_l entries.
+
+    The entries of a group are its weights or its channels.
 
     Attributes:
-        costs: c_l, one number per group.
-        products: tuples (i, j, c_ij) with c_ij > 0; empty if the cost is linear.
-        fixed: cost that does not depend on the counts.
+        costs: c_l, one per group.
+        products: tuples (i, j, c_ij) with c_ij > 0, where i and j are indices of groups; empty if
+            the cost is linear.
+        fixed: cost that does not depend on what is kept.
     """
 
     costs: tuple[int, ...]
@@ -29,15 +33,15 @@ class Terms:
     fixed: int = 0
 
     def cost(self, counts: Sequence[float]) -> float:
-        """Return fixed + sum_l c_l n_l + sum_ij c_ij n_i n_j for the counts n."""
+        """Return the cost of keeping n_l = ``counts[l]`` entries of each group l."""
         linear = sum(c * n for c, n in zip(self.costs, counts, strict=True))
         return self.fixed + linear + sum(c * counts[i] * counts[j] for i, j, c in self.products)
 
     def prices(self, counts: Sequence[float], *, more: int = 0) -> list[float]:
-        """Return the derivative of the cost with respect to each count.
+        """Return the derivative of the cost with respect to the count n_l of each group.
 
         Args:
-            counts: n_l, one number per group.
+            counts: n_l, number of kept entries of each group.
             more: 0 for the derivative; 1 for what one more entry of each group costs; -1 for what
                 one entry less of each group saves.
         """
@@ -61,19 +65,24 @@ _GIVE, _TAKE = 8, 8
 def spend(
     terms: Terms, sizes: Sequence[int], total: int, counts: Sequence[int], order: Sequence[int]
 ) -> list[int]:
-    """Return counts whose cost is close to the total and never above it, found by small steps.
+    """Change how many entries each group keeps until the cost is close below ``total``.
 
-    First every group in ``order`` gets one more entry if that is affordable. Then the most
-    expensive affordable step is taken, until there is none. A step adds one entry to a group. If no
-    group can grow and more than half a per cent of the total is left, a step instead moves up to
-    eight entries from one group to up to eight entries of another.
+    First every group, in the order of ``order``, keeps one more entry if the total allows that.
+    Then the most expensive step that the total allows is taken again and again, until there is
+    none. A step lets one group keep one more entry. If that is possible in no group and the cost is
+    more than half a per cent of the total below it, a step instead takes up to eight entries from
+    one group and gives up to eight to another.
 
     Args:
         terms: cost function.
-        sizes: largest count of each group.
+        sizes: largest number of entries that each group can keep.
         total: largest cost.
-        counts: whole counts to start from, at least 1 per group, with a cost within the total.
-        order: indices of all groups; the first groups get the first extra entries.
+        counts: number of kept entries of each group to start from, at least 1, with a cost of at
+            most the total.
+        order: indices of all groups.
+
+    Returns:
+        list: number of kept entries of each group, with a cost of at most the total.
     """
     counts = list(counts)
     for i in order:
@@ -97,10 +106,16 @@ def spend(
 def _moves(
     terms: Terms, sizes: Sequence[int], counts: Sequence[int]
 ) -> Iterator[tuple[float, int, int, int, int]]:
-    """Yield every small move as (price, a, i, b, j): a entries leave group i, b enter group j.
+    """Yield (price, a, i, b, j) for every move of up to 8 entries between two groups.
 
-    With the derivatives f of the cost, the price of a move is
-    b f_j - a f_i + b^2 c_jj + a^2 c_ii - a b c_ij, which is exact because the cost is quadratic.
+    Group i keeps a entries less, and group j keeps b more. The price is the change of the cost. It
+    is b f_j - a f_i + b^2 c_jj + a^2 c_ii - a b c_ij with the derivatives f of the cost, exactly,
+    because the cost is quadratic.
+
+    Args:
+        terms: cost function.
+        sizes: largest number of entries that each group can keep.
+        counts: number of entries that each group keeps before the move.
     """
     slopes = terms.prices(counts)
     squares = [0] * len(counts)

@@ -1,8 +1,9 @@
-"""Rules for fixed rates: the density of each layer, for one budget over all layers.
+"""Rules for the density of each layer (its rate), for one budget over all layers.
 
-Every rule is a function of the magnitudes of the groups, the cost of one entry of each group and
-the share of the budget. It returns one density k_l per group with
-sum_l cost_l k_l n_l = density * sum_l cost_l n_l.
+Every rule is a function of three arguments: the weights of each group (or the magnitudes of its
+channels), the cost of one weight or channel of each group, and the density of the whole network. It
+returns one density k_l per group with sum_l cost_l k_l n_l = density * sum_l cost_l n_l, where
+group l has n_l weights or channels.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def uniform(weights: Sequence[Tensor], costs: Sequence[float], density: float) -
 
 
 def erk(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> list[float]:
-    """Return the Erdos-Renyi-Kernel rates: k_l proportional to sum(shape) / prod(shape), at most 1.
+    """Return Erdos-Renyi-Kernel densities: k_l proportional to sum(shape) / prod(shape), at most 1.
 
-    Evci et al. 2020 (RigL), section 3. Layers whose rate would exceed 1 stay dense, and the other
-    layers share what is left.
+    Evci et al. 2020 (RigL), section 3. Layers whose density would exceed 1 stay dense, and the
+    other layers share the rest of the budget.
     """
     sizes = [w.numel() for w in weights]
     raw = [sum(w.shape) / n for w, n in zip(weights, sizes, strict=True)]
@@ -46,10 +47,11 @@ def erk(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> li
 
 
 def lamp(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> list[float]:
-    """Return the rates of one threshold over all layers on LAMP scores.
+    """Return the layer densities that result from one threshold on the LAMP scores of all layers.
 
-    The score is w_i^2 / sum_{j: ``|w_j| >= |w_i|``} w_j^2 (Lee et al. 2021, equation 4). The
-    largest weight of a layer scores 1, so no layer loses all its weights.
+    The score of a weight is w_i^2 / sum_{j: ``|w_j| >= |w_i|``} w_j^2, with the sum over its layer
+    (Lee et al. 2021, equation 4). The largest weight of a layer scores 1, so no layer loses all its
+    weights.
     """
 
     def score(weight: Tensor) -> Tensor:
@@ -63,14 +65,19 @@ def lamp(weights: Sequence[Tensor], costs: Sequence[float], density: float) -> l
 def global_magnitude(
     weights: Sequence[Tensor], costs: Sequence[float], density: float
 ) -> list[float]:
-    """Return the rates of one threshold over all layers on ``|w|``."""
+    """Return the layer densities that result from one threshold on ``|w|`` over all layers."""
     return _threshold([w.detach().double().abs().flatten() for w in weights], costs, density)
 
 
 def _threshold(scores: Sequence[Tensor], costs: Sequence[float], density: float) -> list[float]:
-    """Return the densities that remain if the scores above one threshold are kept.
+    """Return the density of each group if all entries with a score above one threshold are kept.
 
     The threshold is as low as the budget allows. Every group keeps at least one entry.
+
+    Args:
+        scores: scores of the entries (weights or channels) of each group, shape [size of group].
+        costs: cost of one entry of each group.
+        density: share of the total cost that may be kept, in (0, 1].
     """
     per_score = torch.cat([torch.full_like(s, c) for s, c in zip(scores, costs, strict=True)])
     owner = torch.cat([torch.full_like(s, i).long() for i, s in enumerate(scores)])
@@ -96,15 +103,16 @@ def initial_rates(
     costs: Sequence[float],
     density: float,
 ) -> list[float]:
-    """Return one density per group, each in (0, 1].
+    """Return the density of each group, in (0, 1], by a rule or as given.
 
     Args:
         rates: name of a rule, a function with the arguments of the rules in this file, or a dict
             from group names to densities.
         names: names of the groups.
         weights: weights of each group, or magnitudes of its channels.
-        costs: cost of one entry of each group.
-        density: share of the budget, in (0, 1]; not used if ``rates`` is a dict.
+        costs: cost of one weight or channel of each group.
+        density: share of the cost of all groups that is kept, in (0, 1]; not used if ``rates`` is a
+            dict.
 
     Raises:
         ValueError: if the rule is unknown, the names of a dict are not those of the groups, or a
@@ -138,7 +146,7 @@ def bisect(
     If the target is not reached on the interval, the nearer end is returned.
 
     Args:
-        increasing: increasing function of one number.
+        increasing: increasing function of a float.
         target: wanted value of the function.
         low: lower end of the interval.
         high: upper end of the interval.

@@ -2,15 +2,17 @@
 
 Start with ``contract.py``: it defines bounds, provers, certifiers and verdicts.
 
-- Interval bounds: ``ibp.py`` is the certifier. ``propagation.py`` walks through the network,
-  ``rules.py`` has the rule of each layer and ``operations.py`` that of each function,
-  ``intervals.py`` the sets of values, ``batch_norm.py`` the BatchNorm statistics that training by
-  bounds uses.
-- Several methods in a row: ``verification.py`` is ``verify``, which runs provers and attacks one
-  after another. ``batch.py`` is one batch of its points. ``verifier.py`` wraps a ``verify`` call as
-  one certifier for ``evaluate``.
-- Randomized smoothing: ``smoothing.py`` certifies by votes under noise, ``radii.py`` is its result.
-- ``checks.py`` refuses unsound bounds; ``plain_copy.py`` makes an unmasked copy for auto-LiRPA.
+- Interval bounds: ``ibp.py`` has the certifier. ``propagation.py`` propagates intervals through the
+  network with the rule of each layer in ``rules.py`` and of each function in ``operations.py``;
+  ``intervals.py`` has the intervals. ``batch_norm.py`` records the BatchNorm statistics that bounds
+  use in training.
+- Several methods one after another: ``verification.py`` has ``verify``, which runs provers and
+  attacks in a given order. ``batch.py`` has the state of one batch of its points. ``verifier.py``
+  makes a ``verify`` call usable as a certifier for ``evaluate``.
+- Randomized smoothing: ``smoothing.py`` certifies by the network's votes under noise, ``radii.py``
+  has the class of the results.
+- ``checks.py`` raises an error for unsound bounds; ``plain_copy.py`` makes a copy without masks for
+  auto-LiRPA.
 
 Not here: linear relaxations (``adapters/auto_lirpa``), training by bounds (``objectives``).
 

@@ -1,6 +1,6 @@
-"""One batch of points and the verdicts that provers and attacks give them, one after another.
+"""One batch of points, with the verdicts that provers and attacks give them one after another.
 
-``verify`` makes a ``Batch`` for each batch of points and runs its methods on it in order.
+``verify`` makes a ``Batch`` for each batch of points and calls ``run`` for each method in order.
 """
 
 from __future__ import annotations
@@ -23,19 +23,26 @@ class Batch:
     """The points of one batch with their verdicts so far.
 
     Args:
-        model: the network that the proofs are about and that judges the attacks' points.
-        fast: returns a faster copy of the model for the attacks; called only if there is an attack.
+        model: the network that the proofs are about; it also decides whether an attack's result is
+            misclassified.
+        fast: function that returns a faster copy of the model, which the attacks run on; it is
+            called only if there is an attack.
         x: inputs, shape [B, ...].
         y: labels, shape [B].
         threat: threat model of all methods.
-        first: number of the batch's first point among all points, for errors.
+        first: index of the batch's first point among all points, used in error messages.
 
     Attributes:
-        verdict: code of each point's verdict (``VERIFIED``, ``FALSIFIED``, ...), shape [B].
-        method: number of the method that verified or falsified each point, shape [B]; -1 for none.
-        margin: largest lower bound of min_j f_y - f_j found so far, shape [B]; -inf without any.
-        spent: seconds spent on each point so far, shape [B].
-        x_adv: counterexample of each falsified point, else the point itself; shape [B, ...].
+        verdict: code of each point's verdict (``VERIFIED``, ``FALSIFIED``, ``MISCLASSIFIED`` or
+            ``UNKNOWN``), shape [B].
+        method: index of the method that verified or falsified each point, shape [B]; -1 for the
+            other two verdicts.
+        margin: largest lower bound of min_{j != y} f_y - f_j that a prover has found, shape [B];
+            -inf if no prover has run on the point.
+        spent: seconds spent on each point so far, shape [B]; the time of a call counts in equal
+            parts for its points.
+        x_adv: the adversarial example of each falsified point, the input itself for all other
+            points; shape [B, ...].
     """
 
     def __init__(
@@ -58,18 +65,20 @@ class Batch:
         self.x_adv = x.clone()
 
     def run(self, number: int, name: str, method: Prover | Attack, seconds: float | None) -> None:
-        """Run one method on the points that it may decide.
+        """Run one prover or attack and update the verdicts.
 
-        A prover gets the undecided points. An attack gets the verified ones too.
+        A prover gets the points whose verdict is unknown. An attack also gets the verified points,
+        to check the proofs.
 
         Args:
-            number: the method's place among all methods, from 0.
+            number: index of the method among all methods, from 0.
             name: the method's name, for errors.
             method: the prover or attack.
-            seconds: points that have used up this time are left out; None for no limit.
+            seconds: time limit per point; points of unknown verdict that have reached it are left
+                out. None for no limit.
 
         Raises:
-            ValueError: if an attack finds a counterexample to a verified point.
+            ValueError: if an attack finds an adversarial example for a verified point.
         """
         begun = time.monotonic()
         due = self.verdict == UNKNOWN
@@ -107,7 +116,11 @@ class Batch:
         self.verdict[rows[fooled]], self.method[rows[fooled]] = FALSIFIED, number
 
     def result(self) -> dict[str, Tensor]:
-        """Return verdict, method, margin and counterexample of each point, on the CPU."""
+        """Return the results of all points of the batch as tensors on the CPU.
+
+        The keys are ``"verdict"``, ``"stage"`` (the attribute ``method``), ``"margin"`` and
+        ``"x_adv"``; the class docstring describes the values.
+        """
         return {
             "verdict": self.verdict.cpu(),
             "stage": self.method.cpu(),  # the key that journals use

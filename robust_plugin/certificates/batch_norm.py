@@ -1,10 +1,11 @@
 """Record the BatchNorm statistics of the clean batch, so that bounds in training can use them.
 
-In training mode a BatchNorm normalises by the mean and variance of its batch. Bounds with the
-running statistics would be bounds of another network, which lags behind, and their gradient would
-miss that a larger weight is divided by a larger deviation; deep networks do not train this way. So
-bounds use the statistics of the clean batch, with their gradient, as auto-LiRPA's training and
-CTBench do. Proofs are about the network in evaluation mode and use the running statistics.
+In training mode, a BatchNorm normalises by the mean and variance of its batch. Bounds that use the
+running statistics instead would be bounds of a different network, since the running statistics lag
+behind. And their gradient would miss that larger weights also make the variance, by which the
+BatchNorm divides, larger; deep networks cannot be trained like this. So bounds in training use the
+statistics of the clean batch and are differentiated through them, as in auto-LiRPA's training and
+CTBench. Proofs are about the network in evaluation mode, so they use the running statistics.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ _SEEN: ContextVar[dict[nn.Module, list[Statistics]] | None] = ContextVar("seen",
 
 @contextmanager
 def clean_pass(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
-    """Run the model in its present mode; within the context, bounds use this batch's statistics.
+    """Run the model on a clean batch; within the context, bounds use the statistics of that batch.
 
-    This concerns BatchNorms in training mode. All others use their running statistics anyway.
+    The model runs in the mode it is in. For each BatchNorm in training mode, the mean and variance
+    of its inputs are recorded, with their graph. Bounds that are computed within the context
+    normalise by them instead of the running statistics. BatchNorms in evaluation mode use their
+    running statistics as always.
 
     Args:
-        model: network, wrapped or not. It is called once, so that DDP and the running statistics
-            see one pass.
+        model: network, with or without a wrapper such as DDP. It is called once, so its running
+            statistics are updated once.
         x: clean inputs, shape [B, ...].
 
     Yields:
@@ -60,17 +64,20 @@ def clean_pass(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
 
 
 def statistics_of(name: str, norm: nn.Module, call: int | None = None) -> Statistics | None:
-    """Return the statistics of the clean batch at a BatchNorm, or None for its running statistics.
+    """Return mean and variance of a BatchNorm's inputs on the batch of ``clean_pass``.
+
+    The result is None outside of ``clean_pass`` and for a BatchNorm in evaluation mode: bounds then
+    use the running statistics.
 
     Args:
         name: the layer's name, for errors.
         norm: the BatchNorm, a layer of the network that ``clean_pass`` ran.
-        call: number of earlier calls of the layer in this pass of the bounds; None if the bounding
-            method takes one set of statistics per layer.
+        call: which call of the layer is meant, from 0, if the network calls it several times; None
+            if the bounding method uses one mean and variance for all calls of a layer.
 
     Raises:
-        ValueError: if the clean pass called the layer less often than the bounds do, or, with
-            ``call=None``, more than once.
+        ValueError: if the layer was not called that often in the clean pass, or, with
+            ``call=None``, was called more than once.
     """
     seen = _SEEN.get()
     if seen is None or norm not in seen or not norm.training:
@@ -92,7 +99,12 @@ def statistics_of(name: str, norm: nn.Module, call: int | None = None) -> Statis
 
 @contextmanager
 def _recorded(seen: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
-    """Append the statistics of each call of these layers to ``seen``, with their graph."""
+    """Within the context, append the mean and variance of each call of these layers to ``seen``.
+
+    Args:
+        seen: for each BatchNorm to record, the list that its statistics are appended to, with their
+            graph, in the order of the calls.
+    """
 
     def record(layer: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -114,9 +126,13 @@ def _recorded(seen: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
 
 @contextmanager
 def _unmoved(norms: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
-    """Within the context, passes update copies of the running statistics.
+    """Within the context, forward passes update copies of the running statistics.
 
-    Afterwards the original tensors are back, unchanged. The graph of the pass may need the copies.
+    At the end, the layers have their original tensors again, with unchanged values. The tensors are
+    exchanged and not overwritten, because the graph of a forward pass may still need the copies.
+
+    Args:
+        norms: the BatchNorms, as keys; the values are not used.
     """
     kept = [(norm, dict(norm._buffers)) for norm in norms]
     for norm, buffers in kept:
@@ -129,6 +145,13 @@ def _unmoved(norms: dict[nn.Module, list[Statistics]]) -> Iterator[None]:
 
 
 def _is_replaced(model: nn.Module, network: nn.Module) -> bool:
-    """Return whether a call of the model may bypass the network's layers, and so their hooks."""
+    """Return whether a call of ``model`` may bypass the layers of ``network`` and so their hooks.
+
+    This is so for a compiled network and for every wrapper other than DDP.
+
+    Args:
+        model: the network, with or without wrappers.
+        network: the network inside the wrappers.
+    """
     inside = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return inside is not network or getattr(network, "_compiled_call_impl", None) is not None

@@ -1,8 +1,8 @@
 """Checks of bounds: what must hold before a bound counts as a proof.
 
-``checked_margins`` computes margins and refuses bounds that are of another network, ``proved``
-says which points they prove, and ``check_bounds`` tests a bounding method on a few points before
-its first use.
+``checked_margins`` computes lower bounds of margins and raises if they cannot be bounds of the
+given network, ``proved`` says which points they prove, and ``check_bounds`` tests a bounding method
+on a few points before its first use.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ from robust_plugin.threat.model import ThreatModel, per_point
 def checked_margins(
     bounds: Bounds, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel
 ) -> Tensor:
-    """Return lower bounds of f_y - f_j for the model in evaluation mode, without a graph or TF32.
+    """Return lower bounds of the logit margins f_y - f_j for the model in evaluation mode.
 
-    The model's modes and gradients are restored.
+    They are computed in full precision (no TF32) and have no graph. The training mode of each layer
+    and the gradients in ``.grad`` are restored.
 
     Args:
-        bounds: the bounding method.
-        model: the network, wrapped or not.
+        bounds: the bounding method, such as ``ibp_margins``.
+        model: the network, with or without a wrapper such as DDP.
         x: inputs, shape [B, ...], within [low, high].
         y: labels, shape [B].
-        threat: threat model that the margins hold for.
+        threat: threat model; the bounds hold for all inputs that it allows.
 
     Returns:
-        Tensor: shape [B, classes], zero at j = y.
+        Tensor: the bound for each point and class j, shape [B, classes]; zero at j = y.
 
     Raises:
         ValueError: for inputs outside [low, high], labels out of range, logits that are not finite
-            or of half precision, forward hooks, everything that ``bounds`` refuses, and bounds of
-            another network: at eps = 0 they differ from the network's margins, or a bound lies
-            above the margin of the clean input.
+            or of half precision, a network with forward hooks, whatever ``bounds`` itself raises an
+            error for, and bounds that cannot be right: at eps = 0 they differ from the network's
+            margins, or a bound lies above the margin of the clean input.
     """
     model = innermost(model)
     refuse_unseen(model)
@@ -66,12 +67,13 @@ def checked_margins(
 
 
 def _refuse_others(margins: Tensor, itself: Tensor, true: Tensor) -> None:
-    """Raise unless the bounds can be those of this network.
+    """Raise a ValueError if bounds contradict the margins of the network, up to rounding.
 
     Args:
-        margins: bounds over the threat model, shape [B, classes]; at most the true margins.
-        itself: bounds at eps = 0, shape [B, classes]; equal to the true margins.
-        true: the network's margins at the clean inputs, shape [B, classes].
+        margins: lower bounds over the threat model, shape [B, classes]; they must not be above the
+            true margins.
+        itself: bounds at eps = 0, shape [B, classes]; they must equal the true margins.
+        true: the network's margins f_y - f_j at the clean inputs, shape [B, classes].
     """
     size = 1 + true.abs().amax(1, keepdim=True)
     apart, excess = (((itself - true) / size).abs()).max(), (margins - true) / size
@@ -89,13 +91,13 @@ def _refuse_others(margins: Tensor, itself: Tensor, true: Tensor) -> None:
 
 
 def proved(margins: Tensor, y: Tensor) -> Tensor:
-    """Return whether each point is proved; bool, shape [B].
+    """Return which points are proved by the given bounds; bool, shape [B].
 
-    A point is proved if its margins to all other classes are above rounding error. NaN proves
-    nothing.
+    A point is proved if its bounds for all other classes are above 0 by more than rounding error. A
+    bound that is NaN proves nothing.
 
     Args:
-        margins: lower bounds of f_y - f_j, shape [B, classes].
+        margins: lower bounds of the logit margins f_y - f_j, shape [B, classes].
         y: labels, shape [B].
 
     >>> proved(torch.tensor([[0.0, 0.2], [0.0, -0.1], [0.0, torch.nan]]), torch.zeros(3).long())
@@ -117,15 +119,16 @@ def check_bounds(
 ) -> None:
     """Raise unless a bounding method passes two tests of soundness on a few points.
 
-    At eps = 0 its bounds must equal the network's margins. And for each class j, one step of length
-    eps against the gradient of f_y - f_j must not give a margin below the bound.
+    The first test: at eps = 0, its bounds must equal the margins f_y - f_j of the network. The
+    second test: for each class j, the input after one step of length eps against the gradient of
+    f_y - f_j must not have a margin below the bound.
 
     Args:
         bounds: the bounding method to test.
         model: the network, in evaluation mode.
         x: inputs, shape [B, ...]; two points are enough.
         y: labels, shape [B].
-        reference: another bounding method, whose bounds at eps = 0 equal the network's margins.
+        reference: a bounding method that is known to give the network's margins at eps = 0.
         threat: threat model of the bounds.
         name: name of the bounding method in error messages.
 
@@ -153,15 +156,15 @@ def check_bounds(
 
 
 def refuse_apart(found: Tensor, wanted: Tensor, what: str) -> None:
-    """Raise unless two computations of the same margins agree; NaN agrees with nothing.
+    """Raise unless two computations of the same margins agree; a NaN counts as a difference.
 
     Args:
         found: margins to check, shape [B, classes].
         wanted: margins that they should equal, shape [B, classes].
-        what: name of ``found`` in the error message.
+        what: name of ``found``, with which the error message starts.
 
     Raises:
-        ValueError: if they differ by more than rounding explains; the message starts with ``what``.
+        ValueError: if they differ by more than rounding explains.
     """
     apart = ((found - wanted).abs() / (1 + wanted.abs().amax(1, keepdim=True))).max()
     if not apart <= BOUNDS_BY_TWO_METHODS:
@@ -172,6 +175,6 @@ def refuse_apart(found: Tensor, wanted: Tensor, what: str) -> None:
 
 
 def _margin(model: nn.Module, x: Tensor, y: Tensor, j: int) -> Tensor:
-    """Return f_y - f_j of each point, shape [B]."""
+    """Return the logit margin f_y - f_j of each point to the class j, shape [B]."""
     logits: Tensor = model(x)
     return logits.gather(1, y[:, None])[:, 0] - logits[:, j]

@@ -1,7 +1,8 @@
 """The types that certifiers share: bounds, certifiers, provers and verdicts.
 
-A bounding method computes lower bounds of margins, a prover is a certifier that also returns those
-bounds, and a verdict is what is known about one point.
+A bounding method computes lower bounds of logit margins. A certifier says which points it has
+proved, and a prover is a certifier that also returns the bounds. A verdict says whether a point is
+proved, fooled, misclassified or none of these.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ VERIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN = range(4)
 
 
 def counted(words: Sequence[str]) -> dict[str, int]:
-    """Return the number of points per verdict, in the order of ``VERDICTS``.
+    """Count the points of each verdict; the result is in the order of ``VERDICTS``.
 
     Args:
         words: one verdict per point, with or without the name of the method that decided, such as
@@ -48,11 +49,14 @@ def counted(words: Sequence[str]) -> dict[str, int]:
 
 @runtime_checkable
 class Prover(Protocol):
-    """A certifier that also returns its margins, such as ``IBP`` or the adapter's ``LiRPA``."""
+    """A certifier that also returns the bounds that its proofs are based on.
+
+    Examples are ``IBP`` and the ``LiRPA`` of ``adapters/auto_lirpa``.
+    """
 
     @property
     def threat(self) -> ThreatModel:
-        """The threat model that the proofs cover: norm, eps and input bounds."""
+        """The threat model that the proofs hold for: norm, eps and legal range of inputs."""
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return lower bounds of the margins f_y - f_j; shape [B, classes]."""
+        """Return lower bounds of the logit margins f_y - f_j, shape [B, classes]."""

@@ -1,7 +1,8 @@
-"""Interval bound propagation (IBP): margins that hold for every input of the threat model.
+"""Interval bound propagation (IBP): lower bounds of margins for all inputs of the threat model.
 
-A layer or operation without a rule raises an error, so there is no unsound bound. The margins are
-differentiable: with a pruner attached, their gradient reaches weights, scores and rates.
+A layer or operation without a rule raises an error, so no bound is unsound. The bounds are
+differentiable: with a pruner attached, their gradient reaches the weights, the mask scores and the
+learned density of each layer.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from robust_plugin.threat.model import ThreatModel, check_threat
 
 @dataclass(frozen=True)
 class IBP:
-    """Proofs by interval bounds: ``certifier(model, x, y) -> bool tensor``.
+    """Certifier by interval bounds: ``certifier(model, x, y)`` returns which points are proved.
 
     Attributes:
-        threat: threat model with norm Linf or L2. In L2, the first linear layer uses the norms of
-            its rows, and all later layers use intervals.
+        threat: threat model with norm Linf or L2. For L2, the bounds of the first linear or
+            convolution layer use the L2 norms of its weight rows, and all later layers intervals.
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel.
@@ -43,34 +44,39 @@ class IBP:
 
     @property
     def name(self) -> str:
-        """The row's name in a report."""
+        """The certifier's name in a report."""
         return "IBP"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return whether each point is proved; bool, shape [B]."""
+        """Return which points are proved; bool, shape [B]."""
         return proved(self.margins(model, x, y), y)
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return lower bounds of f_y - f_j of shape [B, classes] (see ``checked_margins``)."""
+        """Return lower bounds of the logit margins f_y - f_j, shape [B, classes].
+
+        Arguments, checks and errors are those of ``checked_margins`` in ``checks.py``.
+        """
         return checked_margins(ibp_margins, model, x, y, self.threat)
 
 
 def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-    """Return differentiable lower bounds of f_y - f_j over the threat model.
+    """Return differentiable lower bounds of the logit margins f_y - f_j over the threat model.
 
-    If the last layer is linear, the margin f_y - f_j is computed as one linear map w_y - w_j of
-    radius ``|w_y - w_j| r``, which is tighter than the difference of two bounds (Gowal et al. 2018,
-    section 3). BatchNorm uses its running statistics in either mode, except inside ``clean_pass``
-    (training by bounds), where a BatchNorm in training mode uses those of the clean batch.
+    If the last layer is linear, each margin is bounded as one linear map with the weights w_y -
+    w_j. Its radius is ``|w_y - w_j| r``, with r the radius of the layer's inputs, which is tighter
+    than the difference of the bounds of f_y and f_j (Gowal et al. 2018, section 3). BatchNorms use
+    their running statistics, in training mode too. Only inside ``clean_pass`` (training by bounds),
+    a BatchNorm in training mode uses the statistics of the clean batch.
 
     Args:
-        model: a network whose layers and operations all have a rule in ``rules.py``.
+        model: a network whose layers and operations all have a rule in ``rules.py`` or
+            ``operations.py``.
         x: inputs, shape [B, ...], within [low, high].
         y: labels, shape [B].
         threat: threat model with norm Linf or L2.
 
     Returns:
-        Tensor: shape [B, classes], zero at j = y.
+        Tensor: the bound for each point and class j, shape [B, classes]; zero at j = y.
 
     Raises:
         ValueError: for inputs outside [low, high], labels out of range, or a norm, layer or
@@ -98,5 +104,11 @@ def _check_labels(logits: Tensor, y: Tensor) -> None:
 
 
 def _by_point(v: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
-    """Return rows[b] @ v[b] for each point b; shape [B, classes]."""
+    """Return rows[b] @ v[b] for each point b; shape [B, classes].
+
+    Args:
+        v: inputs of the last layer, shape [B, features], or [1, features] if they are the same for
+            all points.
+        rows: one weight matrix per point, shape [B, classes, features].
+    """
     return torch.einsum("bi,bji->bj", v.expand(len(rows), -1), rows)

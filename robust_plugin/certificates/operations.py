@@ -1,4 +1,4 @@
-"""Rules that say how functions and tensor methods of a traced network change a set of values.
+"""Rules that bound the results of the functions and tensor methods in a torch.fx trace.
 
 An operation without a rule raises an error that names it, because a guessed rule could be unsound.
 """
@@ -42,12 +42,13 @@ _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
 def through_call(name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bounded:
-    """Return the set of an operation's results for sets and constants as arguments.
+    """Return a set that contains all results of an operation, given the sets of its arguments.
 
     Args:
         name: the operation's name in the trace, for errors.
         target: the function, or the name of a method of tensors.
-        args: the positional arguments: sets, tensors and constants.
+        args: the positional arguments: sets (``Interval`` or ``Ball``), tensors and other
+            constants.
         kwargs: the keyword arguments.
 
     Raises:
@@ -100,7 +101,12 @@ def through_call(name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str
 def works_in_place(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether an operation may write over its input.
 
-    Arguments by position have no names here, so any True among them could be ``inplace``.
+    A positional argument that is True counts as ``inplace=True``, because its name is not known.
+
+    Args:
+        target: the function, or the name of a method of tensors.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
     """
     if isinstance(target, str):
         return target.endswith("_")
@@ -108,9 +114,12 @@ def works_in_place(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _arithmetic(target: Any, a: Any, b: Any) -> Bounded | None:
-    """Return the set of a + b, a - b, a * b or a / b, or None if there is no rule.
+    """Return a set that contains all results of a + b, a - b, a * b or a / b; None without a rule.
 
-    At least one of a and b is a set.
+    Args:
+        target: the operation: a function, or the name of a method of tensors.
+        a: first operand, a set or a constant; at least one of a and b is a set.
+        b: second operand.
     """
     sets = isinstance(a, Interval | Ball), isinstance(b, Interval | Ball)
     if all(sets) and target in _ADD | _SUBTRACT:
@@ -134,9 +143,15 @@ def _arithmetic(target: Any, a: Any, b: Any) -> Bounded | None:
 
 
 def _called(target: Any, others: tuple[Any, ...], kwargs: dict[str, Any], v: Tensor) -> Tensor:
-    """Return the operation's value for a tensor, computed out of place.
+    """Return the result of an operation for a tensor, computed without writing over the tensor.
 
-    An operation in place would write over a tensor that other rules still read.
+    An operation that works in place would overwrite a tensor that other rules still read.
+
+    Args:
+        target: the function, or the name of a method of tensors.
+        others: the positional arguments after the first.
+        kwargs: the keyword arguments; ``inplace`` is ignored.
+        v: the tensor, the first argument.
     """
     kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
     if isinstance(target, str):
@@ -147,12 +162,12 @@ def _called(target: Any, others: tuple[Any, ...], kwargs: dict[str, Any], v: Ten
 
 
 def _named(others: tuple[Any, ...], kwargs: dict[str, Any], **defaults: Any) -> list[Any]:
-    """Return the arguments named in ``defaults``, in that order.
+    """Return the values of the arguments named in ``defaults``, in that order.
 
     Args:
-        others: positional arguments after the first.
-        kwargs: keyword arguments.
-        defaults: name and default of each argument, in the order of the positions.
+        others: the positional arguments of a call after the first.
+        kwargs: the keyword arguments of the call.
+        defaults: name and default of each argument, in the order of the call's signature.
     """
     return [
         others[place] if place < len(others) else kwargs.get(key, default)

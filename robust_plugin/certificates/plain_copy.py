@@ -1,7 +1,8 @@
-"""A copy of a network without masks, whose gradients flow back to the original.
+"""A copy of a network without masks, whose gradients flow back to the original network.
 
-auto-LiRPA gives wrong bounds where it meets a mask. It works on the copy instead, and the gradient
-with respect to the copy's weights is passed on to the original's weights, scores and rates.
+auto-LiRPA computes wrong bounds for layers with a mask. So it works on this copy, and the gradient
+with respect to the copy's weights is passed on to the original's weights, mask scores and learned
+layer densities.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from robust_plugin.masks.detach import finalize
 
 
 class PlainCopy:
-    """A copy of a network with plain weights, updated from the original at each use.
+    """A copy of a network without masks; each call of ``following`` updates it from the original.
 
     Args:
         model: network without wrappers such as DDP, with or without a pruner attached. It is not
             changed.
 
     Attributes:
-        network: the copy, in evaluation mode. Its weights are leaves without parametrizations, its
-            Dropout layers are replaced by Identity, and each BatchNorm has a weight and a bias.
+        network: the copy, in evaluation mode. Its weights are ordinary parameters without
+            parametrizations, its Dropout layers are replaced by Identity, and each BatchNorm with
+            running statistics has a weight and a bias.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,22 +56,23 @@ class PlainCopy:
         self.network.requires_grad_(True)
 
     def following(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
-        """Return ``compute()`` on the copy, with a graph to the original network's weights.
+        """Update the copy from the original, and return ``compute()`` with a graph to the original.
 
-        The copy's weights and buffers are first updated from the original, whose weights and
-        running statistics may have changed. A BatchNorm that uses the statistics of a clean batch
-        (``clean_pass``) gets their scale and shift as its weight and bias, with their graph, and
-        running statistics that have no effect. The gradient of a masked weight is that of the
-        effective weight, w m; scores and rates get theirs by their straight-through formulas.
-        ``requires_grad`` and ``.grad`` of the original are not changed.
+        The copy gets the original's present weights and running statistics. Inside ``clean_pass``,
+        a BatchNorm in training mode normalises by the statistics of the clean batch: the copy's
+        weight and bias are set to the scale and shift that they give, with their graph, and its
+        running statistics to values without effect. The gradient of a masked weight is that of the
+        effective weight w m, weight times mask; mask scores and learned layer densities get theirs
+        by their straight-through formulas. ``requires_grad`` and ``.grad`` of the original are not
+        changed.
 
         Args:
             model: the network that the copy was made of.
             compute: a function that computes a tensor from the copy's weights; it is called once.
 
         Raises:
-            ValueError: for a BatchNorm that uses the statistics of a clean batch and that the clean
-                pass called more than once.
+            ValueError: for a BatchNorm in training mode that the network called more than once in
+                ``clean_pass``.
         """
         leaves = dict(self.network.named_parameters())
         given = dict(self._norm_tensors(model))
@@ -91,7 +94,14 @@ class PlainCopy:
         return pulled
 
     def _norm_tensors(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Yield name and value of the BatchNorm tensors that are not copied from the original."""
+        """Yield name and value of each BatchNorm tensor that is not a copy of the original's.
+
+        These are weights and biases where the original has none, and all tensors of BatchNorms that
+        use the statistics of the clean batch (see ``following``).
+
+        Args:
+            model: the network that the copy was made of.
+        """
         for name, own in self.network.named_modules():
             if kind_of(own) not in NORMS:
                 continue
@@ -113,9 +123,10 @@ class PlainCopy:
 
 
 def _make_plain(layer: nn.Module) -> None:
-    """Replace a layer's parametrized weights by leaves, which the library can differentiate by.
+    """Replace the parametrized weights of a layer by ordinary parameters with the same values.
 
-    The original network keeps its parametrization, and autograd its backward pass.
+    auto-LiRPA can differentiate by these. The layer belongs to the copy; the original network keeps
+    its parametrizations, and autograd its backward pass through them.
     """
     names = list(cast(nn.ModuleDict, layer.parametrizations))
     weights = {name: getattr(layer, name).detach().clone() for name in names}
@@ -127,20 +138,28 @@ def _make_plain(layer: nn.Module) -> None:
 
 
 def _effective_tensor(model: nn.Module, name: str) -> Tensor:
-    """Return a tensor of the network by its name; a masked weight as w m, with its graph."""
+    """Return a parameter or buffer of the network, with its graph; a masked weight as w m.
+
+    Args:
+        model: the network.
+        name: qualified name of the tensor, such as ``"conv1.weight"``.
+    """
     prefix, _, key = name.rpartition(".")
     found: Tensor = getattr(model.get_submodule(prefix), key)
     return found
 
 
 class _PullBack(torch.autograd.Function):
-    """A function of the copy's leaves whose gradients are returned for the effective weights."""
+    """Compute a tensor from the copy's weights; its gradients go to the original's weights."""
 
     @staticmethod
     def forward(
         ctx: Any, compute: Callable[[], Tensor], leaves: tuple[Tensor, ...], *effective: Tensor
     ) -> Tensor:
-        """Return compute() and keep its graph for the backward pass."""
+        """Return compute(), which uses the copy's weights ``leaves``, and keep its graph.
+
+        The weights in ``effective`` are the original's, in the same order, masked ones as w m.
+        """
         with torch.enable_grad():
             ctx.out = compute()
         ctx.leaves = leaves
@@ -149,6 +168,6 @@ class _PullBack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient by each leaf as the gradient by its effective weight."""
+        """Return the gradient by each of the copy's weights as that of the original's weight."""
         grads = torch.autograd.grad(ctx.out, ctx.leaves, grad, retain_graph=True, allow_unused=True)
         return (None, None, *grads)

@@ -1,4 +1,4 @@
-"""Propagate a set of inputs through a traced network, node by node.
+"""Propagate a set of inputs through a network, operation by operation of its torch.fx trace.
 
 ``Propagation`` applies the rules of ``rules.py`` and ``operations.py`` to every node of the trace.
 ``refuse_unseen`` and ``traced`` raise for networks whose trace would not show all that they
@@ -29,6 +29,12 @@ from robust_plugin.threat.model import ThreatModel
 def input_set(x: Tensor, threat: ThreatModel) -> Bounded:
     """Return the set of inputs that the threat model allows for each point, within [low, high].
 
+    It is an ``Interval`` for the norm Linf and a ``Ball`` for L2.
+
+    Args:
+        x: clean inputs, shape [B, ...].
+        threat: threat model with norm Linf or L2.
+
     Raises:
         ValueError: for inputs outside [low, high], or a norm other than Linf and L2.
     """
@@ -43,13 +49,14 @@ def input_set(x: Tensor, threat: ThreatModel) -> Bounded:
 
 
 class Propagation:
-    """The set of values at every node of a network, over all inputs of a threat model.
+    """The set of values at every node of a network's trace, over all inputs of a threat model.
+
+    Inside ``clean_pass``, BatchNorms in training mode use the statistics of the clean batch. In all
+    other cases, BatchNorms use their running statistics.
 
     Args:
-        model: network without wrappers such as DDP, or a single layer. It is traced by torch.fx for
-            each Propagation, so its weights and code may change in between. Inside ``clean_pass``,
-            BatchNorms in training mode use the statistics of the clean batch; all other BatchNorms
-            use their running statistics.
+        model: network without wrappers such as DDP, or a single layer. Each Propagation traces it
+            again with torch.fx, so its weights and code may change in between.
         x: inputs, shape [B, ...], within [low, high].
         threat: threat model with norm Linf or L2.
 
@@ -81,16 +88,17 @@ class Propagation:
                     refuse_inputs(model, x, error)
 
     def output(self) -> Bounded:
-        """Return the set of the network's outputs."""
+        """Return the set of the network's logits, shape [B, classes]."""
         found = self.values.get(self.out) if isinstance(self.out, fx.Node) else None
         if not isinstance(found, Interval | Ball) or found.box().centre.dim() != 2:
             raise ValueError("the model does not return [batch, classes] logits alone.")
         return found
 
     def last_linear(self) -> tuple[nn.Linear | None, Bounded]:
-        """Return the last layer and the set of its inputs if that layer is linear.
+        """Return the network's last layer, if it is linear, and the set of this layer's inputs.
 
-        Otherwise return None and the set of the network's outputs.
+        If the network does not end in a linear layer, return None and the set of the network's
+        outputs.
         """
         found, layer = self.output(), self.layer(self.out)
         if layer is None or kind_of(layer) is not nn.Linear:
@@ -98,9 +106,9 @@ class Propagation:
         return layer, self.values[self.out.args[0]]
 
     def relu_inputs(self) -> Iterator[tuple[Interval, Tensor | None]]:
-        """Yield, for each ReLU, the interval of its inputs and the weight of a BatchNorm before it.
+        """Yield the interval of each ReLU's inputs, and the weight of the BatchNorm before it.
 
-        The weight is None where the ReLU does not directly follow a BatchNorm.
+        The weight is None where the ReLU does not directly follow a BatchNorm with a weight.
         """
         for node in self.nodes:
             layer = self.layer(node)
@@ -111,12 +119,15 @@ class Propagation:
                 yield self.values[source].box(), before.weight if norm else None
 
     def layer(self, node: Any) -> Any:
-        """Return the layer that a node calls, or None."""
+        """Return the layer that a node of the trace calls, or None if it calls no layer."""
         called = isinstance(node, fx.Node) and node.op == "call_module"
         return self.modules[str(node.target)] if called else None
 
     def _value(self, node: fx.Node) -> Any:
-        """Return a node's value: a set, or a constant that does not depend on the inputs."""
+        """Return what a node of the trace computes: a set of values, or a constant.
+
+        Constants are values that do not depend on the network's inputs.
+        """
         if node.op == "get_attr":
             return reduce(getattr, str(node.target).split("."), self.model)
         args = fx.map_arg(node.args, self.values.__getitem__)
@@ -143,7 +154,10 @@ class Propagation:
         return through_call(node.name, node.target, args, kwargs)
 
     def _read_again(self, node: Any) -> bool:
-        """Return whether a tensor, or one that shares its memory, is read more than once."""
+        """Return whether the tensor that a node computes is read by more than one operation.
+
+        A read of another tensor that shares its memory counts too.
+        """
         layer = self.layer(node)
         if len(node.users) > 1:
             return True
@@ -178,12 +192,12 @@ def refuse_unseen(model: nn.Module) -> None:
 
 
 def traced(model: nn.Module) -> list[fx.Node]:
-    """Return the operations of a network in the order they run, traced by torch.fx.
+    """Trace a network by torch.fx, and return the nodes of the trace in the order they run.
 
     Raises:
         ValueError: for a network that cannot be traced. Where gradients are enabled, also for a
-            ``torch.autograd.Function`` or a backward hook: the trace computes the same values
-            without them, but other gradients.
+            network with a ``torch.autograd.Function`` or a backward hook: the trace computes the
+            same values, but other gradients.
     """
     if torch.is_grad_enabled():
         for name, layer in model.named_modules():

@@ -1,4 +1,4 @@
-"""``Certificates``: the answers of a smoothed classifier with their certified radii."""
+"""``Certificates``: the predictions of a smoothed classifier with their certified radii."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ABSTAIN = -1
 
 @dataclass(frozen=True)
 class Certificates:
-    """The smoothed classifier's answer for each of n points, and the radius it is certified for.
+    """The prediction of a smoothed classifier for each of n points, and its certified radius.
 
     Attributes:
-        predictions: predicted class of each point, shape [n]; ``ABSTAIN`` where the votes decide
-            nothing.
+        predictions: predicted class of each point, shape [n]; ``ABSTAIN`` (-1) where the votes are
+            too close for a certificate.
         radii: certified L2 radius of each point in input units, shape [n]; no perturbation of
-            smaller norm changes the answer. 0 where the classifier abstains.
+            smaller norm changes the prediction. 0 where the classifier abstains.
         labels: true class of each point, shape [n].
     """
 
@@ -30,26 +30,39 @@ class Certificates:
 
     @property
     def acr(self) -> float:
-        """The average certified radius: the mean of the radii, 0 where wrong (Zhai et al. 2020)."""
+        """The average certified radius (Zhai et al. 2020).
+
+        It is the mean of the radii, with 0 for the points that are not classified correctly.
+        """
         return float((self.radii * self._right()).mean())
 
     def certified(self, radius: float) -> Tensor:
-        """Return which points are classified correctly with at least this radius; bool, shape [n].
+        """Return which points are classified correctly and certified for at least this radius.
 
         Args:
             radius: L2 radius in input units.
+
+        Returns:
+            Tensor: bool, shape [n].
         """
         return self._right() & (self.radii >= radius)
 
     def accuracy(self, radius: float) -> float:
-        """Return the certified accuracy at an L2 radius in input units; in [0, 1]."""
+        """Return the certified accuracy at a radius: the share of ``certified`` points, in [0, 1].
+
+        Args:
+            radius: L2 radius in input units.
+        """
         return float(self.certified(radius).float().mean())
 
     def table(self, radii: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)) -> str:
-        """Return a table of certified accuracy by radius.
+        """Return a table, as text, of the certified accuracy at several radii.
 
-        One line per radius: the accuracy in per cent, its Wilson 95 % interval and the number of
+        Each line has a radius, the accuracy in per cent, its Wilson 95 % interval and the number of
         points. The last line is the average certified radius.
+
+        Args:
+            radii: L2 radii in input units.
         """
         n, lines = len(self.labels), ["radius  certified"]
         for radius in radii:

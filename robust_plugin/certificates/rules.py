@@ -1,4 +1,4 @@
-"""Rules that say how each layer of a traced network changes a set of values.
+"""Rules that bound the outputs of each kind of layer for a set of inputs.
 
 A layer without a rule raises an error that names it, because a guessed rule could be unsound. A
 subclass may compute something else than its parent, so a rule applies to the class itself and not
@@ -47,14 +47,14 @@ def kind_of(layer: nn.Module) -> type[nn.Module]:
 def through_layer(
     name: str, layer: Any, z: Bounded, statistics: tuple[Tensor, Tensor] | None = None
 ) -> Bounded:
-    """Return the set of a layer's outputs for a set of inputs.
+    """Return a set that contains the layer's outputs for all inputs of a set.
 
     Args:
         name: the layer's name, for errors.
         layer: a layer of any class.
         z: the set of the layer's inputs.
-        statistics: mean and variance, each of shape [channels], that a BatchNorm uses in either
-            mode; None for its running statistics.
+        statistics: mean and variance, each of shape [channels], by which a BatchNorm normalises in
+            training and in evaluation mode; None for its running statistics.
 
     Raises:
         ValueError: if there is no rule for the layer; the message names it.
@@ -95,7 +95,17 @@ def through_layer(
 
 
 def flattened(name: str, z: Bounded, start: int, end: int) -> Bounded:
-    """Return the set after flatten(1), or raise a ValueError for other dimensions."""
+    """Return the set of flatten(1) for all values of a set.
+
+    Args:
+        name: name of the layer or operation, for errors.
+        z: the set.
+        start: first dimension to flatten; only 1 is legal.
+        end: last dimension to flatten; only -1 is legal.
+
+    Raises:
+        ValueError: for other dimensions.
+    """
     if start != 1 or end != -1:
         raise ValueError(
             f"{name!r} flattens dimensions {start} to {end}; bounds need flatten(1), which keeps "
@@ -107,12 +117,16 @@ def flattened(name: str, z: Bounded, start: int, end: int) -> Bounded:
 def scale_and_shift(
     name: str, norm: Any, statistics: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the scale and shift of a BatchNorm, scale * v + shift; each of shape [channels].
+    """Return the scale and shift with which a BatchNorm computes scale * v + shift.
 
     Args:
         name: the layer's name, for errors.
         norm: the BatchNorm.
-        statistics: mean and variance to normalise by; None for the running statistics.
+        statistics: mean and variance to normalise by, each of shape [channels]; None for the
+            running statistics.
+
+    Returns:
+        tuple: scale and shift, each of shape [channels].
 
     Raises:
         ValueError: if the layer has no running statistics.

@@ -1,7 +1,8 @@
 """Randomized smoothing (Cohen et al. 2019): certified L2 radii of any classifier.
 
-The smoothed classifier answers with the class that f gives most often under Gaussian noise, g(x) =
-argmax_c P(f(x + sigma N) = c). The statistical tests are scipy's, imported when first needed.
+The smoothed classifier g predicts the class that the base classifier f gives most often under
+Gaussian noise: g(x) = argmax_c P(f(x + sigma N) = c). The statistical tests are scipy's, which is
+imported when first needed.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ _UNIT = 50
 
 @dataclass(frozen=True)
 class Smoothed:
-    """The smoothed classifier, estimated by Monte Carlo with noise seeded per point.
+    """A smoothed classifier, estimated by Monte Carlo with noise seeded per point.
 
     The noise of a point depends on the seed, the point's values and the device that draws it. It
-    does not depend on the point's place, on other points, on the batch size or on interruptions.
-    Equal points get the same noise and so the same answer. Each certificate by itself holds with
+    does not depend on the point's index, on other points, on the batch size or on interruptions.
+    Equal points get the same noise and so the same result. Each certificate by itself holds with
     probability 1 - alpha over the seed, as the theorem states for one point; certificates of
     different points need not be independent.
 
     Attributes:
         sigma: standard deviation of the noise, in input units.
-        n0: number of votes that choose the class to certify.
-        n: number of further votes that certify it, and number of votes of ``predict``.
-        alpha: probability that a certificate is wrong, between 0 and 1.
+        n0: number of noisy copies of a point by whose classes ``certify`` chooses the class.
+        n: number of further noisy copies by which ``certify`` certifies that class; also the number
+            that ``predict`` uses.
+        alpha: probability that a certificate or prediction is wrong, between 0 and 1.
         batch_size: number of noisy inputs in one forward pass, over several points.
         seed: seed of the noise.
         low: smallest legal input value.
@@ -90,24 +92,26 @@ class Smoothed:
         journal: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Certificates:
-        """Return answers with L2 radii that hold with probability 1 - alpha each.
+        """Return the smoothed classifier's predictions with certified L2 radii.
 
-        The class with most of n0 noisy votes is chosen. Of n new votes, k are for it; p is the
-        one-sided Clopper-Pearson lower bound of its probability, and the radius is sigma Phi^-1(p)
-        if p > 1/2 (Cohen et al. 2019, CERTIFY).
+        Each certificate holds with probability 1 - alpha. The class to certify is the most frequent
+        one among n0 noisy votes. Then k of n new votes are for that class, p is the one-sided
+        Clopper-Pearson lower bound of its probability, and the radius is sigma Phi^-1(p) if p >
+        1/2; otherwise the classifier abstains (Cohen et al. 2019, CERTIFY).
 
         Args:
             model: the base classifier f. It runs in evaluation mode, and its modes are restored.
             x: inputs, shape [B, ...], within [low, high].
             y: labels, shape [B].
-            journal: folder in which finished points are kept, so that an interrupted run continues
+            journal: folder in which finished points are kept, so that an interrupted call continues
                 from there; None to keep nothing.
-            progress: function called with the number of points done and of all points.
+            progress: function called with the number of finished points and the number of all
+                points.
 
         Raises:
             ValueError: for inputs outside [low, high] (they would be in another unit than sigma) or
-                that the model cannot take, labels out of range, logits that are not finite, or the
-                journal of another run.
+                that the model cannot take, labels out of range, logits that are not finite, or a
+                journal of another computation.
             ImportError: if scipy is not installed.
         """
         from scipy.stats import beta, norm
@@ -138,21 +142,23 @@ class Smoothed:
         journal: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Return the smoothed classifier's answers, shape [B]; each wrong with probability alpha.
+        """Return the smoothed classifier's prediction for each point, shape [B].
 
-        The answer is ``ABSTAIN`` if a two-sided binomial test cannot tell the two most frequent of
-        n votes apart (Cohen et al. 2019, PREDICT).
+        The prediction is ``ABSTAIN`` (-1) if a two-sided binomial test cannot tell apart the two
+        most frequent classes of n votes. Each prediction is wrong with probability alpha at most
+        (Cohen et al. 2019, PREDICT).
 
         Args:
             model: the base classifier f. It runs in evaluation mode, and its modes are restored.
             x: inputs, shape [B, ...], within [low, high].
-            journal: folder in which finished points are kept, so that an interrupted run continues
+            journal: folder in which finished points are kept, so that an interrupted call continues
                 from there; None to keep nothing.
-            progress: function called with the number of points done and of all points.
+            progress: function called with the number of finished points and the number of all
+                points.
 
         Raises:
             ValueError: for inputs outside [low, high] or that the model cannot take, logits that
-                are not finite, or the journal of another run.
+                are not finite, or a journal of another computation.
             ImportError: if scipy is not installed.
         """
         from scipy.stats import binomtest
@@ -180,16 +186,19 @@ class Smoothed:
         journal: str | Path | None,
         progress: Callable[[int, int], None] | None,
     ) -> dict[str, Tensor]:
-        """Return the tensors of ``vote(x, y)`` for all points, computed in units for the journal.
+        """Call ``vote`` on 50 points at a time, and return its tensors for all points.
 
         Args:
-            purpose: name of the computation, part of the journal's fingerprint.
+            purpose: name of the computation, such as ``"certify"``; it decides, with model, points
+                and settings, whether a journal belongs to this call.
             model: the base classifier f, without wrappers.
             x: inputs, shape [B, ...].
             y: labels, shape [B].
-            vote: function of the inputs and labels of one unit; its tensors have one row per point.
-            journal: folder of the journal, or None.
-            progress: function called with the number of points done and of all points, or None.
+            vote: function of some inputs and their labels; it returns tensors by name, whose first
+                dimension is the point.
+            journal: folder of the journal, which has one file per 50 points, or None.
+            progress: function called with the number of finished points and the number of all
+                points, or None.
         """
         check_units(x, self.low, self.high, "Smoothed")
         check_pairs(x, y)
@@ -205,14 +214,18 @@ class Smoothed:
         return by_points(len(x), _UNIT, compute, journal=opened, progress=progress)
 
     def _votes(self, model: nn.Module, x: Tensor, y: Tensor, purpose: str, samples: int) -> Tensor:
-        """Return the number of votes per point and class; shape [B, classes].
+        """Classify noisy copies of each point, and return how many votes each class gets.
 
         Args:
             model: the base classifier f, without wrappers.
             x: inputs, shape [B, ...].
             y: labels, shape [B]; only their range is checked.
-            purpose: part of the noise's seed, so that each count has noise of its own.
+            purpose: name of the votes, such as ``"choose"``; votes with different names have
+                independent noise.
             samples: number of votes per point.
+
+        Returns:
+            Tensor: number of votes per point and class, shape [B, classes].
         """
         points = [str(Fingerprint(point)) for point in x]
         blocks = [
@@ -235,12 +248,12 @@ class Smoothed:
     def _counted(
         self, model: nn.Module, points: Tensor, rows: Tensor, y: Tensor, shape: torch.Size
     ) -> Tensor:
-        """Return the number of votes per point and class for a list of noisy inputs.
+        """Classify a list of noisy inputs, and return the number of votes per point and class.
 
         Args:
             model: the base classifier f, without wrappers.
             points: noisy inputs, shape [N, ...].
-            rows: for each noisy input, the number of the point it was made of; shape [N].
+            rows: for each noisy input, the index of the point that it was made of; shape [N].
             y: labels of the points, shape [B].
             shape: the result's shape, [B, classes].
         """
@@ -253,14 +266,14 @@ class Smoothed:
         return votes.view(shape)
 
     def _noise(self, like: Tensor, point: str, purpose: str, start: int, size: int) -> Tensor:
-        """Return one block of a point's noise, drawn by a generator made for this block.
+        """Return one block of a point's noise, shape [size, ...], from a generator of its own.
 
         Args:
             like: the point; the noise has its shape, dtype and device.
             point: fingerprint of the point, part of the seed.
-            purpose: name of the computation, part of the seed.
-            start: number of the block's first sample, part of the seed.
-            size: number of samples.
+            purpose: name of the votes, such as ``"choose"``, part of the seed.
+            start: index of the block's first sample among the point's samples, part of the seed.
+            size: number of samples in the block.
         """
         key = f"{self.seed}/{purpose}/{point}/{start}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "little")

@@ -1,8 +1,8 @@
-"""``verify``: run provers and attacks one after another, each on the points still undecided.
+"""``verify``: run provers and attacks one after another on the points that are still undecided.
 
 Cheap methods come first: IBP, then PGD, which finds the points that no proof can cover, then CROWN
 and alpha-CROWN. No prover is always the strongest (CROWN proves fewer points than IBP on networks
-trained by IBP), so a point is verified if any method verifies it, and the result names that method.
+trained by IBP), so a point is verified if any prover verifies it, and the result names that prover.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ from robust_plugin.threat.model import ThreatModel
 
 @dataclass(frozen=True)
 class Verification:
-    """The verdict of each of n points, and the method that gave it.
+    """The verdict on each of n points, and the method that gave it.
 
     Attributes:
-        verdicts: one verdict per point: ``"verified"``, ``"falsified"``, ``"misclassified"`` (the
-            clean prediction is wrong) or ``"unknown"``.
+        verdicts: one verdict per point: ``"verified"`` (proved), ``"falsified"`` (an attack found
+            an adversarial example), ``"misclassified"`` (the clean prediction is wrong) or
+            ``"unknown"``.
         methods: for each point, the name of the method that verified or falsified it; None for the
             other two verdicts.
-        margins: largest lower bound of min_j f_y - f_j found, shape [n]; -inf without any.
-        x_adv: counterexample of each falsified point, else the point itself; shape [n, ...].
+        margins: largest lower bound of min_{j != y} f_y - f_j that a prover has found for each
+            point, shape [n]; -inf if no prover has run on the point.
+        x_adv: the adversarial example of each falsified point, the input itself for all other
+            points; shape [n, ...].
         threat: threat model of all verdicts.
     """
 
@@ -61,17 +64,22 @@ class Verification:
         return tuple(v if method is None else f"{v} by {method}" for v, method in pairs)
 
     def share(self, verdict: Verdict) -> float:
-        """Return the share of points with a verdict, in [0, 1]."""
+        """Return the share of points with the given verdict, in [0, 1]."""
         return self.verdicts.count(verdict) / len(self.verdicts)
 
     def interval(self, verdict: Verdict) -> tuple[float, float]:
-        """Return the Wilson 95 % interval of ``share``."""
+        """Return the Wilson 95 % interval of the share of points with the given verdict.
+
+        Returns:
+            tuple: lower and upper end, in [0, 1].
+        """
         return wilson_interval(self.verdicts.count(verdict), len(self.verdicts))
 
     def __str__(self) -> str:
-        """Return a table of points by verdict and method.
+        """Return a table with the number of points for each verdict and method.
 
-        Its last line is the verified robust accuracy (vra) in per cent with its 95 % interval.
+        The first line is the threat model. The last line is the verified robust accuracy (vra) in
+        per cent with its 95 % interval.
         """
         lines = [f"threat model: {self.threat}"]
         lines += [f"{words:<28}{count:6d}" for words, count in counted(self.words).items()]
@@ -93,10 +101,10 @@ def verify(
     journal: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Return each point's verdict from provers and attacks that run in the given order.
+    """Run provers and attacks in the given order, and return the verdict on each point.
 
-    A prover gets the undecided points. An attack also gets the verified points, because a
-    counterexample to a proof must not go unnoticed.
+    A prover gets the points that are still undecided. An attack gets the verified points too,
+    because an adversarial example there means that a proof is wrong.
 
     Args:
         model: network with or without a pruner attached. It runs in evaluation mode, and its modes
@@ -107,19 +115,21 @@ def verify(
             attack without a ``threat`` attribute is checked against the threat model of the others.
         batch_size: number of points that run through the methods together.
         seconds: time limit per point, in seconds; a point that has reached it stays unknown. A
-            method that has begun is finished, and its time is shared evenly by its points. None
-            for no limit.
+            method that has begun is finished, and its time counts in equal parts for its points.
+            None for no limit.
         seed: seed of the attacks' random numbers, set anew for each batch.
-        journal: folder in which finished batches are kept; a verification that was interrupted
-            continues from there. None to keep nothing. ``description`` of each method decides
-            whether the folder belongs to the same verification.
-        progress: function called after each batch with the number of points done and of all points.
+        journal: folder in which finished batches are kept, so that an interrupted call continues
+            from there; None to keep nothing. The folder can be used again only with the same model,
+            points, arguments and methods; two methods are the same if ``description`` (in
+            ``runtime/settings_digest.py``) returns the same text for them.
+        progress: function called after each batch with the number of finished points and the number
+            of all points.
 
     Raises:
         TypeError: if ``methods`` is not a mapping, or, with a journal, if the state of a method
             cannot be read.
-        ValueError: for methods of several threat models or none, and if an attack finds a
-            counterexample to a verified point.
+        ValueError: for methods of several threat models or none, a journal of another computation,
+            and if an attack finds an adversarial example for a verified point.
     """
     threat = threat_of(methods)
     threat.check_inputs(x)
@@ -155,7 +165,13 @@ def verify(
 def _verification(
     whole: Mapping[str, Tensor], names: Sequence[str], threat: ThreatModel
 ) -> Verification:
-    """Return the results of all points, by the names of ``Batch.result``, as one Verification."""
+    """Return a Verification made of the tensors that ``Batch.result`` returns.
+
+    Args:
+        whole: these tensors for all points, by the keys of ``Batch.result``.
+        names: names of the methods in the order they run.
+        threat: threat model of all methods.
+    """
     return Verification(
         tuple(VERDICTS[code] for code in whole["verdict"].tolist()),
         tuple(names[number] if number >= 0 else None for number in whole["stage"].tolist()),
@@ -166,11 +182,14 @@ def _verification(
 
 
 def threat_of(methods: Mapping[str, Prover | Attack]) -> ThreatModel:
-    """Return the one threat model of all methods.
+    """Return the threat model that all methods share.
+
+    Args:
+        methods: provers and attacks by name; those without a ``threat`` attribute are left out.
 
     Raises:
         TypeError: if ``methods`` is not a mapping.
-        ValueError: if no method has a threat model, or if they have several.
+        ValueError: if no method has a threat model, or if the methods have several.
     """
     if not isinstance(methods, Mapping):
         raise TypeError(f"methods is {methods!r}; give a dict of provers and attacks by name.")

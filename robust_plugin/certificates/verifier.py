@@ -1,7 +1,8 @@
-"""``Verifier``: several provers and attacks as one certifier, by way of ``verify``.
+"""``Verifier``: a certifier for ``evaluate`` that runs several provers and attacks by ``verify``.
 
 ``evaluate`` takes one certifier. A Verifier stores the methods and settings of a ``verify`` call,
-runs it when ``evaluate`` asks, and gives the report each point's verdict.
+and makes this call when ``evaluate`` runs the certifier; the verdict on each point goes into the
+report.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from robust_plugin.threat.model import ThreatModel
 
 @dataclass(frozen=True)
 class Verifier:
-    """``verify`` as a certifier for ``evaluate``: a point is proved if any prover proves it.
+    """A certifier that runs several provers and attacks, one after another, by calling ``verify``.
+
+    It is made for ``evaluate(..., certifier=...)``. A point is proved if any of the provers proves
+    it. Provers are not run on points for which an attack has already found an adversarial example.
 
     Attributes:
         methods: provers and attacks by name, in the order they run, cheap ones first.
@@ -29,7 +33,8 @@ class Verifier:
         seconds: time limit per point, in seconds; None for no limit.
         journal: folder in which finished batches are kept, so that an interrupted verification
             continues from there; None to keep nothing.
-        progress: function called after each batch with the number of points done and of all points.
+        progress: function called after each batch with the number of finished points and the number
+            of all points.
 
     Raises:
         TypeError: if ``methods`` is not a mapping.
@@ -52,7 +57,7 @@ class Verifier:
 
     @property
     def threat(self) -> ThreatModel:
-        """The threat model of the methods."""
+        """The threat model that all methods share."""
         return threat_of(self.methods)
 
     @property
@@ -62,19 +67,24 @@ class Verifier:
 
     @property
     def whole(self) -> bool:
-        """True: ``evaluate`` gives this certifier all points in one call."""
+        """Always True: ``evaluate`` gives this certifier all points in one call."""
         return True
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return whether each point is proved; bool, shape [B].
+        """Return which points are proved; bool, shape [B].
 
         Raises:
-            ValueError: if an attack among the methods finds a counterexample to a proved point.
+            ValueError: if an attack among the methods finds an adversarial example for a proved
+                point.
         """
         return torch.tensor(self.decide(model, x, y).verified, device=x.device)
 
     def decide(self, model: nn.Module, x: Tensor, y: Tensor) -> Verification:
-        """Return each point's verdict and method; ``evaluate`` puts them into the report."""
+        """Return the verdict on each point, and the method that gave it.
+
+        ``evaluate`` calls this instead of the certifier itself, and puts the verdicts into the
+        report.
+        """
         return verify(
             model,
             x,

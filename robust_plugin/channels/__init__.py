@@ -1,13 +1,13 @@
-"""Channels as groups, and their removal from the network.
+"""Groups of channels that can only be removed together, and their removal from a network.
 
 Start with ``groups.py``, which builds groups of channels from the dependencies between layers,
 then ``cut.py``, which cuts channels from a copy of a network and checks the result.
-``kept_entries.py`` lists the parameter entries that stay, ``remove.py`` removes the channels that
-a pruner has masked and saves and loads the smaller network, ``optimizer.py`` makes an optimizer
-for it, ``ranking.py`` gives learned scores to torch-pruning, ``reach.py`` warns of layers that no
-group covers.
+``kept_entries.py`` lists which entries of each parameter stay, ``remove.py`` removes the channels
+that a pruner has masked and saves and loads the smaller network, ``optimizer.py`` makes an
+optimizer for the smaller network, ``ranking.py`` gives learned scores to torch-pruning,
+``reach.py`` warns of layers that the trace of a network does not contain.
 
-Not here: tracing the dependencies, which torch-pruning does (``adapters/torch_pruning.py``).
+Not here: tracing the dependencies, which torch-pruning does (``adapters/torch_pruning/``).
 
 Uses: pruning, budget, masks, copies, runtime.
 Used by: adapters.

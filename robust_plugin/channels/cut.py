@@ -1,7 +1,8 @@
-"""Cutting channels from copies of a network, with checks of shapes, values and outputs.
+"""Cut channels from a copy of a network, and check shapes, values and outputs of the result.
 
-The cutting itself is done by a host library (``adapters.torch_pruning``), through a function that
-replays a history. This file checks that the smaller network is the one that the masks ask for.
+The caller passes the function that does the cutting; ``adapters/torch_pruning`` has one that calls
+torch-pruning. This file checks that the smaller network is the one that the masks ask for, and
+finds the groups of channels whose removal has the same effect as their mask.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from robust_plugin.copies.agreement import Trial, doubled, outputs, relative_dif
 from robust_plugin.masks.groups import Group
 from robust_plugin.runtime.tolerances import MAGNIFIED_CHANNELS_POWER
 
-# One entry per removal, in order: (layer name, True for output channels, removed channels).
+# The removals in order, each as (layer name, True for output channels, indices of the removed
+# channels).
 History = Sequence[tuple[str, bool, Sequence[int]]]
+# A function that removes the channels listed in a History from a network, in place. It also takes
+# inputs of one forward pass, on which it may trace the network.
 Replay = Callable[[nn.Module, tuple[Tensor, ...], History], None]
 
 # Shares of the units that masks keep when the removal of groups is tried: an error may show at
@@ -37,17 +41,25 @@ def cut(
     masks: Sequence[Tensor],
     replay: Replay,
 ) -> tuple[nn.Module, History]:
-    """Return a copy of a plain network without the masked units, and the history of the removal.
+    """Return a copy of a network without the masked units, and the list of removed channels.
+
+    A unit is one channel, or several channels that can only be removed together.
 
     Args:
         model: a network without masks; it is not changed.
         inputs: inputs of one forward pass.
         groups: groups of channels.
-        masks: one mask per group, one entry per unit; True for a unit that stays.
-        replay: function that removes the channels of a history from a network in place.
+        masks: one bool mask per group, with one element per unit; True for a unit that stays.
+        replay: function ``replay(model, inputs, history)`` that removes the channels listed in
+            ``history`` from ``model``, in place.
+
+    Returns:
+        The smaller network, and the removals in order, each as (layer name, True for output
+        channels, indices of the removed channels).
 
     Raises:
-        ValueError: if the entries that are left are not those that follow from the masks.
+        ValueError: if a parameter of the smaller network does not have the entries that the masks
+            leave of it.
     """
     small = copy.deepcopy(model)
     history = []
@@ -78,22 +90,24 @@ def removable(
     refused: Mapping[str, str],
     replay: Replay,
 ) -> tuple[Group, ...]:
-    """Return the groups whose removal has the same effect as their mask, on a randomised copy.
+    """Return the groups whose removal has the same effect as masking them.
 
-    This is tried with several masks, on the given inputs and on random ones, in evaluation and in
-    training mode. The other groups are left out, with a warning.
+    Removing and masking are compared on a copy of the network with random parameters, with several
+    masks, on the given inputs and on random ones, in evaluation and in training mode. The other
+    groups are left out, with a warning.
 
     Args:
         model: a network without masks; it is not changed.
         inputs: inputs of one forward pass.
         groups: the groups to try.
-        refused: reasons why other channels are in no group, by the name of the layer that makes
-            them; the warning lists them too.
-        replay: function that removes the channels of a history from a network in place.
+        refused: reasons why other channels are in no group, by the name of the layer that computes
+            them; the warning lists these reasons too.
+        replay: function ``replay(model, inputs, history)`` that removes the channels listed in
+            ``history`` from ``model``, in place.
 
     Raises:
-        ValueError: if no group is left, with the reasons, or if each group can be removed, but not
-            all together.
+        ValueError: if no group is left (the message has the reasons), or if each group can be
+            removed alone, but not all of them together.
     """
     trial, inputs = doubled(_randomised(model), inputs)
     passes = trials(trial, inputs)
@@ -130,14 +144,16 @@ def removable(
 def _culprits(
     groups: Sequence[Group], reason: str, wrong: Callable[[Sequence[Group]], str | None]
 ) -> dict[str, str]:
-    """Return the groups that cannot be removed, with the reasons, by name.
+    """Return why groups cannot be removed: the reason by the name of each such group.
 
-    The groups are tried by halves, which takes few trials when few groups are wrong.
+    The list of groups is split in halves again and again, which needs few trials if few groups
+    cannot be removed.
 
     Args:
         groups: groups that cannot be removed together.
         reason: why they cannot be removed together.
-        wrong: function that returns why some groups cannot be removed together, or None.
+        wrong: function that takes groups and returns why they cannot be removed together, or None
+            if they can.
     """
     if len(groups) == 1:
         return {groups[0].name: reason}
@@ -158,15 +174,19 @@ def _wrong(
     share: float,
     replay: Replay,
 ) -> str | None:
-    """Return why the network without some units is wrong, or None if it is right.
+    """Return why units of the groups cannot be removed, or None if they can.
+
+    They can be removed if the smaller network runs and has the outputs of the masked network. A
+    unit is one channel, or several channels that can only be removed together.
 
     Args:
-        model: a network without masks.
-        inputs: inputs of one forward pass, for the tracing of the host library.
+        model: a network without masks; it is not changed.
+        inputs: inputs of one forward pass, on which ``replay`` may trace the network.
         trial: the forward pass on which the masked and the smaller network are compared.
         groups: the groups to remove units from.
-        share: share of the units of each group that stays; they are chosen at random.
-        replay: function that removes the channels of a history from a network in place.
+        share: share of the units of each group that stay, in (0, 1]; they are chosen at random.
+        replay: function ``replay(model, inputs, history)`` that removes the channels listed in
+            ``history`` from ``model``, in place.
     """
     generator = torch.Generator().manual_seed(round(100 * share))
     masks = [
@@ -194,7 +214,10 @@ def _wrong(
 
 @contextmanager
 def _failing(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list whose last entry is the layer that runs, or that ran when a pass failed."""
+    """Yield a list that holds the names of the running layers, outermost first.
+
+    After a forward pass that failed, the last name is that of the layer that failed.
+    """
     entered = ["the network"]
 
     def enter(name: str, *_: object) -> None:
@@ -216,7 +239,14 @@ def _failing(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _masked(model: nn.Module, groups: Sequence[Group], masks: Sequence[Tensor]) -> nn.Module:
-    """Return a copy with zeros in all weights that read masked units."""
+    """Return a copy of a network with zeros in all weights that read masked channels.
+
+    Args:
+        model: a network without masks; it is not changed.
+        groups: groups of channels.
+        masks: one bool mask per group, with one element per unit (a channel, or several that can
+            only be removed together); False for a masked unit.
+    """
     masked = copy.deepcopy(model)
     for group, mask in zip(groups, masks, strict=True):
         for member in group.members:
@@ -227,10 +257,10 @@ def _masked(model: nn.Module, groups: Sequence[Group], masks: Sequence[Tensor]) 
 
 
 def _randomised(model: nn.Module) -> nn.Module:
-    """Return a copy with random parameters and buffers, in which mixed channels show.
+    """Return a copy of a network with random parameters and buffers.
 
-    Norms and scales are often initialised to 0, 1 or 1e-6, and then a layer that mixes channels may
-    have the outputs of one that does not.
+    The parameters of norms and scales are often initialised to 0, 1 or 1e-6. Then a layer that
+    mixes channels may have the same outputs as one that does not; with random values it has not.
     """
     trial = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)

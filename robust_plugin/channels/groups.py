@@ -1,8 +1,8 @@
-"""Groups of channels: which dimensions of which parameters can only be removed together.
+"""Build a Group of channels from the parameter dimensions that shrink when they are removed.
 
-A caller that knows the graph of a network (``adapters.torch_pruning``) says which layers a channel
-runs through. This file makes a Group of them, with one score per unit. A unit is one channel, or
-several that can only be removed together.
+The caller (``adapters.torch_pruning``) traces the network and says which layers each channel runs
+through. A Group has one score per unit. A unit is one channel, or several channels that can only
+be removed together.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ _MIXES: dict[type[nn.Module], str] = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of a parameter whose entries follow channels.
+    """One dimension of a parameter that gets shorter when channels of a group are removed.
+
+    A channel of a layer follows a channel of the group if it is removed together with it.
 
     Attributes:
         layer: the module that holds the parameter.
         layer_name: name of the module in the model.
         parameter: name of the parameter in the module.
-        dim: the dimension whose entries follow channels.
-        channel: for each of the layer's own channels, the channel of the group that it follows, -1
-            for none; shape [channels of the layer].
-        blocks: number of groups of a grouped convolution, 1 for other layers. All blocks of its
-            channels must keep the same positions, and the input dimension of its weight holds the
-            positions of one block only.
-        masked: whether the layer reads the channels, so that a mask on this dimension has the same
-            effect as removing the channels.
+        dim: index of the dimension in the parameter's shape.
+        channel: for each channel of the layer, the index of the channel of the group that it
+            follows, or -1 if it follows none; shape [channels of the layer].
+        blocks: ``groups`` of a grouped convolution; 1 for depthwise convolutions and other layers.
+            The channels of such a convolution form this number of blocks. All blocks must keep the
+            same positions, because dimension 1 of the weight has entries for one block only.
+        masked: whether the channels are inputs of the layer; then a mask on this dimension has the
+            same effect as removing the channels.
     """
 
     layer: nn.Module
@@ -55,19 +57,21 @@ class Axis:
 def layer_axes(
     layer: nn.Module, name: str, channels: Sequence[int], roots: Sequence[int], *, makes: bool
 ) -> Iterator[Axis]:
-    """Yield the dimensions of a layer's parameters that follow the channels of a group.
+    """Yield each parameter dimension of a layer that gets shorter when channels are removed.
 
     Args:
         layer: the module.
         name: name of the module in the model.
-        channels: indices of the layer's own channels that follow channels of the group.
-        roots: for each entry of ``channels``, the channel of the group that it follows.
-        makes: True if ``channels`` are output channels of the layer, False for input channels; it
-            does not matter for layers whose input and output channels are the same.
+        channels: indices of the layer's channels that are removed with channels of a group.
+        roots: for each element of ``channels``, the index of the group's channel that it is removed
+            with.
+        makes: True if ``channels`` are output channels of the layer, False for input channels. It
+            has no effect for layers such as BatchNorm, whose input and output channels are the
+            same.
 
     Raises:
-        ValueError: with the reason why a mask at the input of the next layer has another effect
-            than removing the channels, or why the layer cannot be cut.
+        ValueError: if masking the inputs of the next layer has another effect than removing the
+            channels, or if the layer cannot be cut; the message has the reason.
     """
     for kinds, reason in _MIXES.items():
         if isinstance(layer, kinds):
@@ -111,12 +115,17 @@ def layer_axes(
 
 
 def placed(length: int, channels: Sequence[int], roots: Sequence[int]) -> Tensor:
-    """Return the channel of the group that each channel of a layer follows, -1 for none.
+    """Return, for each channel of a layer, the index of the group's channel that it follows.
+
+    A channel of a layer follows a channel of the group if it is removed together with it.
 
     Args:
         length: number of channels of the layer.
         channels: indices of the layer's channels that follow channels of the group.
-        roots: for each entry of ``channels``, the channel of the group that it follows.
+        roots: for each element of ``channels``, the index of the group's channel that it follows.
+
+    Returns:
+        Tensor: int64, shape [length]; -1 for a channel that follows none.
 
     Raises:
         ValueError: if ``channels`` has an index of ``length`` or more.
@@ -129,15 +138,16 @@ def placed(length: int, channels: Sequence[int], roots: Sequence[int]) -> Tensor
 
 
 def channel_group(name: str, channels: int, axes: Sequence[Axis]) -> Group:
-    """Return the Group of some channels; its units are the sets that can only go together.
+    """Return a Group with one unit for each set of channels that can only be removed together.
 
     Args:
         name: name of the group.
-        channels: number of channels that the axes refer to.
-        axes: every dimension of a parameter that follows these channels.
+        channels: number of channels in the group.
+        axes: every parameter dimension that gets shorter when these channels are removed.
 
     Raises:
-        ValueError: if a dimension does not have the same number of entries for each unit.
+        ValueError: if a dimension does not have the same number of entries for each unit, or if a
+            grouped convolution reads channels of several groups.
     """
     unit = _units(channels, axes)
     units = int(unit.max()) + 1
@@ -161,7 +171,18 @@ def channel_group(name: str, channels: int, axes: Sequence[Axis]) -> Group:
 
 
 def _units(channels: int, axes: Sequence[Axis]) -> Tensor:
-    """Return the unit of each channel: sets that grouped convolutions tie, in channel order."""
+    """Return the index of the unit that each channel belongs to; int64, shape [channels].
+
+    A grouped convolution puts the channels at the same position of all its blocks into one unit.
+    The units are in the order of their first channels.
+
+    Args:
+        channels: number of channels in the group.
+        axes: every parameter dimension that gets shorter when these channels are removed.
+
+    Raises:
+        ValueError: if a grouped convolution reads channels of several groups.
+    """
     first = list(range(channels))  # a lower or equal channel of the same set, up to its first one
 
     def root(channel: int) -> int:

@@ -1,4 +1,4 @@
-"""The entries of each parameter that stay in a network when channels are removed."""
+"""Which entries of each parameter stay in a network when channels are removed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ Kept = Mapping[tuple[str, str], Mapping[int, Tensor]]
 
 
 def kept_entries(groups: Sequence[Group], masks: Sequence[Tensor]) -> Kept:
-    """Return the entries of each parameter that stay when masked units are removed.
+    """Return which indices of each parameter dimension stay when masked units are removed.
+
+    A unit is one channel, or several channels that can only be removed together.
 
     Args:
         groups: groups of channels, with the parameters that are coupled to them.
-        masks: one mask per group, bool, one entry per unit; True for a unit that stays.
+        masks: one bool mask per group, with one element per unit; True for a unit that stays.
 
     Returns:
-        Mapping: (layer name, parameter) -> dimension -> indices of the entries that stay, in order.
+        Mapping: for each (layer name, parameter name) of the groups, a dict from the dimension to
+        the indices that stay along it, in ascending order.
     """
     stays: dict[tuple[str, str], dict[int, Tensor]] = {}
     for group, mask in zip(groups, masks, strict=True):
@@ -38,11 +41,11 @@ def kept_entries(groups: Sequence[Group], masks: Sequence[Tensor]) -> Kept:
 
 
 def select(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """Return the entries of a tensor that stay.
+    """Return a smaller tensor with only those entries that stay when channels are removed.
 
     Args:
         tensor: a parameter, or a tensor of its shape.
-        kept: indices of the entries that stay, by dimension; other dimensions stay whole.
+        kept: the indices that stay along a dimension, by dimension; other dimensions stay whole.
     """
     for dim, entries in kept.items():
         tensor = tensor.index_select(dim, entries.to(tensor.device))

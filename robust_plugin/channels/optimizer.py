@@ -20,9 +20,10 @@ def carry_optimizer(
 ) -> torch.optim.Optimizer:
     """Return an optimizer of the smaller network that continues from the state of ``optimizer``.
 
-    Settings, step counts and the order of parameters are the same. Momentum and other state of the
-    shape of a parameter is cut as the parameter was. Scores and rates are left out. A learning-rate
-    scheduler belongs to its optimizer: make a new one, with ``last_epoch``.
+    Settings, step counts and the order of parameters are the same. Momentum, and other state that
+    has the shape of its parameter, is cut as the parameter was. The pruner's scores and learned
+    layer densities are left out, since ``small`` has none. A learning-rate scheduler belongs to its
+    optimizer: make a new scheduler, with ``last_epoch``.
 
     Args:
         optimizer: the optimizer of the network that ``pruner`` has masked; it is not changed.
@@ -31,8 +32,8 @@ def carry_optimizer(
 
     Raises:
         ValueError: if the optimizer holds a parameter that the network does not have, if ``small``
-            is not the network that these masks leave, or if a state has another shape than its
-            parameter.
+            is not the network that these masks leave, or if the state of a cut parameter has a
+            tensor of another shape that holds more than one number.
     """
     model = pruner.model
     under = dict(model.named_parameters())
@@ -73,13 +74,17 @@ def carry_optimizer(
 
 
 def _cut(value: Any, old: Tensor, dims: Mapping[int, Tensor], name: str) -> Any:
-    """Return a copy of one entry of an optimizer's state, cut as its parameter was.
+    """Return a copy of one value of an optimizer's state, cut as its parameter was.
 
     Args:
-        value: the entry: a tensor, a number, or anything else.
+        value: the value, such as the momentum (a tensor) or the step count of a parameter.
         old: the parameter before the removal.
-        dims: indices of the entries of the parameter that stay, by dimension.
-        name: name of the entry and its parameter in error messages.
+        dims: for each dimension that was cut, the indices of the entries that stay.
+        name: name of the value and its parameter in error messages.
+
+    Raises:
+        ValueError: if the parameter was cut and the value is a tensor of another shape that holds
+            more than one number.
     """
     if not isinstance(value, Tensor):
         return copy.copy(value)

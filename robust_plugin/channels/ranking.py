@@ -1,7 +1,7 @@
 """The scores that a pruner has learned for channels, in the form that torch-pruning needs.
 
-A host library such as torch-pruning removes channels in several steps of its own. It asks for a
-ratio of channels to remove, and for the importance of the channels that are left.
+torch-pruning's pruners remove channels in several steps. They ask for the share of channels to
+remove from each layer, and for the importance of the channels that are left.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from robust_plugin.pruning.pruner import Pruner
 class Ranking:
     """The order in which the units of one group are removed, least important first.
 
+    A unit is one channel, or several channels that can only be removed together. The group has n
+    units before the first removal.
+
     Attributes:
         group: a group of channels.
-        mask: the scores of its units, and the number of units to keep.
+        mask: the pruner's mask of this group, with a score per unit and the number of units to
+            keep.
     """
 
     group: Group
@@ -32,9 +36,9 @@ class Ranking:
 
     @property
     def ranks(self) -> Tensor:
-        """The rank of each unit, all distinct: 1 for the first to be removed, n for the last.
+        """The rank of each unit, int64, shape [n]: 1 for the first to be removed, n for the last.
 
-        Equal scores are ordered as in the mask.
+        All ranks are distinct; units of equal scores are ordered as in the mask.
         """
         order = self.mask.scores.detach().abs().flatten().argsort(descending=True, stable=True)
         ranks = torch.empty_like(order, device="cpu")
@@ -43,34 +47,39 @@ class Ranking:
 
     @property
     def kept(self) -> int:
-        """The number of units that stay at the end."""
+        """The number of units that stay after the last step."""
         return int(self.mask.kept)
 
     def at(self, step: int, steps: int) -> int:
-        """Return the number of units that stay after a step; all steps remove about equally many.
+        """Return the number of units that are left after some steps of torch-pruning.
 
-        This is torch-pruning's count, int(n (1 - step/steps ratio)), with the property ``ratio``.
+        All steps remove about equally many units. This is torch-pruning's own formula,
+        int(n (1 - step / steps * ratio)), with the property ``ratio``.
 
         Args:
-            step: number of the step, from 0 to ``steps``.
+            step: number of steps made so far, from 0 to ``steps``.
             steps: number of steps in all.
         """
         return int(self.group.size * (1 - (step / float(steps)) * self.ratio))
 
     @property
     def ratio(self) -> float:
-        """The share of units to remove, 1 - (kept + 1/2)/n.
+        """The share of units to remove, 1 - (kept + 1/2)/n, at least 0.
 
-        With it, int(n (1 - ratio)) is always ``kept``. With 1 - kept/n it would be one less for
-        some n, because of float rounding.
+        With this share, torch-pruning's count int(n (1 - ratio)) is always ``kept``. With the share
+        1 - kept/n the count would be one too low for some n, because of float rounding.
         """
         return max(0.0, 1 - (self.kept + 0.5) / self.group.size)
 
     def remaining(self, member: Member) -> int:
-        """Return the number of units that are left, by the length of a dimension that follows them.
+        """Return how many units are left in the network, from the length of a parameter dimension.
+
+        Args:
+            member: the parameter and its dimension that has entries for the units.
 
         Raises:
-            ValueError: if the length is no multiple of the number of entries per unit.
+            ValueError: if the length is not a multiple of the number of entries per unit, or does
+                not stand for 1 to n units.
         """
         length, units = member.weight.shape[member.dim or 0], self.group.size
         each = units if member.index is None else len(member.index)
@@ -83,22 +92,39 @@ class Ranking:
         return left
 
     def importance(self, member: Member) -> Tensor:
-        """Return rank/n, in (0, 1], of every channel that a layer still has, in channel order."""
+        """Return rank/n of the unit of every channel that a layer still has, in channel order.
+
+        Args:
+            member: the parameter of the layer and its dimension that has entries for the channels.
+
+        Returns:
+            Tensor: values in (0, 1], shape [channels left].
+        """
         alive = self.alive(self.remaining(member))
         unit = torch.arange(len(alive)) if member.index is None else member.index
         return self.ranks[unit[alive[unit]]] / self.group.size
 
     def alive(self, remaining: int) -> Tensor:
-        """Return which units are left, bool, one per unit, if the least important went first."""
+        """Return which units are left if those of lowest rank are removed first; bool, shape [n].
+
+        Args:
+            remaining: number of units that are left.
+        """
         return self.ranks > self.group.size - remaining
 
 
 def rankings(pruner: Pruner) -> dict[nn.Module, tuple[Ranking, Member]]:
-    """Return, for each layer that makes channels, the ranking of its group and its Member there.
+    """Return the Ranking of the output channels of each layer that computes channels of a group.
+
+    Args:
+        pruner: a pruner with groups of channels.
+
+    Returns:
+        dict: for each such layer, the Ranking of its group and the Member for the layer's weight.
 
     Raises:
-        ValueError: if a group of the pruner is not one of channels, or a layer makes channels of
-            two groups.
+        ValueError: if a group of the pruner is not a group of channels that can be removed, or a
+            layer computes channels of two groups.
     """
     found: dict[nn.Module, tuple[Ranking, Member]] = {}
     check_channels(pruner.groups)
@@ -117,13 +143,17 @@ def rankings(pruner: Pruner) -> dict[nn.Module, tuple[Ranking, Member]]:
 
 
 def learned_ratios(pruner: Pruner) -> dict[nn.Module, float]:
-    """Return the share of channels to remove from each layer of the pruner's model.
+    """Return the share of output channels to remove from each convolution and linear layer.
 
-    All layers that make the channels of a group have the same share; layers without scores have
-    share 0.
+    All layers of the pruner's model that compute the channels of a group have the same share.
+    Layers whose output channels have no scores have share 0.
+
+    Args:
+        pruner: a pruner with groups of channels.
 
     Raises:
-        ValueError: if a group of the pruner is not one of channels.
+        ValueError: if a group of the pruner is not a group of channels that can be removed, or a
+            layer computes channels of two groups.
     """
     found = rankings(pruner)
     return {
@@ -134,7 +164,11 @@ def learned_ratios(pruner: Pruner) -> dict[nn.Module, float]:
 
 
 def zero_scheduled_gradients(pruner: Pruner) -> None:
-    """Set the gradient to zero wherever a weight reads channels that are scheduled for removal."""
+    """Zero the gradients of all weights that read channels which later steps will remove.
+
+    Args:
+        pruner: a pruner with groups of channels; its model's gradients are changed in place.
+    """
     remaining = {r.group.name: r.remaining(member) for r, member in rankings(pruner).values()}
     each = list(zip(pruner.groups, pruner.masks, strict=True))
     alive = [Ranking(group, mask).alive(remaining[group.name]) for group, mask in each]
@@ -149,11 +183,11 @@ def zero_scheduled_gradients(pruner: Pruner) -> None:
 
 
 def check_counts(pruner: Pruner, step: int, steps: int) -> None:
-    """Raise a ValueError unless every layer has the number of channels due after a step.
+    """Raise a ValueError unless every layer has the number of channels that it should have by now.
 
     Args:
         pruner: a pruner with groups of channels.
-        step: number of the step that has just been made, from 0 to ``steps``.
+        step: number of steps made so far, from 0 to ``steps``.
         steps: number of steps in all.
 
     Raises:

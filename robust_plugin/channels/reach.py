@@ -1,4 +1,4 @@
-"""A warning for layers that a traced forward pass does not contain."""
+"""Warn of layers that the trace of a network does not contain, so that they stay dense."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def warn_of_unseen(
     seen: Collection[str],
     ignored: Collection[nn.Module],
 ) -> None:
-    """Warn of prunable layers that are not in a trace of the network, because they stay dense.
+    """Warn of prunable layers that the trace of a network does not contain; they stay dense.
 
     Args:
         model: a network without masks; it is not changed.
         inputs: inputs of one forward pass.
         seen: names of the layers in the trace.
-        ignored: layers that need no warning, because the user has named them.
+        ignored: layers to leave out of the warning, because the user has named them.
     """
     known = set(ignored)
     for layer in model.modules():
@@ -60,7 +60,12 @@ def warn_of_unseen(
 
 
 def _running(model: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
-    """Return the names of the layers that run in evaluation or in training mode."""
+    """Return the names of all layers that a forward pass uses, in evaluation or in training mode.
+
+    Args:
+        model: a network without masks; it is not changed.
+        inputs: inputs of one forward pass; training mode is tried on random inputs of this kind.
+    """
     trial = copy.deepcopy(model)
     found = {name for name, _ in multiply_adds(trial, inputs)}
     for name, layer in trial.named_modules():

@@ -1,4 +1,4 @@
-"""Removal of the channels that a pruner has masked; saving and loading of the smaller network."""
+"""Remove the channels that a pruner has masked; save and load the smaller network."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ class Removed:
     """A network without the channels that a pruner has masked.
 
     Attributes:
-        model: the smaller network, with the flags and modes of the large one.
-        history: the channels that were removed; JSON can hold it.
-        counts: number of units that each group keeps, by group name.
+        model: the smaller network; ``requires_grad`` and the training flags are those of the large
+            one.
+        history: the removals in order, each as (layer name, True for output channels, indices of
+            the removed channels); JSON can hold this list.
+        counts: number of units that each group keeps, by group name; a unit is one channel, or
+            several channels that can only be removed together.
         multiply_adds: multiply-adds of one example, before and after the removal.
         parameters: number of parameters, before and after the removal.
-        difference: largest difference between the outputs of the smaller and the masked network,
-            relative to the largest output, in evaluation mode, on given and random inputs.
+        difference: largest absolute difference between the outputs of the smaller and the masked
+            network, divided by the largest absolute output, in evaluation mode, on the given and
+            on random inputs.
     """
 
     model: nn.Module
@@ -49,13 +53,15 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
     """Return a copy of the pruner's network without the masked channels.
 
     Args:
-        pruner: a pruner whose counts are final, with groups of channels that can be removed.
+        pruner: a pruner with groups of channels that can be removed. Its numbers of kept channels
+            must be final: a pruner that learns is in the finetune phase or finalized.
         inputs: inputs of one forward pass; on these and on random ones the outputs are compared.
-        replay: function that removes the channels of a history from a network in place.
+        replay: function ``replay(model, inputs, history)`` that removes the channels listed in
+            ``history`` from ``model``, in place.
 
     Raises:
-        ValueError: if the counts are not final, the groups are not groups of channels, or the
-            smaller network does not compute what the masked one computes.
+        ValueError: if the numbers of kept channels are not final, the groups are not groups of
+            channels, or the smaller network does not compute what the masked one computes.
     """
     check_channels(pruner.groups)
     if pruner.learn and pruner.phase not in ("finetune", "finalized"):
@@ -86,10 +92,15 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
 
 
 def _compared(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """Return the largest relative difference of the outputs in evaluation mode.
+    """Return the largest relative difference between the outputs in evaluation mode.
 
-    Training mode is compared in float64, because the statistics of small batches magnify rounding
-    errors.
+    The outputs in training mode are checked too, in float64, because the statistics of small
+    batches magnify rounding errors.
+
+    Args:
+        masked: the network with masks.
+        small: the network without the masked channels.
+        inputs: inputs of one forward pass; the networks are also compared on random inputs.
 
     Raises:
         ValueError: if the difference is larger than rounding errors, in either mode.
@@ -122,7 +133,11 @@ def _parameters(model: nn.Module) -> int:
 
 
 def save(path: str | Path, removed: Removed) -> None:
-    """Write the smaller network to one safetensors file: its history and its state.
+    """Write a smaller network to one safetensors file: the list of removals and its state_dict.
+
+    Args:
+        path: the file; its folder must exist.
+        removed: the result of ``remove_channels``.
 
     Raises:
         ValueError: if the folder of the file does not exist.
@@ -133,13 +148,14 @@ def save(path: str | Path, removed: Removed) -> None:
 def load_into(
     path: str | Path, model: nn.Module, inputs: tuple[Tensor, ...], replay: Replay
 ) -> nn.Module:
-    """Return the smaller network of a file, cut from a copy of the large one.
+    """Return the smaller network of a file, made by cutting a copy of the large network.
 
     Args:
         path: a file that ``save`` wrote.
         model: the large network, without masks; it is not changed.
-        inputs: inputs of one forward pass.
-        replay: function that removes the channels of a history from a network in place.
+        inputs: inputs of one forward pass, on which ``replay`` may trace the network.
+        replay: function ``replay(model, inputs, history)`` that removes the channels listed in
+            ``history`` from ``model``, in place.
 
     Raises:
         ValueError: for a file that ``save`` did not write, or a network of another architecture or

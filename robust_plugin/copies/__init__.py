@@ -1,9 +1,9 @@
 """Copies of a network that compute the same outputs, and checks that they do.
 
 Start with ``fast.py``: ``fast_copy`` makes the copy that attacks run on. ``convolutions.py`` has
-convolutions that are faster on a CPU, ``copied.py`` makes deep copies, ``agreement.py`` compares
-the outputs and gradients of two networks, ``tracing.py`` refuses to trace a network that has a
-backward pass of its own.
+layers that compute convolutions faster on a CPU, ``copied.py`` makes deep copies, ``agreement.py``
+compares the outputs and gradients of two networks, ``tracing.py`` raises an error where a trace
+would lose a custom backward pass.
 
 Not here: the copy that bounds are computed on (``certificates/plain_copy.py``).
 

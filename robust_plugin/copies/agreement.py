@@ -1,8 +1,8 @@
-"""Comparison of two networks: outputs on given and random inputs, and gradients by the inputs.
+"""Comparison of two networks by their outputs and by the gradients with respect to their inputs.
 
-The given inputs may be zeros, and a network without biases is zero there whatever it computes. And
-a branch of a network may run in training mode only. So networks are compared on random inputs too,
-and in both modes.
+The outputs are compared on given inputs, on random inputs and in training mode. Given inputs alone
+are not enough: they may be zeros, where every network without biases gives zero. And a network may
+have a branch that runs in training mode only.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ _SLOPE = (1 / 8 + 1 / 3) / 2
 
 @dataclass(frozen=True)
 class Trial:
-    """One forward pass that two networks are compared on.
+    """Inputs and mode of one forward pass, on which the outputs of two networks are compared.
 
     Attributes:
         inputs: the inputs of the forward pass.
-        training: whether the networks run in training mode, with the statistics of this batch.
+        training: whether the networks run in training mode, where BatchNorms use the statistics of
+            these inputs.
     """
 
     inputs: tuple[Tensor, ...]
@@ -49,11 +50,11 @@ class Trial:
 
 
 def trials(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Trial]:
-    """Return the forward passes to compare copies of a network on, those in training mode last.
+    """Return the forward passes on which copies of a network are compared.
 
-    These are the given inputs, random inputs in evaluation mode, and random inputs in training
-    mode if that gives other outputs. A pass is left out if the network itself does not run on it:
-    a forward method may check its inputs, or ask for targets in training mode.
+    In this order: the given inputs and random inputs in evaluation mode, then random inputs in
+    training mode, if the outputs differ between the modes. A pass is left out if the network itself
+    does not run on it: a forward method may check its inputs, or ask for targets in training mode.
 
     Args:
         model: the network; it is not changed.
@@ -84,9 +85,13 @@ def trials(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Trial]:
 def random_like(inputs: tuple[Tensor, ...], examples: int) -> tuple[Tensor, ...]:
     """Return random inputs in the range of the given ones, with at least ``examples`` examples.
 
-    An input that holds no floating-point numbers, or numbers that are not finite (the mask of an
-    attention, say), is repeated as it is. If all numbers of an input are equal, the range is
-    [0, 1].
+    The range of an input is that of its values, or [0, 1] if all of them are equal. An input of
+    integer or bool values, or with values that are not finite (an attention mask, say), is not
+    drawn, but repeated until it has enough examples.
+
+    Args:
+        inputs: inputs of one forward pass, batch dimension first.
+        examples: least size of the batch.
     """
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -103,7 +108,14 @@ def random_like(inputs: tuple[Tensor, ...], examples: int) -> tuple[Tensor, ...]
 
 
 def doubled(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return a copy and its inputs in float64, or in their own dtype if float64 does not run."""
+    """Return a copy of the network and its inputs in float64.
+
+    If the network does not run in float64, both keep their dtypes.
+
+    Args:
+        model: the network; it is not changed.
+        inputs: inputs of one forward pass.
+    """
     wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     try:
         double = copy.deepcopy(model).double()
@@ -114,10 +126,15 @@ def doubled(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, tu
 
 
 def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the output tensors of a network in evaluation mode.
+    """Run a network in evaluation mode, and return the floating-point tensors of its output.
+
+    Args:
+        model: the network; it stays in evaluation mode.
+        inputs: inputs of the forward pass.
 
     Raises:
-        ValueError: if the forward pass fails, with its error, or returns no floating-point tensor.
+        ValueError: if the forward pass fails (the message has its error), or returns no
+            floating-point tensor.
     """
     try:
         out = outputs(model, Trial(inputs))
@@ -136,19 +153,23 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, trial: Trial) -> list[Tensor]:
-    """Return all output tensors of a network. Call it on a copy: mode and statistics change.
+    """Run a network on a trial, and return the floating-point tensors of its output.
 
-    The random numbers are the same at each call, for any number of channels: they have the same
-    seed, all channels of an example get the same number, and Dropout does nothing.
+    Networks with different numbers of channels can be compared: the seed of the random numbers is
+    the same at each call, all channels of an example get the same number, and Dropout does nothing.
+
+    Args:
+        model: a copy of the network, since its mode and running statistics change.
+        trial: inputs and mode of the forward pass.
     """
     with forked(0, trial.inputs[0].device), torch.no_grad(), _SharedNoise():
         return list(tensors_in(model.train(trial.training)(*trial.inputs)))
 
 
 class _SharedNoise(TorchFunctionMode):
-    """Give all channels of an example the same random number, and turn Dropout off.
+    """Within the context, all channels of an example get the same random number; Dropout is off.
 
-    Otherwise a network without some of the channels would take fewer random numbers, and all later
+    Otherwise a network without some of the channels would draw fewer random numbers, and all later
     ones would differ.
     """
 
@@ -188,7 +209,11 @@ def tensors_in(out: Any) -> Iterator[Tensor]:
 def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """Return max ``|expected - found|`` / max ``|expected|``, the largest over all outputs.
 
-    It is infinite if two outputs differ in shape or a difference is NaN.
+    The result is infinite if two outputs differ in shape, or if a difference is NaN.
+
+    Args:
+        expected: outputs of the original network.
+        found: outputs of the other network, in the same order.
     """
     worst = 0.0
     for one, other in zip(expected, found, strict=True):
@@ -201,11 +226,16 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
 
 
 def same_gradients(network: nn.Module, changed: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Return whether a changed network has the input gradients of the original network.
+    """Return whether two networks have the same gradients with respect to their inputs.
 
-    An attack on the changed network then follows the gradient of the original. Compared are the
-    gradients of a randomly weighted sum of the outputs, with each network in the mode it is in. An
-    original without input gradients has none to lose, and the answer is True.
+    If so, an attack on the changed network follows the gradients of the original. The gradients are
+    those of a randomly weighted sum of the outputs, with each network in the mode it is in. If the
+    original has no such gradients, the result is True.
+
+    Args:
+        network: the original network.
+        changed: the network to check.
+        inputs: inputs of one forward pass.
     """
     try:
         expected = _input_gradients(network, inputs)
@@ -226,7 +256,14 @@ def same_gradients(network: nn.Module, changed: nn.Module, inputs: tuple[Tensor,
 
 
 def _input_gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the gradient of a random sum of the outputs by each input that it depends on."""
+    """Return the gradients of a randomly weighted sum of the outputs by the inputs.
+
+    Inputs that the outputs do not depend on are left out.
+
+    Args:
+        model: the network; it returns one tensor.
+        inputs: inputs of one forward pass.
+    """
     leaves = tuple(
         x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs
     )

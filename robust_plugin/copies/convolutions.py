@@ -1,7 +1,7 @@
 """Layers that compute what a convolution computes, faster on a CPU.
 
-They are faster where attacks differentiate by the input: a matrix product for convolutions on small
-maps, and a backward pass of products and folds for convolutions with few input channels.
+They are faster where attacks differentiate by the input: convolutions on small maps become a matrix
+product, and convolutions with few input channels get a backward pass of matrix products and folds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _ENTRIES = 2**18
 
 
 def cheaper(layer: nn.Conv2d, x: Tensor) -> nn.Module:
-    """Return a faster layer with the outputs of ``layer`` on inputs of x's shape, or ``layer``.
+    """Return a faster layer that computes the same as a convolution, or the convolution itself.
 
-    The parameters of a faster layer get no gradients.
+    The faster layer works for inputs of x's shape, with any batch size. Its parameters get no
+    gradients.
 
     Args:
         layer: a convolution on any device.
@@ -45,7 +46,14 @@ def cheaper(layer: nn.Conv2d, x: Tensor) -> nn.Module:
 
 
 def maps_seen(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Return the input of each Conv2d that a forward pass calls exactly once, by layer name."""
+    """Run a network, and return the inputs of its Conv2d layers by the layer's name.
+
+    Layers that are not called exactly once are left out.
+
+    Args:
+        network: the network.
+        x: inputs of the network, shape [B, ...].
+    """
     seen: dict[str, list[Tensor]] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -66,7 +74,10 @@ def maps_seen(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def unrolled(layer: nn.Conv2d, x: Tensor) -> Unrolled | None:
-    """Return a convolution on maps of x's size as one matrix, or None if the matrix is too large.
+    """Return a layer that computes a convolution as one matrix product, or None for a large matrix.
+
+    The layer works for inputs of x's shape, with any batch size. The matrix must have at most 2^18
+    entries, and at most four times as many as the convolution has multiply-adds.
 
     Args:
         layer: a convolution on any device.
@@ -79,15 +90,18 @@ def unrolled(layer: nn.Conv2d, x: Tensor) -> Unrolled | None:
 
 
 def with_matrices(network: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return a copy in which convolutions on small maps are matrices, and their inputs by name.
+    """Return a copy of a network in which convolutions on small maps are matrix products.
 
-    This is for bounds, which are propagated from every neuron separately; a convolution then runs
-    on one small map per neuron.
+    Methods that propagate bounds back from every neuron separately run each convolution on one map
+    per neuron; on small maps, a matrix product is faster.
 
     Args:
-        network: the network, whose weights the copy shares. Its layers may go on learning;
-            ``Unrolled.follow`` copies their weights into the matrices again.
+        network: the network. The copy shares its weights, but not the matrices: when the weights
+            change, ``Unrolled.follow`` computes the matrices again.
         x: one input of the network, shape [1, ...].
+
+    Returns:
+        tuple: the copy, and the input of each replaced convolution by the layer's name.
     """
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     short, found = copy.deepcopy(network, shared), {}
@@ -101,7 +115,13 @@ def with_matrices(network: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, T
 
 
 class Unrolled(nn.Module):
-    """A convolution on maps of one size, computed as one matrix: z = W x + b on flattened maps."""
+    """A convolution on maps of one size, computed as one matrix: z = W x + b on flattened maps.
+
+    Args:
+        layer: the convolution.
+        x: one input of the convolution, shape [1, C, H, W].
+        out: the convolution's output for x.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -115,19 +135,31 @@ class Unrolled(nn.Module):
 
     @torch.no_grad()
     def follow(self, layer: nn.Conv2d, x: Tensor) -> None:
-        """Set matrix and bias to what ``layer`` computes on maps of x's shape, [1, C, H, W]."""
+        """Set the matrix W and the bias b to what a convolution computes now.
+
+        Args:
+            layer: the convolution.
+            x: an input of the size that the layer was made for, shape [1, C, H, W]; its values do
+                not matter.
+        """
         units = torch.eye(x.numel(), dtype=x.dtype, device=x.device).view(-1, *x.shape[1:])
         bias = layer(torch.zeros_like(x))
         self.weight.copy_((layer(units) - bias).flatten(1).t())
         self.bias.copy_(bias.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the convolution returns."""
+        """Return the convolution's output for inputs of shape [B, C, H, W]."""
         return F.linear(x.flatten(1), self.weight, self.bias).view(-1, *self.out)
 
 
 class _Narrow(nn.Module):
-    """A convolution whose gradient by the input is computed as F.fold(W^T dL/dz)."""
+    """A convolution whose gradient by the input is computed as F.fold(W^T dL/dz).
+
+    Here L is the loss and z the convolution's output. The parameters get no gradients.
+
+    Args:
+        layer: a convolution with one group and padding by zeros.
+    """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -135,7 +167,7 @@ class _Narrow(nn.Module):
         self.settings = layer.stride, layer.padding, layer.dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the convolution returns."""
+        """Return the convolution's output for inputs of shape [B, C, H, W]."""
         result: Tensor = _NarrowConvolution.apply(x, self.weight, self.bias, self.settings)
         return result
 

@@ -15,13 +15,13 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
     Args:
         model: any network.
-        memo: the memo of ``copy.deepcopy``: what takes the place of each object in the copy, by
-            the id of the object. The copied objects are added to it. None for an empty memo.
+        memo: the memo of ``copy.deepcopy``, a dict from the id of each object to the object that
+            takes its place in the copy. The copied objects are added to it. None for an empty memo.
 
     Raises:
         TypeError: if the model is no nn.Module.
-        ValueError: with the reason, if the model holds a graph instead of layers or cannot be
-            copied.
+        ValueError: if the model is a graph made by TorchScript or torch.export, or cannot be
+            copied; the message gives the reason.
     """
     refuse_fixed(model)
     try:

@@ -28,14 +28,14 @@ _WIDE = 64
 
 
 def fast_copy(model: nn.Module, x: Tensor) -> nn.Module:
-    """Return a copy in evaluation mode, for forward passes and gradients by the inputs.
+    """Return a faster copy in evaluation mode, for forward passes and gradients by the inputs.
 
-    In the copy, masks become zeros in plain weights, a BatchNorm after a convolution is folded
-    into the convolution, convolutions on small maps or few channels are replaced by faster layers,
-    and wide networks run in channels_last. The copy has only the masks applied if the network
-    cannot be traced, calls a ``torch.autograd.Function``, or if the faster copy does not give the
-    same logits on ``x`` (to 1e-4 of their range) and the same input gradients. A network that
-    cannot be copied is returned itself.
+    In the copy, masks become zeros in plain weights, a BatchNorm after a convolution is folded into
+    the convolution, convolutions on small maps or of few channels are replaced by faster layers,
+    and wide networks run in channels_last. Only the masks are applied if the network cannot be
+    traced or calls a ``torch.autograd.Function``, or if the faster copy does not give the same
+    logits on ``x`` (to 1e-4 of their range) and the same gradients by the inputs. If a network
+    without masks cannot be copied, the network itself is returned.
 
     Args:
         model: any network; it is not changed.
@@ -75,7 +75,7 @@ def _same_logits(plain: nn.Module, folded: nn.Module, x: Tensor) -> bool:
 
 
 def _moved(x: Tensor) -> Tensor:
-    """Return the first points, moved by noise within the range of all values of ``x``."""
+    """Return the first 32 points, moved by noise of up to 1 % of the range of x's values."""
     generator = torch.Generator().manual_seed(0)
     low, high = x.aminmax()
     noise = 2 * torch.rand(x[:_POINTS].shape, generator=generator).to(x) - 1
@@ -95,10 +95,10 @@ def _is_wide(model: nn.Module) -> bool:
 
 
 def _folded(model: nn.Module) -> fx.GraphModule:
-    """Return a trace of the model in which each BatchNorm is folded into its convolution.
+    """Return a trace of the model in which each BatchNorm is folded into the convolution before it.
 
-    A convolution or BatchNorm that is called more than once, or whose output has a second reader,
-    stays as it is.
+    Both stay as they are if one of them is called more than once, or if another operation reads the
+    convolution's output too.
     """
     with refusing_own_backward():
         traced = fx.symbolic_trace(model)
@@ -124,7 +124,12 @@ def _folded(model: nn.Module) -> fx.GraphModule:
 
 
 def _replace_convolutions(traced: fx.GraphModule, x: Tensor) -> None:
-    """Replace each convolution by a layer that is faster on its input, if there is one."""
+    """Replace each convolution of a trace, in place, by a layer that is faster, if there is one.
+
+    Args:
+        traced: the trace.
+        x: one input of the network, shape [1, ...].
+    """
     for name, maps in maps_seen(traced, x).items():
         traced.add_submodule(name, cheaper(cast(nn.Conv2d, traced.get_submodule(name)), maps))
     traced.recompile()

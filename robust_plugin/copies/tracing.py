@@ -1,4 +1,4 @@
-"""A guard for torch.fx traces: an error instead of a trace that loses a backward pass."""
+"""An error where a torch.fx trace of a network would lose a custom backward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import fx
 
 
 class OwnBackward(ValueError):
-    """Raised when a network calls a ``torch.autograd.Function``, whose backward pass would be lost.
+    """A ``torch.autograd.Function`` is traced, and its backward pass would be lost.
 
     A torch.fx trace holds only the operations of the forward pass.
     """
@@ -20,11 +20,11 @@ class OwnBackward(ValueError):
 
 @contextmanager
 def refusing_own_backward() -> Iterator[None]:
-    """Raise OwnBackward if a torch.fx trace inside reaches a ``torch.autograd.Function``.
+    """Within the context, a torch.fx trace raises OwnBackward for a ``torch.autograd.Function``.
 
-    Called on proxies, ``Function.apply`` runs the forward method, so the trace holds the
-    operations of that method, and autograd differentiates these. A straight-through estimator
-    has a different backward pass on purpose, which the trace would lose.
+    Without the error, the trace would hold the operations of the function's forward method, and
+    autograd would differentiate these. The function's own backward pass, which differs on purpose
+    in a straight-through estimator, would be lost.
     """
     function: Any = torch.autograd.Function
     apply = inspect.getattr_static(function, "apply")

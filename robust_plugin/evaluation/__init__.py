@@ -1,11 +1,11 @@
-"""From a model and test points to a report.
+"""Evaluation: from a model and test points to a report.
 
-Start with ``evaluation.py``: ``evaluate`` runs attacks and certifiers. ``arguments.py`` checks
-what it is given, ``one_pass.py`` runs everything on the points of the loader, and ``rows.py``
-collects the results of each attack and of the certifier.
-``results.py`` has the results and the figures computed from them, ``report.py`` prints, saves and
-reads them, ``curve.py`` is the security curve. ``sanity.py`` has the checks of the network that
-every evaluation makes. ``obfuscated_gradients.py`` has the longer ones that a user may ask for,
+Start with ``evaluation.py``: ``evaluate`` runs attacks and a certifier. ``arguments.py`` checks
+the arguments of ``evaluate``, ``one_pass.py`` runs attacks and certifier on the points of the
+loader, and ``rows.py`` collects the results of each.
+``results.py`` has the results and computes accuracies from them, ``report.py`` prints, saves and
+reads them, ``curve.py`` has the security curve. ``sanity.py`` has the checks of the network that
+every evaluation makes. ``obfuscated_gradients.py`` has longer checks that a user may run,
 ``obfuscation_verdict.py`` their results.
 
 Not here: pages and plots (``recipes/pages``, ``recipes/evaluate``).

@@ -1,4 +1,4 @@
-"""Check the attacks, certifier and limits given to ``evaluate`` and make the report's rows."""
+"""Check the arguments of ``evaluate``, and make the objects that collect the results."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ def rows_of(
     *,
     keep: bool,
 ) -> dict[str, Row]:
-    """Return the rows of an evaluation by name: one per attack, and ``"certified"``.
+    """Check attacks, certifier and limits, and return an object for each that collects its results.
+
+    Each object stands for one row of the report's table. The key is the name of the attack in the
+    report, or ``"certified"`` for the certifier.
 
     Args:
-        attacks: callables ``attack(model, x, y)``, or a dict of them by the row's name.
+        attacks: callables ``attack(model, x, y)``, or a dict of them by their names in the report.
         certifier: callable ``certifier(model, x, y)``, or None.
         threat: threat model of attacks and certifiers without a ``threat`` attribute, or None.
-        limits: by row, the number of points that it gets; all without an entry.
+        limits: for an attack's name, or ``"certified"``, the largest number of points that it gets;
+            no limit if the name is not in the dict.
         keep: whether the adversarial inputs are stored.
 
     Raises:
         TypeError: if the attacks are not a list of callables, the certifier is not callable, or the
             limits are not a mapping.
-        ValueError: for an attack or certifier without a threat model, two rows of the same name,
-            and a limit below one point or for a row that does not exist.
+        ValueError: for an attack or certifier without a threat model, two attacks of the same name,
+            and a limit below one point or for a name that does not exist.
     """
     if callable(attacks) or not isinstance(attacks, Iterable):
         raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
@@ -101,5 +105,8 @@ def _check_attack(attack: object) -> None:
 
 
 def _name(method: Any) -> str:
-    """Return the name of an attack or certifier, or else that of its function or class."""
+    """Return the attribute ``name`` of an attack or certifier.
+
+    Without this attribute, return the name of the function or class.
+    """
     return str(getattr(method, "name", getattr(method, "__name__", type(method).__name__)))

@@ -1,4 +1,8 @@
-"""Security curves: robust accuracy by radius, computed from the distance to each point's attack."""
+"""Security curves: the robust accuracy of a model as a function of the attack's radius.
+
+A curve is computed from one distance per point, that to the closest adversarial example that
+attacks have found.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from robust_plugin.threat.units import parse_eps
 
 @dataclass(frozen=True)
 class SecurityCurve:
-    """How far each point had to be moved to fool the model.
+    """Robust accuracy by radius, from each point's distance to its closest adversarial example.
 
     Attributes:
         norm: norm in which distances are measured.
         distances: one distance per point, in input units; 0 if the clean point is misclassified,
-            infinite if no adversarial input was found. Attacks find upper bounds of the smallest
+            infinite if no adversarial example was found. Attacks find upper bounds of the smallest
             distance, so the curve is an upper bound of robust accuracy.
 
     >>> SecurityCurve("Linf", (0.0, 0.01, 0.05, math.inf)).accuracy("8/255")
@@ -30,7 +34,9 @@ class SecurityCurve:
     distances: tuple[float, ...]
 
     def accuracy(self, eps: float | str) -> float:
-        """Return the share of points that no attack within a radius fools, in [0, 1].
+        """Return the robust accuracy at a radius, in [0, 1].
+
+        This is the share of points that no attack within the radius fools.
 
         Args:
             eps: radius in input units, a number or a fraction such as ``"8/255"``.
@@ -38,7 +44,11 @@ class SecurityCurve:
         return self._robust_points(eps) / len(self.distances)
 
     def interval(self, eps: float | str) -> tuple[float, float]:
-        """Return the Wilson 95 % interval of ``accuracy``."""
+        """Return the Wilson 95 % interval of ``accuracy`` at a radius.
+
+        Args:
+            eps: radius in input units, a number or a fraction such as ``"8/255"``.
+        """
         return wilson_interval(self._robust_points(eps), len(self.distances))
 
     def _robust_points(self, eps: float | str) -> int:
@@ -51,16 +61,20 @@ class SecurityCurve:
         return statistics.median(self.distances)
 
     def steps(self) -> tuple[tuple[float, float], ...]:
-        """Return (radius, accuracy just beyond it) for each radius where the accuracy falls."""
+        """Return the steps of the curve, sorted by radius.
+
+        There is one pair for each point with a finite distance: this distance, and the accuracy
+        just above it.
+        """
         finite = sorted(d for d in self.distances if math.isfinite(d))
         n = len(self.distances)
         return tuple((d, 1 - (i + 1) / n) for i, d in enumerate(finite))
 
     def table(self, radii: Sequence[float | str]) -> str:
-        """Return a table with one line per radius.
+        """Return a table, as text, with one line per radius.
 
-        A line has the radius as given and as a number, the accuracy in per cent and its 95 %
-        interval.
+        A line has the radius as given and as a decimal number, the accuracy in per cent, and the
+        95 % interval of the accuracy.
 
         Args:
             radii: radii in input units, numbers or fractions.
@@ -76,7 +90,9 @@ class SecurityCurve:
 
 
 def around(threat: ThreatModel) -> tuple[str, ...]:
-    """Return six radii from a quarter to four times eps, as fractions if eps is a fraction.
+    """Return six radii, as strings, from a quarter of a threat model's eps to four times eps.
+
+    They are fractions if eps is a fraction.
 
     >>> around(ThreatModel("Linf", "8/255"))
     ('2/255', '4/255', '8/255', '12/255', '16/255', '32/255')

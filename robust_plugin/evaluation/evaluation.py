@@ -1,4 +1,4 @@
-"""``evaluate``: one pass over a loader that measures a model clean, under attacks and by proofs."""
+"""``evaluate``: measure clean, robust and certified accuracy in one pass over a loader."""
 
 from __future__ import annotations
 
@@ -34,30 +34,37 @@ def evaluate(
     limits: Mapping[str, int] | None = None,
     adversarial: str | Path | None = None,
 ) -> Report:
-    """Evaluate a model clean, under attacks and by proofs, on the same points.
+    """Measure the clean, robust and certified accuracy of a model on the same points.
 
-    The model runs in evaluation mode. Attacks and the certifier get the points that are right
-    clean. The model's modes, gradients and the global random generators are restored; the same call
-    gives the same report.
+    The model runs in evaluation mode. Attacks and the certifier get the points that the model
+    classifies correctly. The model's modes, gradients and the global random generators are
+    restored; the same call gives the same report.
 
     Args:
         model: network, pruned or not, with or without a pruner attached.
         loader: batches (x, y) of shapes [B, ...] and [B]; they are moved to the model's device.
-        attacks: callables ``attack(model, x, y)``, or a dict of them by the row's name.
+        attacks: list of callables ``attack(model, x, y)`` that return adversarial inputs, or a dict
+            of them by their names in the report.
         certifier: callable ``certifier(model, x, y)`` that returns one bool per point, whether it
             is proved. A certifier with a method ``decide``, such as ``Verifier``, also tells which
             method proved each point. None for no proofs.
         threat: threat model of attacks and certifiers without a ``threat`` attribute; None if all
             have one.
-        limits: by row (an attack's name, or ``"certified"``), the number of points it gets, taken
-            from the start; all points without an entry.
-        adversarial: file for the adversarial images, or None: a dict with the tensors ``inputs``
-            and ``labels`` and one tensor per attack, for ``torch.load(..., weights_only=True)``.
+        limits: for an attack's name, or ``"certified"``, the number of points that it gets, taken
+            from the start of the loader; all points if the name is not in the dict.
+        adversarial: file to write the adversarial images to, or None. It gets a dict with the
+            tensors ``inputs`` and ``labels`` and one tensor per attack, which
+            ``torch.load(..., weights_only=True)`` reads.
+
+    Returns:
+        Report: whether each point is classified correctly, clean and under each attack, and
+        whether it is certified, with the accuracies.
 
     Raises:
         TypeError, ValueError: for inputs, labels, logits or attack results that are not valid, a
-            model that is random in evaluation mode (unless all attacks are made for that), an
-            empty loader, and a point that is certified and fooled in the same ball.
+            model that is random in evaluation mode (unless all attacks are made for random
+            networks), an empty loader, and a point that is certified but fooled by an attack within
+            the certified ball.
 
     >>> from robust_plugin import IBP, pgd
     >>> model = nn.Sequential(nn.Linear(1, 2))  # class 1 where x > 0.5
@@ -100,9 +107,11 @@ def evaluate(
 
 @contextmanager
 def _findings_of_attacks() -> Iterator[list[str]]:
-    """Collect the attacks' warnings about gradients that are not finite.
+    """Within the context, collect the attacks' warnings about NaN or infinite gradients.
 
-    Warnings of class SuspectNetwork are hidden, because the report has findings of its own.
+    The context manager yields the list of their texts. All other warnings of the class
+    SuspectNetwork are not shown: ``evaluate`` checks the network for the same defects, and lists
+    them in the report.
     """
     found: list[str] = []
     with warnings.catch_warnings():
@@ -121,7 +130,15 @@ def _findings_of_attacks() -> Iterator[list[str]]:
 
 
 def _report(seen: Seen, rows: Mapping[str, Row]) -> Report:
-    """Return the report of all rows, or raise if proofs and attacks contradict each other."""
+    """Return the report of a finished evaluation.
+
+    Args:
+        seen: the evaluated points with their clean results.
+        rows: the results of each attack and of the certifier, by name.
+
+    Raises:
+        ValueError: if an attack fools a certified point within the certified ball.
+    """
     attacks = {name: row for name, row in rows.items() if isinstance(row, AttackRow)}
     by_search = sorted(attacks.items(), key=lambda pair: not pair[1].searches)
     measured = by_search if any(row.searches for row in attacks.values()) else []
@@ -146,13 +163,23 @@ def _report(seen: Seen, rows: Mapping[str, Row]) -> Report:
 
 
 def _versions(rows: Mapping[str, Row]) -> dict[str, str]:
-    """Return the versions of the rows' libraries, this package and torch, by name."""
+    """Return the versions of this package, torch and the libraries behind the attacks, by name.
+
+    Args:
+        rows: the results of each attack and of the certifier, by name.
+    """
     ours = {"robust_plugin": __version__, "torch": torch.__version__}
     return {name: each for row in rows.values() for name, each in row.versions.items()} | ours
 
 
 def _write(path: Path, seen: Seen, rows: Mapping[str, Row]) -> None:
-    """Write inputs, labels and the adversarial images of each attack to a file."""
+    """Write inputs, labels and the adversarial images of each attack to a file.
+
+    Args:
+        path: the file.
+        seen: the evaluated points, with their batches.
+        rows: the results of each attack and of the certifier, by name.
+    """
     x, y = seen.together()
     images = {
         name: torch.cat(row.images) for name, row in rows.items() if isinstance(row, AttackRow)

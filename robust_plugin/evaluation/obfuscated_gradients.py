@@ -1,7 +1,7 @@
 """Checks for obfuscated gradients: is a network robust, or do gradient attacks just fail on it?
 
-The checks are those of Athalye et al. 2018, section 3.1, and Carlini et al. 2019, section 5. Each
-result is a sentence with the figures it is based on.
+The checks are those of Athalye et al. 2018, section 3.1, and Carlini et al. 2019, section 5. The
+result of each is a statement, whether it holds, and the measured accuracies or losses.
 """
 
 from __future__ import annotations
@@ -46,25 +46,26 @@ def obfuscation(
 ) -> Obfuscation:
     """Check a network for obfuscated gradients, which make robust accuracy look too high.
 
-    These statements hold for a network without them: accuracy falls to 0 at an unbounded radius; it
-    never rises with the radius or with the number of steps; the loss rises along the attack; an
-    attack without gradients, and inputs made against another network (the dense parent), fool no
-    more points than gradients do. Shares of points that should be equal may differ by 3 %, or by
-    two points.
+    These statements hold for a network without obfuscated gradients: accuracy falls to 0 at an
+    unbounded radius; it never rises with the radius or with the number of steps; the loss rises
+    with the steps of the attack; and neither an attack without gradients nor adversarial examples
+    made on another network (``parent``) fool points that PGD does not fool.
+    Shares of points that should be equal may differ by 3 %, or by two points.
 
     Args:
         model: network; it runs in evaluation mode, and its modes are restored.
-        x: inputs, shape [B, ...]; a hundred are enough. There is no verdict if fewer than 50 are
-            right clean.
+        x: inputs, shape [B, ...]; a hundred are enough. There is no verdict if the network
+            classifies fewer than 50 of them correctly.
         y: labels, shape [B].
         threat: threat model with norm Linf or L2.
         parent: another network of the same classes, such as the dense network before pruning; None
-            to leave that check out.
+            to leave out the check with its adversarial examples.
         seed: seed of the attacks; the global generator is restored.
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel.
-        ValueError: for a norm that PGD does not support, eps = 0, or if no point is right clean.
+        ValueError: for a norm that PGD does not support, eps = 0, or if the network classifies no
+            point correctly.
     """
     if check_threat(threat).eps == 0:
         raise ValueError("eps is 0; there is nothing to check without a radius.")
@@ -89,7 +90,7 @@ def obfuscation(
 
 
 def _right_under(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
-    """Return whether each point is right under an attack; bool, shape [B]."""
+    """Return which points are still classified correctly under an attack; bool, shape [B]."""
     x_adv = attack(model, x, y)
     with torch.no_grad():
         found: Tensor = model(x_adv).argmax(1) == y
@@ -101,14 +102,14 @@ def _share(flags: Tensor) -> float:
 
 
 def _scaled(threat: ThreatModel, factor: float) -> ThreatModel:
-    """Return the threat model with eps times a factor, in Linf at most high - low."""
+    """Return the threat model with eps times a factor; in Linf at most eps = high - low."""
     eps = threat.eps * factor
     eps = min(eps, threat.high - threat.low) if threat.norm == "Linf" else eps
     return threat.with_radius(eps)
 
 
 def _unbounded(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Check:
-    """Check that accuracy falls to 0 if the ball contains the whole box."""
+    """Check that PGD fools almost all points if the ball contains all of [low, high]."""
     threat = threat.narrowed(x, reach=_FAR * threat.eps)
     width = threat.high - threat.low
     radius = width if threat.norm == "Linf" else width * x[0].numel() ** 0.5
@@ -122,17 +123,22 @@ def _unbounded(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> C
 
 
 def _noise(n: int) -> float:
-    """Return the share of n points by which attacks of equal strength may differ."""
+    """Return by which share of n points the results of attacks of equal strength may differ."""
     return max(_NOISE, _FEW / n)
 
 
 def _falls(shares: Sequence[float], n: int) -> bool:
-    """Return whether shares of n points never rise, up to noise."""
+    """Return whether the shares never rise from one to the next, up to noise.
+
+    Args:
+        shares: shares of points that are still classified correctly, from weak to strong attacks.
+        n: number of points.
+    """
     return all(b <= a + _noise(n) for a, b in zip(shares[:-1], shares[1:], strict=True))
 
 
 def _by_radius(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Check:
-    """Check that accuracy never rises with the radius."""
+    """Check that accuracy under PGD never rises with the radius."""
     factors = (0.25, 0.5, 1.0, 2.0, 4.0)
     balls = [_scaled(threat, factor) for factor in factors]
     shares = [_share(_right_under(model, pgd(b, steps=20, keep="best"), x, y)) for b in balls]
@@ -141,7 +147,11 @@ def _by_radius(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> C
 
 
 def _by_steps(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Check]:
-    """Check that accuracy never rises, and the loss never falls, with the number of steps."""
+    """Check that accuracy never rises, and the loss never falls, with the number of PGD's steps.
+
+    Returns:
+        list: one check of the accuracy and one of the loss.
+    """
     counts = (1, 5, 20, 50)
     shares, losses = [], []
     with torch.no_grad():
@@ -167,14 +177,14 @@ def _by_steps(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> li
 def _without_gradients(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, white: Tensor
 ) -> Check:
-    """Check that Square, which uses no gradients, fools no points beyond those that PGD fools.
+    """Check that Square, an attack without gradients, fools no points that PGD does not fool.
 
     Args:
         model: the network, in evaluation mode.
         x: inputs, shape [B, ...].
         y: labels, shape [B].
         threat: threat model of both attacks.
-        white: whether each point is right under PGD; bool, shape [B].
+        white: whether each point is still classified correctly under PGD; bool, shape [B].
     """
     name = "gradients do no worse than an attack without them"
     if x.dim() != 4:
@@ -200,7 +210,7 @@ def _without_gradients(
 def _transfer(
     model: nn.Module, parent: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, white: Tensor
 ) -> Check:
-    """Check that attacks on the parent fool no points beyond those that PGD fools.
+    """Check that adversarial examples made on the parent fool no points that PGD does not fool.
 
     Args:
         model: the network, in evaluation mode.
@@ -208,7 +218,7 @@ def _transfer(
         x: inputs, shape [B, ...].
         y: labels, shape [B].
         threat: threat model of both attacks.
-        white: whether each point is right under PGD; bool, shape [B].
+        white: whether each point is still classified correctly under PGD; bool, shape [B].
     """
     x_adv = pgd(threat, steps=50, keep="best")(parent, x, y)
     with torch.no_grad():

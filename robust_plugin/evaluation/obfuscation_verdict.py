@@ -12,12 +12,12 @@ _ENOUGH = 50
 
 @dataclass(frozen=True)
 class Check:
-    """One check and its result.
+    """One check for obfuscated gradients and its result.
 
     Attributes:
-        name: the statement that should hold.
+        name: the statement that should hold, in words.
         passed: whether it holds; None if the check could not run.
-        detail: the figures that the result is based on, in words.
+        detail: the measured values that the result is based on, in words.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Obfuscation:
-    """The results of all checks.
+    """The results of all checks for obfuscated gradients.
 
     Attributes:
         checks: the checks in the order they ran.
-        n: number of points that were checked, all of them right clean.
+        n: number of points that were checked, all of them classified correctly without an attack.
     """
 
     checks: tuple[Check, ...]
@@ -39,12 +39,12 @@ class Obfuscation:
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """The checks that failed."""
+        """The checks whose statement does not hold, without those that could not run."""
         return tuple(check for check in self.checks if check.passed is False)
 
     @property
     def verdict(self) -> str:
-        """One sentence about the result; with fewer than 50 points, that they are too few."""
+        """One sentence about the result; for fewer than 50 points, that they are too few."""
         names = "; ".join(check.name for check in self.failed)
         if self.n < _ENOUGH:
             missed = f" (on these do not hold: {names})" if names else ""

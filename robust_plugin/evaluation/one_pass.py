@@ -1,4 +1,4 @@
-"""Run the rows of an evaluation on the points of a loader, in one pass."""
+"""Run the attacks and the certifier of an evaluation on the points of a loader, in one pass."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from robust_plugin.runtime.journal import Fingerprint
 
 @dataclass
 class Seen:
-    """The points that were evaluated, and what the clean pass showed.
+    """The points that were evaluated, and the results on the clean inputs.
 
     Attributes:
         labels: true class of each point.
-        clean: whether each point is right clean.
+        clean: whether each clean point is classified correctly.
         findings: sentences about what looks wrong with the model.
-        inputs: fingerprint of all inputs.
-        batches: all batches (x, y), if they are needed at the end; else empty.
+        inputs: fingerprint of all inputs, a SHA-256.
+        batches: all batches (x, y) on the model's device, if they are kept; else empty.
     """
 
     labels: list[int] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Seen:
     batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def together(self) -> tuple[Tensor, Tensor]:
-        """Return all points as one batch; only if the batches were kept."""
+        """Return all points as one batch (x, y); possible only if the batches were kept."""
         x, y = (torch.cat(each) for each in zip(*self.batches, strict=True))
         return x, y
 
@@ -47,14 +47,21 @@ def run_rows(
     *,
     keep: bool,
 ) -> Seen:
-    """Run all rows on the points of a loader, batch by batch, or on all points at the end.
+    """Run attacks and certifier on the points of a loader, and return the points and clean results.
+
+    Each of them runs batch by batch, or on all points at the end if its ``at_once`` is True. Its
+    results are added to its own object in ``rows``.
 
     Args:
         model: the network, in evaluation mode.
         loader: batches (x, y).
-        rows: the rows by name.
+        rows: the attacks and the certifier with their results so far, by name.
         device: device of the model.
-        keep: whether the batches are kept in the result.
+        keep: whether the batches are kept in the result; needed if ``at_once`` is True anywhere.
+
+    Raises:
+        TypeError, ValueError: for batches, labels or logits that are not valid, an empty loader,
+            and everything that ``_check_first`` or an attack or the certifier raises an error for.
     """
     seen = Seen()
     for batch in loader:
@@ -86,11 +93,19 @@ def run_rows(
 def _check_first(
     model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, rows: Mapping[str, Row], seen: Seen
 ) -> None:
-    """Check the first batch, so that errors and findings come before hours of attacks.
+    """Check the first batch, so that errors and defects show before attacks run for hours.
+
+    Args:
+        model: the network, in evaluation mode.
+        x: inputs of the first batch, shape [B, ...].
+        y: labels, shape [B].
+        logits: the network's logits for x.
+        rows: the attacks and the certifier, by name.
+        seen: its ``findings`` get the defects that were found.
 
     Raises:
         ValueError: for a number of classes or inputs that an attack cannot handle, and for a model
-            that is random in evaluation mode.
+            that is random in evaluation mode, unless all attacks are made for that.
     """
     attacks = [row for row in rows.values() if isinstance(row, AttackRow)]
     for row in attacks:
@@ -110,7 +125,15 @@ def _check_first(
 
 
 def _points(batch: Any) -> tuple[Tensor, Tensor]:
-    """Return the inputs and labels of a batch, or raise if it is not a valid pair of tensors."""
+    """Return the inputs and labels of a batch.
+
+    Args:
+        batch: what the loader gives, legally a pair (x, y) of tensors.
+
+    Raises:
+        TypeError: if the batch is not a pair, or the labels are not a tensor.
+        ValueError: if the inputs are not finite floats, or there are none.
+    """
     if not (isinstance(batch, list | tuple) and len(batch) == 2):
         raise TypeError(f"the loader gives a {type(batch).__name__}; legal: batches (x, y).")
     x, y = batch

@@ -15,13 +15,13 @@ from robust_plugin.threat.model import ThreatModel
 class Report(Results):
     """The results of an evaluation, with methods to print, save and read them.
 
-    Attributes and figures are those of ``Results``.
+    The attributes and the methods that compute accuracies are those of ``Results``.
     """
 
     def to_json(self) -> str:
-        """Return all attributes as JSON, after the accuracies in per cent.
+        """Return the report as JSON text: accuracies in per cent, then all attributes.
 
-        Fields have RobustBench's names where it has the same.
+        Fields that RobustBench has too have its names, such as ``clean_acc``.
         """
         robust = self.worst if len(self.flags) > 1 else None
         content: dict[str, Any] = {
@@ -57,7 +57,10 @@ class Report(Results):
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Return the report that ``to_json`` has written.
+        """Return the report of a JSON text.
+
+        Args:
+            text: what ``to_json`` returned.
 
         Raises:
             ValueError: for other text, or a damaged report.
@@ -93,15 +96,15 @@ class Report(Results):
         )
 
     def robustbench(self, **about: str) -> dict[str, Any]:
-        """Return the model's entry for RobustBench: its fields, and n, the number of points.
+        """Return the fields of the model's entry in RobustBench, and n, the number of points.
 
         Args:
             about: fields that an evaluation does not know: name, authors, link, venue, dataset,
-                architecture, additional_data and so on.
+                architecture, additional_data and so on. They are added to the result.
 
         Raises:
-            ValueError: if there is no row ``"AutoAttack"`` on all points, or if the threat model
-                has no finite bounds [low, high].
+            ValueError: if no attack with the name ``"AutoAttack"`` ran on all points, or if its
+                threat model has no finite bounds [low, high].
         """
         flags = self.flags.get("AutoAttack")
         if flags is None or len(flags) < self.n:
@@ -124,10 +127,11 @@ class Report(Results):
         }
 
     def __str__(self) -> str:
-        """Return a table with one line per row.
+        """Return a table with one line each for clean inputs, attacks, worst case and proofs.
 
         A line has the accuracy in per cent, its 95 % interval, the number of points, the balanced
-        accuracy in per cent, and remarks. Findings follow below.
+        accuracy in per cent, and remarks. Below the table are sentences about defects of the model,
+        if any were found.
         """
         rows = {row: row for row in self.rows}
         if len(self.flags) > 2:
@@ -160,7 +164,7 @@ class Report(Results):
 def _plain(threat: ThreatModel) -> dict[str, Any]:
     """Return a threat model as a dict for JSON, which has no infinity.
 
-    Infinite bounds become "inf" and "-inf", which ThreatModel reads.
+    Infinite bounds become "inf" and "-inf", which ThreatModel takes too.
     """
     bounds = {name: getattr(threat, name) for name in ("low", "high")}
     shown = {name: each if math.isfinite(each) else str(each) for name, each in bounds.items()}
@@ -168,10 +172,10 @@ def _plain(threat: ThreatModel) -> dict[str, Any]:
 
 
 def _bits(flags: tuple[bool, ...]) -> str:
-    """Return flags as a string of 0 and 1, one per point."""
+    """Return the flags of all points as a string with one 0 or 1 per point."""
     return "".join("01"[flag] for flag in flags)
 
 
 def _flags(bits: str) -> tuple[bool, ...]:
-    """Return the flags that ``_bits`` wrote."""
+    """Return the flags of a string with one 0 or 1 per point."""
     return tuple(bit == "1" for bit in bits)

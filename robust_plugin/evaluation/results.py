@@ -1,6 +1,6 @@
-"""``Results``: which points a model gets right, and the figures computed from them.
+"""``Results``: which points a model gets right, and the accuracies computed from them.
 
-``Report`` in ``report.py`` is the same value with its printing, saving and reading.
+``Report`` in ``report.py`` adds methods that print, save and read the results.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ _MORE, _FEW = 0.05, 4
 
 @dataclass(frozen=True)
 class Results:
-    """Which points a model gets right, clean and under each attack.
+    """Which points a model classifies correctly, clean and under each attack.
 
-    A row is ``"clean"`` or the name of an attack. Figures also take ``"worst case"`` and, with a
-    certifier, ``"certified"`` as a row.
+    The methods take the name of one of the report's rows. It is ``"clean"`` or the name of an
+    attack, ``"worst case"`` (clean and all attacks together) or, with a certifier, ``"certified"``.
 
     Attributes:
         labels: true class of each point.
-        flags: by row, whether each point is classified correctly. A point that is wrong clean is
-            wrong under every attack. An attack with a limit (see ``evaluate``) has flags of the
-            first points only.
-        threats: by attack, its threat model.
+        flags: for ``"clean"`` and for each attack, whether each point is classified correctly. A
+            point that is misclassified without an attack counts as wrong under every attack. An
+            attack with a limit (see ``evaluate``) has flags of the first points only.
+        threats: threat model of each attack, by the attack's name.
         findings: sentences about what looked wrong with the model.
         inputs: SHA-256 of the inputs, which tells whether two reports are about the same points.
         certified: whether each point is proved, for the first points if there is a limit; None
             without a certifier.
         certified_threat: threat model of the proofs; None without a certifier.
-        distances: by attack, how far each point was moved to fool the model, in input units; 0 if
-            it is wrong clean, infinite if it was not fooled. Empty unless one attack searches for
-            distances; that attack is the first.
+        distances: for each attack, the distance of each point to its adversarial example, in input
+            units; 0 if the point is misclassified without an attack, infinite if it was not fooled.
+            Empty unless one attack searches for the smallest distance; that attack is the first.
         certifier: name of the certifier; None without one.
         verdicts: the certifier's verdict on each point, such as ``"verified by CROWN"``,
             ``"falsified by PGD"``, ``"misclassified"`` or ``"unknown"``; None without a certifier.
-        attacks: by row, the attack or certifier with its settings, in words.
-        versions: by name, the versions of this package, torch and the libraries of the rows.
+        attacks: each attack, and the certifier as ``"certified"``, with its settings in words.
+        versions: versions of this package, of torch and of the libraries of the attacks and the
+            certifier, by the library's name.
         seed: seed of torch's global generator, which attacks without a seed of their own use; None
             if it is not known.
     """
@@ -63,10 +64,11 @@ class Results:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """By attack, why its robust accuracy may be too high; no entry without a reason.
+        """Why the robust accuracy under an attack may be too high, by the attack's name.
 
-        There are two reasons: findings, which concern the network and so all its attacks, and
-        another attack within the same ball that fools points which this attack did not fool.
+        There are two reasons: ``findings``, which concern the model and so all attacks, and another
+        attack within the same ball that fools many points which this attack did not fool. An attack
+        with neither is not in the dict.
         """
         said: dict[str, list[str]] = {}
         for row, threat in self.threats.items():
@@ -81,7 +83,7 @@ class Results:
 
     @property
     def threat(self) -> str | None:
-        """The threat models of attacks and proofs in words; None without any."""
+        """The threat models of attacks and proofs in words; None if there are none."""
         balls = [*self.threats.values()]
         balls += [self.certified_threat] if self.certified_threat else []
         return "; ".join(sorted({str(threat) for threat in balls})) or None
@@ -98,17 +100,18 @@ class Results:
 
     @property
     def worst(self) -> tuple[bool, ...]:
-        """Whether each point is right clean and under every attack.
+        """Whether each point is classified correctly clean and under every attack.
 
-        It covers the first points, which all attacks have seen.
+        If attacks have limits, these are the first points only, which all attacks have got.
         """
         return tuple(all(each) for each in zip(*self.flags.values(), strict=False))
 
     @property
     def curve(self) -> SecurityCurve | None:
-        """Robust accuracy by radius; None unless an attack searches for distances.
+        """Robust accuracy by radius; None unless an attack searches for the smallest distance.
 
-        The distance of a point is the smallest of all attacks in the norm of the searching attack.
+        The distance of a point is the smallest one over all attacks in the norm of the searching
+        attack.
         """
         if not self.distances:
             return None
@@ -118,23 +121,37 @@ class Results:
 
     @property
     def proofs(self) -> str | None:
-        """The number of points per verdict of the certifier, in words; None without a certifier."""
+        """How many points got each verdict of the certifier, in words; None without a certifier."""
         if self.verdicts is None:
             return None
         return ", ".join(f"{n} {words}" for words, n in counted(self.verdicts).items())
 
     def accuracy(self, row: str = "clean") -> float:
-        """Return the share of a row's points that are right (or certified), in [0, 1]."""
+        """Return the share of points that are classified correctly (or certified), in [0, 1].
+
+        Args:
+            row: ``"clean"``, the name of an attack, ``"worst case"`` or ``"certified"``.
+        """
         flags = self._row(row)
         return sum(flags) / len(flags)
 
     def interval(self, row: str = "clean") -> tuple[float, float]:
-        """Return the Wilson 95 % interval of ``accuracy``."""
+        """Return the Wilson 95 % interval of ``accuracy``.
+
+        Args:
+            row: ``"clean"``, the name of an attack, ``"worst case"`` or ``"certified"``.
+        """
         flags = self._row(row)
         return wilson_interval(sum(flags), len(flags))
 
     def per_class(self, row: str = "clean") -> dict[int, float]:
-        """Return a row's accuracy, in [0, 1], by class, for each class that has points."""
+        """Return the accuracy on the points of each class, in [0, 1], by class.
+
+        Classes without points are left out.
+
+        Args:
+            row: ``"clean"``, the name of an attack, ``"worst case"`` or ``"certified"``.
+        """
         flags = self._row(row)
         found: dict[int, list[bool]] = {}
         for label, right in zip(self.labels, flags, strict=False):
@@ -142,12 +159,23 @@ class Results:
         return {label: sum(each) / len(each) for label, each in sorted(found.items())}
 
     def balanced(self, row: str = "clean") -> float:
-        """Return a row's balanced accuracy, the mean of its classes' accuracies, in [0, 1]."""
+        """Return the balanced accuracy, the mean of the accuracies on each class, in [0, 1].
+
+        Args:
+            row: ``"clean"``, the name of an attack, ``"worst case"`` or ``"certified"``.
+        """
         each = self.per_class(row)
         return sum(each.values()) / len(each)
 
     def _row(self, row: str) -> tuple[bool, ...]:
-        """Return the flags of a row, also of ``"worst case"`` and ``"certified"``."""
+        """Return whether each point is classified correctly (or certified).
+
+        Args:
+            row: ``"clean"``, the name of an attack, ``"worst case"`` or ``"certified"``.
+
+        Raises:
+            ValueError: for any other name.
+        """
         if row == "worst case":
             return self.worst
         if row == "certified" and self.certified is not None:
@@ -158,15 +186,16 @@ class Results:
         return self.flags[row]
 
     def compare(self, other: Results, row: str = "clean") -> float:
-        """Return McNemar's exact p-value that two models are right equally often in a row.
+        """Return the exact p-value of McNemar's test that two models are right equally often.
 
         Args:
             other: the report of the other model, on the same points.
-            row: the row to compare.
+            row: what to compare: ``"clean"``, the name of an attack, ``"worst case"`` or
+                ``"certified"``.
 
         Raises:
             TypeError: if ``other`` is not a report.
-            ValueError: if the points or the row's threat models differ.
+            ValueError: if the points or the threat models of the two reports differ.
         """
         if not isinstance(other, Results):
             raise TypeError(f"other is a {type(other).__name__}; give a Report.")
@@ -180,14 +209,18 @@ class Results:
         return mcnemar(mine, theirs)
 
     def _threats_of(self, row: str) -> list[ThreatModel]:
-        """Return the threat models of a row; the worst case has those of all attacks."""
+        """Return the threat models behind an accuracy: none, one, or those of all attacks.
+
+        Args:
+            row: ``"clean"``, the name of an attack, ``"worst case"`` or ``"certified"``.
+        """
         if row == "worst case":
             return sorted(set(self.threats.values()), key=repr)
         found = self.certified_threat if row == "certified" else self.threats.get(row)
         return [] if found is None else [found]
 
     def refuse_contradiction(self) -> None:
-        """Raise if a point is certified and an attack within the certified ball fooled it.
+        """Raise if a point is certified and an attack within the certified ball has fooled it.
 
         Then the certificate is wrong, or attack and certifier saw different networks.
 

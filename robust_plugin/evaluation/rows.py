@@ -1,6 +1,6 @@
-"""The rows of a report while an evaluation runs: one per attack, and one for the certifier.
+"""The attacks and the certifier of a running evaluation, with their results so far.
 
-Each row has an attack or certifier and the results for the points it has seen so far.
+Each object stands for one row of the report's table.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ _FORWARD = 250
 
 @dataclass
 class AttackRow:
-    """One attack and its results so far.
+    """One attack of an evaluation and its results so far.
 
     Attributes:
-        attack: function that returns adversarial inputs, shape [B, ...], and how far each point was
-            moved, shape [B]; infinite where the attack does not measure that.
+        attack: function ``attack(model, x, y)`` that returns adversarial inputs, shape [B, ...],
+            and how far each point was moved, shape [B]; infinite if the attack does not measure
+            that.
         threat: threat model of the attack.
         at_once: whether the attack gets all points in one call.
         keep: whether the adversarial inputs are stored.
-        searches: whether the attack searches for the smallest distance, also beyond the ball.
+        searches: whether the attack searches for the closest adversarial example, also beyond eps.
         for_random: whether the attack is made for networks that are random on purpose.
         check_classes: function that raises for a number of classes the attack cannot handle; None
             if there is no such check.
@@ -40,10 +41,12 @@ class AttackRow:
         made_of: the attack with its settings, in words.
         versions: versions of the libraries behind the attack, by name.
         room: number of points that the attack may still get.
-        flags: whether each point is right clean and was not fooled.
-        distances: how far each point was moved to fool the model, in input units; 0 if it is wrong
-            clean, infinite if it was not fooled.
-        images: batches of adversarial inputs; the clean input for a point that was not fooled.
+        flags: for each point so far, whether it is classified correctly under the attack; False if it
+            is misclassified without an attack.
+        distances: distance of each point so far to its adversarial example, in input units; 0 if
+            the point is misclassified without an attack, infinite if it was not fooled.
+        images: batches of adversarial inputs, stored only with ``keep``; the clean input for a
+            point that is misclassified without an attack.
     """
 
     attack: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -63,12 +66,14 @@ class AttackRow:
 
     @classmethod
     def for_attack(cls, attack: Attack, threat: ThreatModel, *, keep: bool) -> AttackRow:
-        """Return the row of an attack.
+        """Return an object for an attack, without results.
 
-        If the attack has a method ``search``, that is called instead and measures distances itself.
+        If the attack has a method ``search``, the evaluation calls that instead of the attack; it
+        returns adversarial inputs and distances.
 
         Args:
-            attack: callable ``attack(model, x, y)``; its attributes are read if it has them.
+            attack: callable ``attack(model, x, y)``. The attributes that it may have in common with
+                this class are read from it.
             threat: threat model of the attack.
             keep: whether the adversarial inputs are stored.
         """
@@ -92,13 +97,16 @@ class AttackRow:
         )
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
-        """Attack the next points, of which those that are wrong clean are left out.
+        """Attack the next points, and add the results to the attributes.
+
+        The attack does not get points that the model misclassifies anyway, nor points beyond its
+        limit.
 
         Args:
             model: the network, in evaluation mode.
             x: inputs, shape [B, ...], within [low, high].
             y: labels, shape [B].
-            right: whether each point is right clean; bool, shape [B].
+            right: whether each clean point is classified correctly; bool, shape [B].
         """
         self.threat.check_inputs(x)
         n = int(min(self.room, len(y)))
@@ -124,7 +132,7 @@ class AttackRow:
 
 @dataclass
 class ProofRow:
-    """The certifier and its results so far.
+    """The certifier of an evaluation and its results so far.
 
     Attributes:
         certifier: callable ``certifier(model, x, y)``. If it has a method ``decide``, that is
@@ -135,8 +143,8 @@ class ProofRow:
         made_of: the certifier with its settings, in words.
         versions: versions of the libraries behind the certifier, by name.
         room: number of points that the certifier may still get.
-        flags: whether each point is right clean and proved.
-        words: each point's verdict, such as ``"verified by IBP"``.
+        flags: for each point so far, whether it is classified correctly and proved.
+        words: verdict on each point so far, such as ``"verified by IBP"``.
     """
 
     certifier: Certifier
@@ -150,13 +158,15 @@ class ProofRow:
     words: list[str] = field(default_factory=list)
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, right: Tensor) -> None:
-        """Run the certifier on the next points, of which those that are wrong clean are left out.
+        """Run the certifier on the next points, and add the results to the attributes.
+
+        The certifier does not get points that the model misclassifies, nor points beyond its limit.
 
         Args:
             model: the network, in evaluation mode.
             x: inputs, shape [B, ...], within [low, high].
             y: labels, shape [B].
-            right: whether each point is right clean; bool, shape [B].
+            right: whether each clean point is classified correctly; bool, shape [B].
 
         Raises:
             TypeError: if the certifier does not return one bool per point.
@@ -174,7 +184,16 @@ class ProofRow:
         self.words += words
 
     def _decided(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[str]]:
-        """Return whether each point is proved, and each point's verdict in words."""
+        """Run the certifier, and return which points are proved, and all verdicts in words.
+
+        Args:
+            model: the network, in evaluation mode.
+            x: inputs, shape [B, ...].
+            y: labels, shape [B].
+
+        Raises:
+            TypeError: if the certifier does not return one bool per point.
+        """
         if hasattr(self.certifier, "decide"):
             found = self.certifier.decide(model, x, y)
             return torch.tensor(found.verified), found.words
@@ -200,7 +219,7 @@ Row = AttackRow | ProofRow
 def described(method: object) -> str:
     """Return an attack or certifier with its settings in words, the same in every process.
 
-    That is its repr, or its name where the repr has a memory address.
+    That is its repr. If the repr has a memory address, it is the name of the function or class.
     """
     text = repr(method)
     if " at 0x" not in text:

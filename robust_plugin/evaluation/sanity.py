@@ -1,7 +1,7 @@
 """Checks of a network before attacks, for defects that make robust accuracy look too high.
 
-``findings`` returns sentences about gradients and outputs, which go into the report.
-``refuse_random`` raises for a network that is random in evaluation mode.
+``findings`` returns sentences about such defects, which go into the report. ``refuse_random``
+raises for a network that is random in evaluation mode.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ _UNDERFLOWN, _OFTEN = 1e-12, 0.25
 
 
 def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """Return sentences about what would mislead gradient attacks; an empty list if nothing would.
+    """Return a sentence for each defect of a network that would mislead attacks by gradients.
 
-    Findings are: outputs that are probabilities; logits that depend on the other points of the
-    batch, or that autograd does not connect to the inputs; gradients that are zero, not finite,
-    underflow in cross-entropy, or differ from those of the function (a detached layer, a custom
-    backward pass). The first 32 points are checked.
+    The defects are outputs that are probabilities; logits that depend on the other points of the
+    batch, or that have no graph to the inputs; and input gradients that are zero, not finite,
+    underflow in cross-entropy, or are not the gradients of the outputs (a detached layer, a custom
+    backward pass). Half precision counts too. The first 32 points are checked. The list is empty if
+    there are no defects.
 
     Args:
         model: network in evaluation mode.
@@ -79,7 +80,7 @@ def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
 
 
 def _gradient(losses: Tensor, x: Tensor) -> Tensor | None:
-    """Return the gradient of the losses by x, or None if autograd does not connect them."""
+    """Return the gradient of the summed losses by x, or None if autograd does not connect them."""
     if not losses.requires_grad:
         return None
     found: Tensor | None
@@ -88,7 +89,7 @@ def _gradient(losses: Tensor, x: Tensor) -> Tensor | None:
 
 
 def _probabilities(logits: Tensor) -> list[str]:
-    """Return a finding if the outputs are probabilities instead of logits."""
+    """Return one sentence if the outputs are probabilities, not logits; else an empty list."""
     if not bool(((logits >= 0) & (logits <= 1)).all()):
         return []
     if torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
@@ -103,10 +104,10 @@ def _probabilities(logits: Tensor) -> list[str]:
 
 
 def _by_batch(model: nn.Module, x: Tensor) -> list[str]:
-    """Return a finding if logits depend on the other points of the batch.
+    """Return one sentence if logits depend on the other points of the batch; else an empty list.
 
-    It compares the logits of the first half of the points in two batches of equal size, whose other
-    halves differ.
+    Compared are the logits of the first half of the points in two batches of equal size, whose
+    other halves differ.
     """
     half = len(x) // 2
     if half == 0:
@@ -123,9 +124,10 @@ def _by_batch(model: nn.Module, x: Tensor) -> list[str]:
 
 
 def _underflow(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """Return a finding if cross-entropy's gradient underflows, compared with ``soft_margin``'s.
+    """Return one sentence if cross-entropy's gradient underflows; else an empty list.
 
-    Both gradients have the same direction.
+    Its length is compared with that of the gradient of ``soft_margin``, a loss whose gradient has
+    the same direction and does not underflow.
     """
     with torch.enable_grad():
         logits = model(x.requires_grad_())
@@ -150,9 +152,10 @@ def _underflow(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
 def _disagreement(
     model: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, size: Tensor
 ) -> list[str]:
-    """Return a finding if the slope along the gradient is not the gradient's length.
+    """Return one sentence if the gradients are not those of the outputs; else an empty list.
 
-    The slope is measured by central differences.
+    For at least half of the points, the slope of the margin loss along its gradient must equal the
+    gradient's length up to a factor of two. The slope is measured by central differences.
 
     Args:
         model: network in evaluation mode.
@@ -180,7 +183,7 @@ def _disagreement(
 
 
 class _Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Collects the dtypes of the results of all operations within the context."""
+    """Within the context, collect in ``seen`` the dtypes of the results of all operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -194,7 +197,7 @@ class _Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _narrowest(model: nn.Module, x: Tensor) -> torch.dtype | None:
-    """Return a half-precision dtype that the forward pass computes in, or None."""
+    """Return float16 or bfloat16 if a result within the forward pass has this dtype, else None."""
     with torch.no_grad(), _Dtypes() as dtypes:
         model(x)
     halves = (torch.float16, torch.bfloat16)
@@ -208,16 +211,27 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
-    """Return whether a second forward pass gives other logits than the given ones."""
+    """Return whether a second forward pass gives logits that differ by more than rounding.
+
+    Args:
+        model: network in evaluation mode.
+        x: inputs, shape [B, ...].
+        logits: the logits that the first forward pass gave for x.
+    """
     with held_weights(model):
         return not _same(model(x), logits)
 
 
 def refuse_random(model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """Raise if a second forward pass gives other logits than the given ones.
+    """Raise if a second forward pass gives logits that differ by more than rounding.
+
+    Args:
+        model: network in evaluation mode.
+        x: inputs, shape [B, ...].
+        logits: the logits that the first forward pass gave for x.
 
     Raises:
-        ValueError: for a random network; the message says what may cause it.
+        ValueError: for such a network; the message says what may cause it.
     """
     if is_random(model, x, logits):
         raise ValueError(

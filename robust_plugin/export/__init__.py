@@ -2,7 +2,7 @@
 
 Start with ``csr.py``: it chooses, by measured time, the layers that run faster on a CPU with a
 weight in compressed sparse row (CSR) form. ``csr_layers.py`` has these layers,
-``replace_layers.py`` puts layers into a copy of a network, ``csr_files.py`` saves and loads
+``replace_layers.py`` replaces layers in a copy of a network, ``csr_files.py`` saves and loads
 networks with CSR layers. ``two_four.py`` converts layers to torch's 2:4 format for GPUs,
 ``compressed.py`` writes small files of pruned networks.
 

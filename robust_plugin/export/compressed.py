@@ -1,12 +1,14 @@
-"""Compressed checkpoints: the non-zeros of each tensor and their places, exact to the bit.
+"""Compressed checkpoints: the non-zeros of each tensor and their positions, exact to the bit.
 
-A tensor of N entries with K non-zeros of b bytes each is stored in the smallest of these encodings:
+A floating-point tensor of N entries, K of them non-zeros, with b bytes per entry is stored in the
+smallest of these encodings; other tensors are stored ``dense``:
 
 - ``dense``: all N entries; N b bytes;
-- ``bitmask``: one bit per entry, and the values; N / 8 + K b bytes;
-- ``gaps8``, ``gaps16``: the number of zeros before each non-zero (the gap) in one or two bytes, and
-  the values; K + K b or 2 K + K b bytes and a little more. L is the largest number of the gap's
-  type. A gap of L or more is written as L once for each time that L fits into it, then the rest.
+- ``bitmask``: one bit per entry, and the K non-zeros; N / 8 + K b bytes;
+- ``gaps8``, ``gaps16``: for each non-zero, the number of zeros between it and the non-zero before
+  it (the gap) as an integer of one or two bytes, and the K non-zeros; K + K b or 2 K + K b bytes.
+  With L = 255 or 32767, the largest value of these integers, a gap g is written as L repeated
+  floor(g / L) times and then the remainder, so that each long gap takes some bytes more.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 from robust_plugin.masks.detach import dense_state_dict
 from robust_plugin.runtime.files import read_tensors, write_tensors
 
-# Type of the gaps of each encoding, and its largest number L, which means "L, and more follows".
+# Integer type of the gaps of each encoding, and its largest value L, which means "L zeros, and the
+# gap goes on in the next integer".
 _MORE = {"gaps8": (torch.uint8, 255), "gaps16": (torch.int16, 32767)}
 
 
@@ -33,7 +36,7 @@ class CompressedFile:
         path: the file.
         size: size of the file in bytes.
         dense_size: size of the uncompressed tensors in bytes; a tied tensor counts once per name.
-        encodings: encoding of each tensor, by name.
+        encodings: encoding of each tensor, such as ``"bitmask"``, by the tensor's name.
     """
 
     path: Path
@@ -50,12 +53,14 @@ class CompressedFile:
 
 
 def save_compressed(path: str | Path, model: nn.Module) -> CompressedFile:
-    """Write the dense state of a model to a compressed safetensors file, atomically.
+    """Write the state_dict of a model to a compressed safetensors file, atomically.
+
+    What is written is the ``dense_state_dict``: that of the model without masks, with zeros for
+    pruned weights. ``load_compressed`` returns it exact to the bit.
 
     Args:
         path: the file; its folder must exist.
-        model: a model with or without masks. ``load_compressed`` returns its ``dense_state_dict``,
-            exact to the bit.
+        model: a model with or without masks.
 
     Raises:
         ValueError: if the folder of the file does not exist.
@@ -74,11 +79,11 @@ def save_compressed(path: str | Path, model: nn.Module) -> CompressedFile:
 
 
 def load_compressed(path: str | Path) -> dict[str, Tensor]:
-    """Return the dense state that ``save_compressed`` wrote, for ``load_state_dict``.
+    """Return the state_dict that ``save_compressed`` wrote, for ``load_state_dict``.
 
     Raises:
-        ValueError: if the file is missing, truncated or no compressed checkpoint, or if its parts
-            do not fit together.
+        ValueError: if the file is missing or truncated, was not written by ``save_compressed``, or
+            has parts that do not fit together.
     """
     path = Path(path)
     tensors, content = read_tensors(path)
@@ -99,7 +104,11 @@ def load_compressed(path: str | Path) -> dict[str, Tensor]:
 
 
 def _encode(flat: Tensor) -> tuple[str, dict[str, Tensor]]:
-    """Return the smallest encoding of a flat tensor, and the tensors to store for it."""
+    """Return the name of the smallest encoding of a flat tensor, and the tensors to store for it.
+
+    The tensors are ``"values"`` and, except in the encoding ``"dense"``, ``"places"``: the
+    positions of the values.
+    """
     if not flat.is_floating_point():
         return "dense", {"values": flat}
     width = flat.element_size()
@@ -119,11 +128,16 @@ def _encode(flat: Tensor) -> tuple[str, dict[str, Tensor]]:
 
 
 def _decode(encoding: str, parts: Mapping[str, Tensor], shape: list[int]) -> Tensor:
-    """Return the tensor of a shape that ``_encode`` has split into parts.
+    """Return the tensor that ``_encode`` has encoded.
+
+    Args:
+        encoding: name of the encoding.
+        parts: the stored tensors, ``"values"`` and, except for ``"dense"``, ``"places"``.
+        shape: shape of the tensor to return.
 
     Raises:
-        ValueError: if places and values do not fit together; other exceptions if a part is missing
-            or does not fit the shape.
+        ValueError: if positions and values do not fit together; other exceptions if a part is
+            missing or does not fit the shape.
     """
     values = parts["values"]
     if encoding == "dense":
@@ -144,7 +158,7 @@ def _decode(encoding: str, parts: Mapping[str, Tensor], shape: list[int]) -> Ten
 
 
 def _packed(marks: Tensor) -> Tensor:
-    """Return eight bool marks per byte, the first one in the lowest bit."""
+    """Return booleans as uint8, eight per byte, the first one in the lowest bit."""
     padded = torch.zeros(-(-len(marks) // 8) * 8, dtype=torch.uint8)
     padded[: len(marks)] = marks
     powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
@@ -152,13 +166,19 @@ def _packed(marks: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor) -> Tensor:
-    """Return the bool marks that ``_packed`` has packed, padded to whole bytes."""
+    """Return the booleans that ``_packed`` has packed, with False at the end up to a whole byte."""
     powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
     return ((packed[:, None] & powers) != 0).flatten()
 
 
 def _written(gaps: Tensor, dtype: torch.dtype, more: int) -> Tensor:
-    """Return gaps as numbers of ``dtype``; its largest number ``more`` means "and more follows"."""
+    """Return the gaps as integers of a small type, long gaps as several integers.
+
+    Args:
+        gaps: number of zeros before each non-zero, int64, shape [K].
+        dtype: integer type of the result.
+        more: largest value of ``dtype``; it means that the gap goes on in the next integer.
+    """
     numbers = gaps // more + 1
     written = torch.full((int(numbers.sum()),), more, dtype=dtype)
     written[numbers.cumsum(0) - 1] = (gaps % more).to(dtype)
@@ -166,6 +186,11 @@ def _written(gaps: Tensor, dtype: torch.dtype, more: int) -> Tensor:
 
 
 def _read(written: Tensor, more: int) -> Tensor:
-    """Return the places of the non-zeros, from the gaps that ``_written`` wrote."""
+    """Return the positions of the non-zeros in the flat tensor, int64, shape [K].
+
+    Args:
+        written: the gaps as ``_written`` has returned them.
+        more: the value that means that the gap goes on in the next integer.
+    """
     ends = written != more
     return written.long().cumsum(0)[ends] + torch.arange(int(ends.sum()))

@@ -1,4 +1,7 @@
-"""Deployment on a CPU: a copy with CSR layers wherever they were measured to be faster."""
+"""Deployment on a CPU: a copy of a network with CSR layers where they are measured to be faster.
+
+CSR is compressed sparse row, a format of sparse matrices.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +34,17 @@ _MOST_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class LayerTiming:
-    """One Linear or Conv2d layer: how many weights it keeps, its timings, and what was chosen.
+    """One Linear or Conv2d layer: its number of kept weights, its timings, and what was chosen.
 
     Attributes:
         name: name of the layer in the model.
         kept: number of weights that are not zero.
         size: number of weights.
-        dense: median seconds of the dense layer; None if the layer was not timed.
-        sparse: median seconds of the layer as a CSR product; None if the layer was not timed.
-        chosen: whether the exported network computes the layer as a CSR product.
-        reason: why it does, or why not.
+        dense: median seconds of the dense layer on its inputs of one forward pass of the network;
+            None if the layer was not timed.
+        sparse: the same for the layer with a CSR weight.
+        chosen: whether the layer has a CSR weight in the exported network.
+        reason: why the layer stays dense; for a chosen layer the speed-up, such as ``"2.1x"``.
     """
 
     name: str
@@ -54,10 +58,10 @@ class LayerTiming:
 
 @dataclass(frozen=True)
 class SparseReport:
-    """The layers that ``sparse`` chose, and the timings that decided it.
+    """Which layers got a CSR weight, and the timings that decided it.
 
     Attributes:
-        layers: every Linear and Conv2d layer of the network.
+        layers: choice and timings of every Linear and Conv2d layer of the network.
         dense: median seconds of a forward pass of the dense network.
         sparse: median seconds of a forward pass of the exported network; equal to ``dense`` if
             every layer stays dense.
@@ -71,11 +75,15 @@ class SparseReport:
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        """The names of the layers that are computed as CSR products."""
+        """The names of the layers that have a CSR weight in the exported network."""
         return tuple(layer.name for layer in self.layers if layer.chosen)
 
     def __str__(self) -> str:
-        """Return the table, one line per layer, and a line for the network below it."""
+        """Return a table with one line per layer, and a line for the whole network below it.
+
+        The columns are the layer's name, the share of weights that it keeps, the median
+        milliseconds of the dense and of the CSR layer, and the reason of the choice.
+        """
         rows = [["layer", "kept", "dense ms", "CSR ms"]]
         for layer in self.layers:
             times = [
@@ -99,20 +107,21 @@ def sparse(
     """Return a copy for inference on this machine's CPU, with CSR layers where they are faster.
 
     Each Linear and Conv2d layer that keeps at most 30 % of its weights is timed on the inputs that
-    it gets, in turns as a dense layer and as a CSR product. The CSR product is chosen if its median
-    time is below 0.9 of the dense layer's. Then the dense and the exported network are timed in
-    turns, and every layer stays dense unless the exported network takes less than 0.97 of the time.
-    The choice is valid for inputs of this shape and for this number of threads.
+    it gets, alternately with its dense weight and with a CSR (compressed sparse row) weight. The
+    CSR weight is chosen if its median time is at most 0.9 of the dense layer's. Then the dense and
+    the exported network are timed alternately, and every layer stays dense unless the exported
+    network takes at most 0.97 of the dense network's time. The choice is valid for inputs of this
+    shape and for this number of threads.
 
     Args:
         model: a finalized network on the CPU; it is not changed.
         example_inputs: inputs of one forward pass, with the batch size of the deployment.
 
     Returns:
-        The copy, in evaluation mode, and the report with choices and timings. The outputs of the
-        copy are checked to equal those of the dense network to 1e-4 of their range, and the
-        gradients by the inputs to 0.01 of their length; if one of them differs, every layer stays
-        dense.
+        The copy, in evaluation mode, and the report with choices and timings. Every layer stays
+        dense if outputs of the copy differ from those of the dense network by more than 1e-4 of the
+        largest absolute output, or the gradients with respect to the inputs by more than 0.01 of
+        their L2 norm.
 
     Raises:
         TypeError: if the model is no nn.Module, or its output is no tensor.
@@ -173,7 +182,12 @@ def _layers(model: nn.Module) -> list[tuple[nn.Linear | nn.Conv2d, str]]:
 def _layer_inputs(
     model: nn.Module, inputs: tuple[Tensor, ...]
 ) -> dict[nn.Linear | nn.Conv2d, list[Tensor]]:
-    """Return the inputs that each layer is called with in one forward pass."""
+    """Return the inputs of each Linear and Conv2d layer in one forward pass, one tensor per call.
+
+    Args:
+        model: the network.
+        inputs: inputs of the forward pass of the network.
+    """
     given: dict[nn.Linear | nn.Conv2d, list[Tensor]] = {layer: [] for layer, _ in _layers(model)}
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: given[layer].extend(args[:1]))
@@ -190,7 +204,17 @@ def _layer_inputs(
 def _trial(
     name: str, layer: nn.Linear | nn.Conv2d, inputs: list[Tensor]
 ) -> tuple[LayerTiming, SparseLayer | None]:
-    """Return the timings of a layer on all its inputs, and its CSR layer if that is faster."""
+    """Time a layer with its dense weight and with a CSR weight.
+
+    Args:
+        name: name of the layer in the model.
+        layer: the dense layer.
+        inputs: the inputs of the layer in one forward pass of the network, one tensor per call.
+
+    Returns:
+        The timings with the choice, and the layer with a CSR weight; None in its place if the layer
+        stays dense.
+    """
     kept, size = int(layer.weight.count_nonzero()), layer.weight.numel()
     untimed = LayerTiming(name, kept, size, None, None, False, "")
     if type(layer) not in (nn.Linear, nn.Conv2d):
@@ -228,7 +252,19 @@ def _trial(
 def _whole(
     plain: nn.Module, exported: nn.Module, inputs: tuple[Tensor, ...], expected: Tensor
 ) -> tuple[str, float, float]:
-    """Return the reason to stay dense ("" for none), and the median seconds of both networks."""
+    """Compare the exported network to the dense one: outputs, input gradients and time.
+
+    Args:
+        plain: the dense network.
+        exported: the network with CSR layers.
+        inputs: inputs of one forward pass.
+        expected: the dense network's output on ``inputs``.
+
+    Returns:
+        Why every layer should stay dense ("" if the exported network is correct and faster), and
+        the median seconds of a forward pass of the dense and of the exported network. If the
+        exported network does not run, both are those of the dense one.
+    """
     try:
         found = exported(*inputs)
     except Exception as error:  # A module may read the weight of a layer instead of calling it.

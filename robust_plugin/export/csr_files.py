@@ -15,12 +15,22 @@ from robust_plugin.runtime.files import read_tensors, write_tensors
 
 
 def save_sparse(path: str | Path, model: nn.Module) -> None:
-    """Write the state of a network with CSR layers to a safetensors file, atomically."""
+    """Write the state_dict of a network with CSR layers to a safetensors file, atomically.
+
+    Args:
+        path: the file; its folder must exist.
+        model: a network that ``sparse`` returned.
+
+    Raises:
+        ValueError: if the folder of the file does not exist.
+    """
     write_tensors(path, tensors_of(model.state_dict()), {"layers": "csr"})
 
 
 def load_sparse(path: str | Path, model: nn.Module) -> nn.Module:
-    """Return a network with the layers and the state that ``save_sparse`` wrote.
+    """Return a copy of a network with the CSR layers and the state that ``save_sparse`` wrote.
+
+    The copy is frozen and in evaluation mode.
 
     Args:
         path: a file that ``save_sparse`` wrote.

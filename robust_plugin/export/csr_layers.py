@@ -15,13 +15,13 @@ _CACHE = 2 * 2**20
 
 
 class SparseLayer(nn.Module):
-    """A layer with a weight as a CSR matrix, shape [rows, columns], and a bias.
+    """Base class of layers whose weight is a CSR (compressed sparse row) matrix.
 
-    The buffers are plain tensors, so that safetensors can store them. The indices are int32,
-    because MKL uses these without a conversion.
+    The parts of the CSR matrix are stored as dense buffers, because safetensors cannot store a CSR
+    tensor. The indices are int32, because Intel's MKL uses these without a conversion.
 
     Args:
-        csr: the weight, ``layout=torch.sparse_csr``, float32 or float64.
+        csr: the weight, shape [rows, columns], ``layout=torch.sparse_csr``, float32 or float64.
         bias: the bias, shape [rows]; None for a layer without bias.
     """
 
@@ -41,16 +41,19 @@ class SparseLayer(nn.Module):
 
     @property
     def csr(self) -> Tensor:
-        """The weight, ``layout=torch.sparse_csr``; it shares the memory of the buffers."""
+        """The weight, shape [rows, columns], ``layout=torch.sparse_csr``.
+
+        It shares the memory of the buffers.
+        """
         return torch.sparse_csr_tensor(
             self.crow_indices, self.col_indices, self.values, self.shape, check_invariants=False
         )
 
     def product(self, columns: Tensor) -> Tensor:
-        """Return W c + b for every column c of ``columns``, shape [rows, N].
+        """Return W c + b for every column c of ``columns``, shape [rows of W, N].
 
         Args:
-            columns: the inputs, shape [columns of the weight, N].
+            columns: the inputs, shape [columns of W, N].
 
         Raises:
             ValueError: in training mode, because the layer cannot be trained.
@@ -67,11 +70,11 @@ class SparseLayer(nn.Module):
         return found if self.bias is None else found + self.bias[:, None]
 
     def dense_layer(self) -> nn.Module:
-        """Return the dense layer that computes the same."""
+        """Return a dense layer that computes the same, frozen and in evaluation mode."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """Return the shape and the number of stored values, for ``repr``."""
+        """Return the shape of the weight and its number of stored values, for ``repr``."""
         return f"{self.shape[0]} x {self.shape[1]}, {len(self.values)} values"
 
 
@@ -84,34 +87,44 @@ class SparseLinear(SparseLayer):
 
     @classmethod
     def of(cls, layer: nn.Linear, csr: Tensor | None = None) -> SparseLinear:
-        """Return the sparse layer of a dense one.
+        """Return a CSR layer that replaces a dense layer.
 
         Args:
-            layer: the dense layer, whose shape and bias are used.
-            csr: the weight; None for the weight of ``layer``.
+            layer: the dense layer, whose bias is copied.
+            csr: the weight, shape [out_features, in_features], ``layout=torch.sparse_csr``; None
+                converts the weight of ``layer``.
         """
         return cls(_csr(layer.weight) if csr is None else csr, layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return y, contiguous like the output of a dense layer."""
+        """Return y = x W^T + b, contiguous like the output of a dense layer.
+
+        Args:
+            x: shape [..., in_features].
+
+        Returns:
+            Tensor: shape [..., out_features].
+        """
         found = self.product(x.reshape(-1, self.shape[1]).t())
         return found.t().contiguous().view(*x.shape[:-1], self.shape[0])
 
     def dense_layer(self) -> nn.Linear:
-        """Return the dense layer that computes the same."""
+        """Return a dense layer that computes the same, frozen and in evaluation mode."""
         layer = nn.Linear(self.shape[1], self.shape[0], bias=self.bias is not None)
         return cast(nn.Linear, filled(layer, self.csr.to_dense(), self.bias))
 
 
 class SparseConv2d(SparseLayer):
-    """A convolution as one product of W in CSR, [out, in * kh * kw], with the unfolded input.
+    """A convolution as one product of a CSR weight W with the unfolded input.
 
-    The groups of the convolution are blocks of W. The unfolded input has kh * kw times as many
-    entries as the map, so the product is faster on small maps only.
+    W has shape [out, in * kh * kw], with kernels of kh x kw; for a grouped convolution it is
+    block-diagonal. The unfolded input has kh * kw times as many entries as the feature map, so the
+    product is faster than a dense convolution on small feature maps only.
 
     Args:
-        csr: the weight, shape [out, in * kh * kw].
-        layer: the dense convolution, whose geometry and bias are used.
+        csr: the weight W, ``layout=torch.sparse_csr``.
+        layer: the dense convolution, from which stride, padding, dilation, groups and bias are
+            taken.
     """
 
     def __init__(self, csr: Tensor, layer: nn.Conv2d) -> None:
@@ -122,16 +135,18 @@ class SparseConv2d(SparseLayer):
         self.dilation = cast(tuple[int, int], layer.dilation)
         self.padding = cast(str | tuple[int, int], layer.padding)
         self.padding_mode = layer.padding_mode
-        # Padding left, right, top and bottom; numbers also for padding="same".
+        # Padding left, right, top and bottom in pixels, also for padding="same".
         self.pads = list(layer._reversed_padding_repeated_twice)
 
     @classmethod
     def of(cls, layer: nn.Conv2d, csr: Tensor | None = None) -> SparseConv2d:
-        """Return the sparse layer of a dense one.
+        """Return a CSR layer that replaces a dense convolution.
 
         Args:
-            layer: the dense convolution, whose geometry and bias are used.
-            csr: the weight; None for the weight of ``layer``.
+            layer: the dense convolution, from which stride, padding, dilation, groups and bias are
+                taken.
+            csr: the weight, shape [out, in * kh * kw], ``layout=torch.sparse_csr``; None converts
+                the weight of ``layer``.
         """
         return cls(_csr(layer.weight, layer.groups) if csr is None else csr, layer)
 
@@ -143,12 +158,19 @@ class SparseConv2d(SparseLayer):
         return height, width
 
     def unfolded_bytes(self, x: Tensor) -> int:
-        """Return the bytes of one unfolded example, for an input of shape [..., C, H, W]."""
+        """Return the bytes that one unfolded example takes, for inputs of shape [..., C, H, W]."""
         height, width = self.output_size(x)
         return self.shape[1] * height * width * x.element_size()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output, shape [B, out_channels, H', W'], contiguous."""
+        """Return the output of the convolution, contiguous.
+
+        Args:
+            x: shape [B, in_channels, H, W] or [in_channels, H, W].
+
+        Returns:
+            Tensor: shape [B, out_channels, H', W'] or [out_channels, H', W'].
+        """
         if x.dim() == 3:
             return self._convolved(x[None])[0]
         at_once = max(1, _CACHE // max(1, self.unfolded_bytes(x)))
@@ -179,7 +201,7 @@ class SparseConv2d(SparseLayer):
         return found.view(self.shape[0], batch, height, width).transpose(0, 1).contiguous()
 
     def dense_layer(self) -> nn.Conv2d:
-        """Return the dense layer that computes the same."""
+        """Return a dense layer that computes the same, frozen and in evaluation mode."""
         layer = nn.Conv2d(
             self.in_channels,
             self.shape[0],
@@ -197,7 +219,16 @@ class SparseConv2d(SparseLayer):
 
 
 def _csr(weight: Tensor, groups: int = 1) -> Tensor:
-    """Return the non-zeros of a dense weight as a CSR matrix, with separate columns per group."""
+    """Return a dense weight as a CSR matrix that stores its non-zeros only.
+
+    Args:
+        weight: shape [out, ...]; the other dimensions are flattened.
+        groups: ``groups`` of a convolution; each group gets columns of its own, so that the matrix
+            is block-diagonal.
+
+    Returns:
+        Tensor: shape [out, groups * weight[0].numel()], ``layout=torch.sparse_csr``.
+    """
     rows = weight.detach().flatten(1)
     row, column = rows.nonzero().unbind(1)
     group = row // (len(rows) // groups)
@@ -211,7 +242,13 @@ def _csr(weight: Tensor, groups: int = 1) -> Tensor:
 
 
 def filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Return the layer in evaluation mode with this weight and bias, frozen."""
+    """Set weight and bias of a layer in place, and return it, frozen and in evaluation mode.
+
+    Args:
+        layer: a Linear or Conv2d layer.
+        weight: the weight.
+        bias: the bias, which is copied; None for a layer without bias.
+    """
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone(), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Copies of a network in which some layers are replaced: by sparse ones, or by dense ones again."""
+"""Copies of a network with other layers in place of some: sparse for dense layers, or back."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _HOOKS = (
 
 
 def with_layers(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Return a deep copy of a model in which some layers are replaced, under all their names.
+    """Return a deep copy of a model in which some layers are replaced.
 
-    A replacement gets the hooks of the layer that it replaces, since hooks may change outputs and
-    gradients.
+    A layer that has several names is replaced under each of them. The replacement gets copies of
+    the layer's hooks, since hooks may change outputs and gradients.
 
     Args:
         model: any model; it is not changed.
-        new: the replacement of each layer.
+        new: the replacement of each layer; the copy contains the replacement itself.
 
     Raises:
         ValueError: if the model or a hook cannot be copied.
@@ -48,7 +48,10 @@ def with_layers(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Modu
 
 
 def dense_copy(model: nn.Module) -> nn.Module:
-    """Return a copy that computes the same, with dense layers in place of CSR and 2:4 layers."""
+    """Return a copy of a model with dense layers in place of CSR and 2:4 layers.
+
+    Its outputs are the same up to rounding errors. The model is not changed.
+    """
     new: dict[nn.Module, nn.Module] = {}
     for layer in model.modules():
         if isinstance(layer, SparseLayer):
@@ -60,5 +63,5 @@ def dense_copy(model: nn.Module) -> nn.Module:
 
 
 def is_semi_structured(layer: nn.Linear) -> bool:
-    """Return whether the weight of a layer is one of torch's 2:4 tensors."""
+    """Return whether the weight of a layer is in torch's compressed 2:4 format."""
     return isinstance(layer.weight.data, torch.sparse.SparseSemiStructuredTensor)

@@ -1,4 +1,4 @@
-"""2:4 sparse Linear layers for CUDA, with torch's compressed weights where they fit."""
+"""2:4 sparse Linear layers for CUDA: their weights in torch's compressed format, where they fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robust_plugin.export.replace_layers import with_layers
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.select import most_kept
 
-# What both of torch's kernels, cuSPARSELt and CUTLASS, accept: numbers of 16 bits, rows in
+# What both of torch's kernels, cuSPARSELt and CUTLASS, accept: floats of 16 bits, rows in
 # multiples of 32 and columns in multiples of 64, on compute capability 8.0 and above.
 _DTYPES = (torch.float16, torch.bfloat16)
 _BLOCK = (32, 64)
@@ -21,18 +21,19 @@ _CAPABILITY = (8, 0)
 def semi_structured(model: nn.Module) -> tuple[nn.Module, Mapping[str, str]]:
     """Return a copy for inference whose 2:4 sparse Linear layers hold compressed weights.
 
-    The weights are converted by ``torch.sparse.to_sparse_semi_structured``. That function does not
-    check for a 2:4 pattern and drops weights that do not fit; here every row is checked first.
-    Convolutions have no such kernel and stay dense. The copy is for outputs only: torch cannot
-    differentiate its products by their input, so gradient attacks raise an error. Attack the dense
-    network.
+    2:4 sparse means that at most two of every four consecutive weights of a row are not zero. The
+    weights are converted by ``torch.sparse.to_sparse_semi_structured``, which drops weights that do
+    not fit without a check; here every row is checked first. Convolutions stay dense, because torch
+    has no such kernel for them. The copy is for outputs only: torch cannot differentiate its 2:4
+    products with respect to their input, so gradient attacks on the copy raise an error. Attack the
+    dense network.
 
     Args:
         model: a finalized network on a CUDA device, float16 or bfloat16; it is not changed.
 
     Returns:
-        The copy, in evaluation mode, and for each Linear layer, by name, ``"2:4"`` or the reason
-        why it stays dense.
+        The copy, in evaluation mode, and a dict with an entry for each Linear layer, by its name:
+        ``"2:4"``, or the reason why the layer stays dense.
 
     Raises:
         ValueError: if a pruner is attached, the network is not on a suitable CUDA device, or no
@@ -53,7 +54,7 @@ def semi_structured(model: nn.Module) -> tuple[nn.Module, Mapping[str, str]]:
 
 
 def obstacle(layer: nn.Linear) -> str | None:
-    """Return why the weight of a layer cannot be compressed, or None if it can."""
+    """Return why the weight of a layer cannot have torch's 2:4 format, or None if it can."""
     rows, columns = layer.weight.shape
     if type(layer) is not nn.Linear:
         return f"is a {type(layer).__name__}"

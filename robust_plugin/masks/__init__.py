@@ -3,10 +3,10 @@
 Start with ``select.py``: exact top-k and n:m selection, and the straight-through gradient.
 ``groups.py`` defines which parameters share one mask, and ``group_checks.py`` checks groups that
 users make. ``prunable.py`` finds the weights of a network that masks can cover. ``attach.py`` puts
-masks on layers by torch's parametrizations, and ``detach.py`` makes the network plain again.
+masks on layers by torch's parametrizations, and ``detach.py`` turns masked layers into plain ones.
 ``transformed.py`` refuses layers that compute with another weight than the one they store.
 
-Not here: how many entries are kept (``budget``) and when masks change (``pruning``).
+Not here: how many weights are kept (``budget``) and when masks change (``pruning``).
 
 Uses: nothing of this project.
 Used by: all rooms about pruned networks.

@@ -1,8 +1,8 @@
 """Masks on layers: how they attach, and what a layer then computes with.
 
-A *group* shares one score tensor and one rate. For weights a group is one weight tensor. For
-channels it is a set of layers whose input channels are removed together. Its ``GroupMask`` is a
-submodule of ``layer.parametrizations`` in every layer that it masks.
+A *group* is what shares one score tensor and one density (its rate): a weight tensor, or a set of
+layers whose input channels are removed together. Its ``GroupMask`` is a submodule of
+``layer.parametrizations`` in every layer that it masks.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from robust_plugin.masks.select import Pattern, StraightThrough, nm_mask, topk_m
 
 
 class GroupMask(nn.Module):
-    """Scores, rate and mask of one group.
+    """Scores, learned density and mask of the weights or channels of one group.
 
     The mask is a buffer that the pruner computes after each optimizer step. A forward pass only
-    reads it, so ten attack steps cost one top-k.
+    reads it, so a training step with ten attack steps computes top-k once.
 
     Args:
         scores: initial scores, one per weight or per channel.
-        kept: number of entries to keep.
-        k_min: least density, for learned rates.
-        rate: initial logit r of the density; None if the rate is not learned.
+        kept: number of weights or channels to keep.
+        k_min: least density, for a learned density.
+        rate: initial logit r of the density; None if the density is not learned.
         pattern: n:m pattern of the mask; None for an unstructured mask.
 
     Attributes:
         scores: one score per weight or per channel, float32 for every dtype of the model.
-        rate: logit r of k = k_min + (1 - k_min) sigmoid(r); None if the rate is not learned.
-        kept: number of entries of the mask that are one. The scores and this number determine the
-            mask.
-        mask: the mask, bool, same shape as the scores. It is not saved: loading a state computes
-            it again.
-        unfollowed: True while scores or rates are learned but no optimizer moves the mask yet.
+        rate: logit r of the density k = k_min + (1 - k_min) sigmoid(r); None if the density is not
+            learned.
+        kept: number of ones in the mask, an integer tensor. The mask follows from ``scores`` and
+            ``kept``.
+        mask: the mask, bool, same shape as the scores. It is not in the state_dict: loading a state
+            computes it again.
+        unfollowed: True while scores or density are to be learned but ``Pruner.follow`` has not
+            been called, so that no optimizer step changes the mask.
     """
 
     kept: Tensor
@@ -70,13 +72,13 @@ class GroupMask(nn.Module):
         self.choose()
 
     def choose(self, kept: int | None = None) -> None:
-        """Compute the mask: the ``kept`` largest ``|scores|``, or the n largest of every m.
+        """Compute the mask anew: the ``kept`` largest ``|scores|``, or the n largest of every m.
 
         Args:
-            kept: number of entries to keep from now on; None keeps as many as before.
+            kept: number of weights or channels to keep from now on; None keeps as many as before.
 
         Raises:
-            ValueError: if that number of entries does not fit the pattern.
+            ValueError: if this number does not fit the n:m pattern, or a score is NaN.
         """
         count = int(self.kept) if kept is None else kept
         if kept is not None:
@@ -92,20 +94,21 @@ class GroupMask(nn.Module):
     def density(self) -> Tensor:
         """Return the density k = k_min + (1 - k_min) sigmoid(r), HARP section 3.2.
 
-        It is a scalar, differentiable with respect to r. Without a rate it is the kept share.
+        It is a scalar, differentiable with respect to the logit r. If the density is not learned,
+        it is the share of ones in the mask.
         """
         if self.rate is None:
             return self.kept / self.scores.numel()
         return self.k_min + (1 - self.k_min) * torch.sigmoid(self.rate)
 
     def forward(self, dtype: torch.dtype) -> Tensor:
-        """Return the mask, with gradients for the scores and the rate if these are learned.
+        """Return the mask; gradients pass to the scores and the rate logit if these are learned.
 
         Args:
-            dtype: dtype of the returned mask if it has gradients; else the mask is bool.
+            dtype: dtype of the returned mask if gradients pass through it; else the mask is bool.
 
         Raises:
-            ValueError: if scores or rate are learned and the pruner follows no optimizer.
+            ValueError: if scores or rate are to be learned and ``Pruner.follow`` was not called.
         """
         learned = self.scores.requires_grad or (self.rate is not None and self.rate.requires_grad)
         if not (learned and torch.is_grad_enabled()):
@@ -130,19 +133,19 @@ class GroupMask(nn.Module):
 
 
 def _choose_after_load(group: GroupMask, _: Any) -> None:
-    """Compute the mask from the scores and the count that were just loaded."""
+    """Compute the mask from the scores and the number of ones that were just loaded."""
     group.choose()
 
 
 class MaskedWeight(nn.Module):
-    """Parametrization w -> w * m of a layer's weight while a pruner is attached.
+    """Parametrization of a layer's weight w as w * m with a mask m, while a pruner is attached.
 
     Args:
-        group: scores and mask of the group.
-        dim: dimension of the weight that the entries of the mask (channels) select; None if the
-            mask has the shape of the weight.
-        index: for each entry of dimension ``dim``, the channel of the group that it belongs to, or
-            -1 for entries without a mask; None if entry i belongs to channel i.
+        group: scores and mask of the group that the weight belongs to.
+        dim: dimension of the weight along which the mask selects channels; None if the mask has the
+            shape of the weight.
+        index: for each position along ``dim``, the channel of the group that it belongs to, or -1
+            where nothing is masked; None if position i belongs to channel i.
     """
 
     index: Tensor | None
@@ -161,7 +164,7 @@ class MaskedWeight(nn.Module):
         self.parameter_order: tuple[str, ...] = ()
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the effective weight."""
+        """Return the weight times the mask; inside ``held_weights``, the product computed there."""
         if self.constant is not None:
             return self.constant
         mask: Tensor = self.group(weight.dtype)
@@ -185,8 +188,8 @@ class MaskedWeight(nn.Module):
 def masked_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, MaskedWeight]]:
     """Yield (layer name, layer, parameter name, MaskedWeight) for every mask of a model.
 
-    A layer with two names in the model comes twice. A weight comes twice if two groups mask its
-    input channels, as they do behind a concatenation.
+    A layer with two names in the model is yielded under both. A weight is yielded twice if two
+    groups mask its input channels, as they do behind a concatenation.
     """
     for name, layer in model.named_modules(remove_duplicate=False):
         chains = layer.parametrizations if parametrize.is_parametrized(layer) else {}
@@ -198,10 +201,13 @@ def masked_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Mask
 
 @contextmanager
 def held_weights(model: nn.Module) -> Iterator[None]:
-    """Multiply weights and masks once for all forward passes inside the ``with`` block.
+    """Context in which all forward passes use products w * m that are computed once, on entry.
 
-    The products are constants: no gradient reaches the weights. Attacks and evaluation use this,
-    because they never differentiate with respect to the weights.
+    The products are constants: no gradient reaches weights, scores or rates. Attacks and evaluation
+    use this, because they never differentiate with respect to these.
+
+    Args:
+        model: model with or without masks; outside of the context it computes as before.
     """
     free = [found for found in masked_weights(model) if found[3].constant is None]
     try:
@@ -225,13 +231,16 @@ def chain_of(layer: nn.Module, parameter: str) -> parametrize.ParametrizationLis
 
 
 def attach(layer: nn.Module, parameter: str, masked: MaskedWeight) -> None:
-    """Mask one parameter of a layer; the Parameter object stays the same."""
+    """Register ``masked`` as parametrization of a layer's parameter.
+
+    The Parameter object stays the same, so an optimizer that holds it still trains it.
+    """
     masked.parameter_order = tuple(layer._parameters)
     parametrize.register_parametrization(layer, parameter, masked)
 
 
 def attach_groups(groups: Sequence[Group], masks: Sequence[GroupMask]) -> None:
-    """Attach the mask of each group to all its members; both sequences have the same order."""
+    """Attach ``masks[i]`` to all parameters that are members of ``groups[i]``."""
     for group, mask in zip(groups, masks, strict=True):
         for member in group.members:
             masked = MaskedWeight(mask, dim=member.dim, index=member.index)

@@ -1,4 +1,4 @@
-"""Back to the plain network: masks are removed, and states get the names they had without masks.
+"""From a masked network back to a plain one, and states of masked networks with plain names.
 
 A *dense name* is the name of a parameter or buffer in the state_dict of the network without masks.
 """
@@ -19,14 +19,14 @@ from robust_plugin.masks.select import most_kept
 def finalize(model: nn.Module) -> None:
     """Turn every masked layer into a plain layer whose pruned weights are zero.
 
-    It works on the network that a pruner is attached to and on any copy of it (deepcopy, EMA). A
-    copy is finalized with the masks that it has itself. To use the pruner's masks in a copy, call
-    ``Pruner.finalize``.
+    Args:
+        model: network that a pruner is attached to, or a copy of it (deepcopy, EMA). A copy is
+            finalized with its own masks; ``Pruner.finalize(copy)`` uses the pruner's masks instead.
 
     Raises:
         ValueError: if no layer of the model is masked, or if a mask does not have the number of
-            entries or the pattern that it should have. Some averages of models average the masks
-            too, which causes this.
+            ones or the n:m pattern that it should have. The latter happens in averages of models
+            (EMA) that average the masks too.
     """
     found = list(masked_weights(model))
     if not found:
@@ -44,7 +44,12 @@ def finalize(model: nn.Module) -> None:
 
 
 def _check_mask(group: GroupMask, name: str) -> None:
-    """Raise a ValueError unless a mask has its number of entries and its pattern."""
+    """Raise a ValueError unless a mask has as many ones as it should, in its n:m pattern.
+
+    Args:
+        group: the mask to check.
+        name: name of the masked layer, for the error message.
+    """
     ones, kept = int(group.mask.sum()), int(group.kept)
     if ones != kept:
         raise ValueError(
@@ -70,7 +75,7 @@ def _without_negative_zeros(weight: Tensor) -> Tensor:
 
 
 def _detach(layer: nn.Module) -> None:
-    """Remove the masks of a layer and give it back its own class."""
+    """Remove the masks of a layer and give it back its class from before masking."""
     # torch's remove_parametrizations deletes the property from the layer's class. A deepcopied
     # model shares that class, so the other copy would break.
     if not parametrize.is_parametrized(layer):
@@ -89,11 +94,12 @@ def _detach(layer: nn.Module) -> None:
 
 
 def lend_masks(source: nn.Module, copy: nn.Module) -> None:
-    """Copy the masks of a network to a copy of it, or to the network that an averaged model wraps.
+    """Overwrite the masks of a copy of a network with the present masks of the network.
 
     Args:
         source: masked network whose masks are read.
-        copy: masked copy of ``source``, or a wrapper with such a copy as ``module``.
+        copy: masked copy of ``source``, or a wrapper with such a copy as ``module`` (torch's
+            AveragedModel, say).
 
     Raises:
         ValueError: if the two networks are not masked in the same places.
@@ -109,9 +115,10 @@ def lend_masks(source: nn.Module, copy: nn.Module) -> None:
 
 
 def dense_names(model: nn.Module) -> dict[str, str]:
-    """Return the name in this model's state for each dense name.
+    """Return a dict from each dense name to the name of the same tensor in this model's state_dict.
 
-    The two names differ where a mask is attached. Scores, rates and counts have no dense name.
+    The two names differ where a mask is attached. What belongs to the masks alone (scores, rate
+    logits, numbers of ones) has no dense name.
     """
     dense_by_prefix = {}
     for name, _, parameter, _ in masked_weights(model):
@@ -128,9 +135,10 @@ def dense_names(model: nn.Module) -> dict[str, str]:
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of the network without masks: dense names, and zeros for pruned weights.
+    """Return the state_dict that the network would have after ``finalize``: pruned weights are 0.
 
-    It loads strictly into a model of the same architecture without a pruner.
+    It loads with ``strict=True`` into a model of the same architecture without a pruner. The model
+    does not change.
 
     Raises:
         ValueError: if the state of the model holds objects that are not tensors.
@@ -145,12 +153,15 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a state as a dict, or raise an error if it holds objects that are not tensors.
+    """Return a copy of ``state`` as a dict; raise an error if a value is not a tensor.
+
+    Args:
+        state: what the state_dict of a network returned.
 
     Raises:
         TypeError: if ``state`` is not a mapping.
-        ValueError: naming an entry that is not a tensor. It may come from a layer's
-            get_extra_state, or ``state`` is a checkpoint with the network's state as one entry.
+        ValueError: naming a value that is not a tensor. It may come from a layer's
+            get_extra_state, or ``state`` is a checkpoint with the network's state as one value.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state is a {type(state).__name__}; give a mapping of names to tensors.")
@@ -170,7 +181,7 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def effective_weight(model: nn.Module, name: str) -> Tensor:
-    """Return the parameter of a dense name as the model computes with it, detached."""
+    """Return the parameter with this dense name, times its mask if it has one, detached."""
     prefix, _, key = name.rpartition(".")
     weight: Tensor = getattr(model.get_submodule(prefix), key)
     return weight.detach()
@@ -185,18 +196,18 @@ _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 
 
 def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state with dense names into a model with or without a pruner attached.
+    """Load the state of a network without masks into a model with or without a pruner attached.
 
     Masks and scores do not change. If a wrapper put a prefix before every name (``module.`` of DDP,
     ``_orig_mod.`` of torch.compile), the prefix is removed.
 
     Args:
         model: network to load the state into.
-        state: state of a network of the same architecture without masks.
+        state: state_dict of a network of the same architecture without masks.
 
     Raises:
         TypeError: if ``state`` is not a mapping.
-        ValueError: naming the tensors that are missing, unknown or of another shape, or an entry
+        ValueError: naming the tensors that are missing, unknown or of another shape, or a value
             that is not a tensor.
     """
     state, own = tensors_of(state), tensors_of(model.state_dict(keep_vars=True))
@@ -223,9 +234,13 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
 
 
 def _prefix_hint(found: list[str], expected: list[str]) -> str:
-    """Return a hint for the error message if no name of a state fits the model.
+    """Return a sentence for the error message if no name in a state is a name of the model.
 
-    A prefix of the names may be the reason. Returns "" if at least one name fits.
+    It says which prefix of the names may be the reason. If at least one name fits, it is "".
+
+    Args:
+        found: names in the state.
+        expected: dense names of the model.
     """
     if set(found) & set(expected):
         return ""
@@ -242,6 +257,6 @@ def _prefix_hint(found: list[str], expected: list[str]) -> str:
 
 
 def _first_three(names: list[str]) -> str:
-    """Return the first three names as text."""
+    """Return the first three names, joined by commas, and "..." for the rest."""
     more = ", ..." if len(names) > 3 else ""
     return ", ".join(names[:3]) + more if names else "no tensors"

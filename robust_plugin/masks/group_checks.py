@@ -1,7 +1,8 @@
 """Checks of groups before masks attach to them.
 
-``check_groups`` checks groups that the user made, ``check_channels`` requires groups of channels
-that can be removed, and ``divisible`` selects the groups that an n:m pattern fits.
+A group is a list of parameters that one mask covers. ``check_groups`` checks groups that the user
+made, ``check_channels`` requires groups of channels that can be removed, and ``divisible`` selects
+the groups that an n:m pattern fits.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from robust_plugin.masks.select import Pattern
 
 
 def check_channels(groups: Sequence[Group]) -> None:
-    """Raise an error unless all groups are of channels that can be removed.
+    """Raise an error unless every group is a set of channels that can be removed.
 
     Raises:
-        ValueError: naming the first group without coupled parameters.
+        ValueError: naming the first group that does not say (in ``coupled``) which filters compute
+            its channels.
     """
     for group in groups:
         if not group.coupled:
@@ -32,7 +34,7 @@ def check_channels(groups: Sequence[Group]) -> None:
 def check_groups(
     model: nn.Module, groups: Sequence[Group], exclude: Collection[str | nn.Module] = ()
 ) -> tuple[Group, ...]:
-    """Return the groups as a tuple, if masks can attach to the model as they say.
+    """Return ``groups`` as a tuple if every mask that they ask for can be attached to the model.
 
     Args:
         model: network without masks.
@@ -40,9 +42,8 @@ def check_groups(
         exclude: layers to leave dense; must be empty, because the groups say what is pruned.
 
     Raises:
-        ValueError: if there are no groups or ``exclude`` is not empty, or naming a member that is
-            not a parameter of the model, has a mask twice, or has a shape that does not fit its
-            group.
+        ValueError: if there are no groups, ``exclude`` is not empty, or a member is not a parameter
+            of the model, would be masked twice, or has a shape that does not fit its group.
     """
     if not groups or exclude:
         raise ValueError(
@@ -72,9 +73,10 @@ def check_groups(
 
 
 def _covered(member: Member) -> Tensor:
-    """Return which entries of the member's dimension its group masks, as booleans.
+    """Return which positions along the member's dimension ``dim`` its group masks, as booleans.
 
-    The result is a single True if the mask has the shape of the parameter.
+    The shape is [length of the dimension]. If ``dim`` is None, so that the mask covers the whole
+    parameter, the result is a scalar True.
     """
     if member.dim is None:
         return torch.ones((), dtype=torch.bool)
@@ -108,11 +110,11 @@ def divisible(
 ) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Return the groups that an n:m pattern fits, and the names of the others, which stay dense.
 
-    A pattern fits a weight if m divides its dimension 1.
+    A pattern fits a weight if m divides the length of its dimension 1. It fits no channels.
 
     Args:
-        groups: groups of weights.
-        pattern: the pattern; None fits every group.
+        groups: groups of weights or channels.
+        pattern: the pattern; None returns every group.
 
     Raises:
         ValueError: if the pattern fits no group.

@@ -1,7 +1,8 @@
-"""Groups: the weights or channels that share one score tensor and one rate.
+"""Groups: the parameters that share one mask, with one score tensor and one density.
 
-A ``Group`` lists the parameters that one mask covers, its members. For weights a group is one
-weight tensor, or several tied ones. For channels it is a set of layers that read the same channels.
+A ``Group`` lists the parameters that its mask covers, its members. If single weights are pruned,
+that is one weight tensor, or several tied ones. If channels are pruned, it is the weights of all
+layers that read the same channels.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ class Member:
         layer: module that holds the parameter.
         layer_name: name of the module in the model.
         parameter: name of the parameter in the module.
-        dim: dimension of the parameter whose entries the mask selects (1 for the input channels of
-            a layer); None if the mask has the shape of the parameter.
-        index: for each entry of ``dim``, the number of the mask entry that masks it, or -1 for no
-            mask (behind a concatenation another group may mask it), shape [length of ``dim``]; None
-            if entry i of the mask masks entry i.
+        dim: dimension of the parameter along which the mask selects channels (1 for the input
+            channels of a layer); None if the mask has the shape of the parameter.
+        index: for each position along ``dim``, the index of the channel in the group's mask that
+            masks it, or -1 for no mask (behind a concatenation another group may mask it), shape
+            [length of ``dim``]; None if position i is masked by channel i.
     """
 
     layer: nn.Module
@@ -41,16 +42,20 @@ class Member:
 
     @property
     def weight(self) -> Tensor:
-        """The parameter as the model computes with it: masked if a mask is attached."""
+        """The parameter as the model computes with it, times its mask if it has one, detached."""
         weight: Tensor = getattr(self.layer, self.parameter)
         return weight.detach()
 
     def multiply_adds(self, macs: Mapping[tuple[str, str], int]) -> int:
-        """Return the multiply-adds that one entry takes part in.
+        """Return the number of multiply-adds in which each single weight of this parameter is used.
+
+        It is looked up in ``macs``, and 0 if the parameter is not there, because the forward pass
+        that was counted did not run its layer. The query, key and value projections of an attention
+        layer have one number in common.
 
         Args:
-            macs: multiply-adds by layer name and parameter name, from ``budget.costs``. The result
-                is 0 if the traced forward pass never reached the layer.
+            macs: multiply-adds per weight for one example, by (layer name, parameter name), as
+                ``multiply_adds`` of ``budget/costs.py`` returns them.
         """
         separate = self.parameter in ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         return macs.get((self.layer_name, "in_proj_weight" if separate else self.parameter), 0)
@@ -58,15 +63,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with one score tensor and one rate: a weight, tied weights, or coupled channels.
+    """Parameters that share one mask: a weight, tied weights, or all weights that read channels.
 
     Attributes:
         members: parameters that the mask covers; a single one for a plain weight.
-        channels: number of channels, if the members have a ``dim``; None for weights.
-        name: name of the group; empty takes the name of the first member.
-        coupled: parameters that no mask covers, but whose entries disappear when the channels are
-            removed: the filters and biases that compute the channels, and the normalisation layers
-            in between. If they are given, the budget counts the cost of the network that remains.
+        channels: number of channels, if the mask selects channels; None if it selects weights.
+        name: name of the group; "" stands for the name of the first member.
+        coupled: parameters that the mask does not cover, but which become smaller when the channels
+            are removed: the filters and biases that compute the channels, and the normalisation
+            layers in between. If they are given, the budget counts the cost of the network that
+            remains.
     """
 
     members: tuple[Member, ...]
@@ -87,18 +93,19 @@ class Group:
 
     @property
     def size(self) -> int:
-        """n_l, the number of entries of the scores and of the mask."""
+        """The number of weights or channels that the mask selects from."""
         return self.channels or self.members[0].weight.numel()
 
     @property
     def producer(self) -> Member:
-        """The weight whose filters compute the channels of this group.
+        """The convolution or linear weight whose filters compute the channels of this group.
 
-        It is the coupled weight that the group is named after. If the user chose another name, it
-        is the first coupled weight of a convolution or linear layer.
+        It is the weight in ``coupled`` that the group is named after. If the user chose another
+        name, it is the first weight of a convolution or linear layer in ``coupled`` that computes
+        all channels.
 
         Raises:
-            ValueError: if no coupled convolution or linear layer computes all channels.
+            ValueError: if no convolution or linear layer in ``coupled`` computes all channels.
         """
         filters = [
             m
@@ -117,10 +124,10 @@ class Group:
 
     @property
     def magnitudes(self) -> Tensor:
-        """The numbers that initial scores are made of.
+        """The values that initial scores are computed from.
 
-        They are the weight itself, or the L2 norm of each channel over all members, shape
-        [channels, 1].
+        For weights this is the weight tensor itself, with signs. For channels it is the L2 norm of
+        each channel over the weights of all members, shape [channels, 1].
         """
         if self.channels is None:
             return self.members[0].weight
@@ -133,13 +140,15 @@ class Group:
         return squares.sqrt()
 
     def cost(self, macs: Mapping[tuple[str, str], int] | None) -> int:
-        """Return the cost of one kept entry, in weights or in multiply-adds.
+        """Return the cost of keeping one weight or channel, in parameters or in multiply-adds.
 
         Args:
-            macs: multiply-adds by layer name and parameter name; None counts weights.
+            macs: multiply-adds per weight for one example, by (layer name, parameter name), for a
+                cost in multiply-adds; None for a cost in parameters.
 
         Raises:
-            ValueError: if the forward pass that counted ``macs`` never reached a member.
+            ValueError: if ``macs`` has no count for a member, because the forward pass that was
+                counted did not run its layer.
         """
         total = 0
         for member in self.members:
@@ -157,9 +166,9 @@ class Group:
 
 
 class Groups(tuple[Group, ...]):
-    """Groups of channels, together with the inputs that were traced to find them.
+    """Tuple of groups of channels that also holds the inputs that were traced to find them.
 
-    A pruner on these groups takes the inputs from here, so that they are given once.
+    A pruner with these groups uses the inputs to count FLOPs, so the user gives them only once.
 
     Args:
         groups: the groups.
@@ -169,7 +178,7 @@ class Groups(tuple[Group, ...]):
     example_inputs: tuple[Tensor, ...]
 
     def __new__(cls, groups: Iterable[Group], example_inputs: tuple[Tensor, ...]) -> Groups:
-        """Return the groups with their inputs."""
+        """Return the tuple of the groups, with ``example_inputs`` as attribute."""
         made = super().__new__(cls, groups)
         made.example_inputs = example_inputs
         return made

@@ -1,4 +1,4 @@
-"""The weights of a model that masks can cover, and the models and layers that are refused."""
+"""The weights of a model that masks can cover, and checks that refuse other models and layers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PRUNABLE: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise an error unless ``model`` is a network without a wrapper around it.
+    """Raise an error if ``model`` is wrapped, or masks cannot be attached to it for other reasons.
 
-    Masks attach to the network inside of a wrapper, never to the wrapper.
+    Masks are attached to the network inside of a wrapper, never to the wrapper.
 
     Raises:
         TypeError: if ``model`` is not an nn.Module.
@@ -45,11 +45,11 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def refuse_masked(model: nn.Module) -> None:
-    """Raise an error if a layer has a mask or another parametrization, ours or torch's.
+    """Raise an error if the weight of a layer is computed from others instead of being stored.
 
     Raises:
-        ValueError: naming the layer. A layer whose weight is made by a hook (weight_norm) is
-            refused too.
+        ValueError: naming the layer, which has a mask of a ``Pruner`` or of torch's prune, another
+            parametrization, or a weight that a hook computes (weight_norm, spectral_norm).
     """
     for name, layer in model.named_modules():
         pruned = any(
@@ -70,7 +70,7 @@ def refuse_masked(model: nn.Module) -> None:
 
 
 def refuse_tied(model: nn.Module, group: Group) -> None:
-    """Raise an error if a group covers a parameter that has two names in the model.
+    """Raise an error if a parameter of a group has two names in the model, so that it is tied.
 
     Raises:
         ValueError: naming the parameter.
@@ -85,7 +85,7 @@ def refuse_tied(model: nn.Module, group: Group) -> None:
 
 
 def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
-    """Return one group for every convolution, linear and attention weight of a model.
+    """Return one group (the parameters of one mask) per convolution, linear or attention weight.
 
     Tied weights share one group.
 
@@ -138,7 +138,7 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
 
 
 def warn_of_uncovered(model: nn.Module, groups: Collection[Group]) -> None:
-    """Warn if masks cover less than half of a model's parameters, naming the largest uncovered."""
+    """Warn if ``groups`` hold under half of a model's parameters, and name the largest others."""
     covered = {m.layer._parameters.get(m.parameter) for group in groups for m in group.members}
     sizes = {name: p.numel() for name, p in model.named_parameters() if p not in covered}
     total = sum(p.numel() for p in model.parameters())
@@ -152,7 +152,11 @@ def warn_of_uncovered(model: nn.Module, groups: Collection[Group]) -> None:
 
 
 def prunable_members(model: nn.Module) -> Iterator[Member]:
-    """Yield every weight of a model that masks can cover, whether or not a mask is attached."""
+    """Yield every weight of a model that masks can cover, whether or not a mask is attached.
+
+    These are the weights of convolutions and linear layers, and the input projections of
+    MultiheadAttention.
+    """
     for name, layer in model.named_modules():
         for kind, parameters in _PRUNABLE.items():
             if isinstance(layer, kind):
@@ -165,12 +169,12 @@ def below(modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
     """Return the excluded layers and all their submodules.
 
     Args:
-        modules: all modules of the model by name.
-        exclude: layers or names of layers.
+        modules: all modules of the model, by name.
+        exclude: layers or names of layers of the model.
 
     Raises:
         TypeError: if ``exclude`` is a single layer or name instead of a list.
-        ValueError: if a layer is not in the model.
+        ValueError: if an excluded layer is not in the model.
     """
     if isinstance(exclude, str | nn.Module):
         raise TypeError(f"exclude is {exclude!r}; give a list of layers or of their names.")
@@ -187,7 +191,7 @@ def below(modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
 
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the affine parameters of the normalisation layers, which train in every phase."""
+    """Return the scales and shifts of normalisation layers, which are trained in every phase."""
     return [
         parameter
         for layer in model.modules()
@@ -197,11 +201,11 @@ def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def refuse_fixed(model: nn.Module) -> None:
-    """Raise an error unless a model consists of layers that can be inspected and changed.
+    """Raise an error unless ``model`` is an nn.Module whose layers can be inspected and changed.
 
     Raises:
         TypeError: if ``model`` is not an nn.Module.
-        ValueError: if it is a module of TorchScript or torch.export, which has a graph instead of
+        ValueError: if it was made by TorchScript or torch.export and so has a graph instead of
             layers.
     """
     if not isinstance(model, nn.Module):

@@ -11,8 +11,12 @@ from torch import Tensor
 def kept_count(n: int, density: float) -> int:
     """Return how many of ``n`` weights a layer keeps at density k: max(1, n - int((1 - k) n)).
 
-    This is HYDRA's count (its section 3; the official code uses Python double arithmetic), but at
-    least one, so that a small layer does not lose all its weights.
+    HYDRA keeps as many (section 3 of the paper; its code computes with Python floats), but here it
+    is at least one, so that a small layer does not lose all its weights.
+
+    Args:
+        n: number of weights (or channels) of the layer.
+        density: k, share of them to keep.
     """
     return max(1, n - int((1 - density) * n))
 
@@ -22,13 +26,13 @@ def topk_mask(scores: Tensor, count: int) -> Tensor:
 
     Args:
         scores: floating-point scores of any shape.
-        count: number of entries to keep, 0 <= count <= scores.numel().
+        count: number of scores to select, 0 <= count <= scores.numel().
 
     Returns:
         Tensor: bool mask of the shape of ``scores`` with exactly ``count`` ones.
 
     Raises:
-        ValueError: if ``count`` is out of range or a score is NaN.
+        ValueError: if ``count`` is out of this range or a score is NaN.
     """
     n = scores.numel()
     if not 0 <= count <= n:
@@ -44,7 +48,14 @@ def topk_mask(scores: Tensor, count: int) -> Tensor:
 
 
 def _by_threshold(magnitudes: Tensor, count: int) -> Tensor:
-    """Return the flat mask of the ``count`` largest magnitudes, by the value of the smallest."""
+    """Return the bool mask of the ``count`` largest magnitudes; ties go to the lower index.
+
+    It compares all magnitudes with the smallest one that is kept.
+
+    Args:
+        magnitudes: absolute scores, shape [n].
+        count: number of ones in the mask, 0 < count < n.
+    """
     threshold = magnitudes.kthvalue(len(magnitudes) - count + 1).values
     mask = magnitudes > threshold
     missing = count - int(mask.sum())
@@ -53,7 +64,7 @@ def _by_threshold(magnitudes: Tensor, count: int) -> Tensor:
 
 
 def _by_sorting(magnitudes: Tensor, count: int) -> Tensor:
-    """Return the same mask as ``_by_threshold``, faster on a GPU."""
+    """Return the same mask as ``_by_threshold`` above by sorting, which is faster on a GPU."""
     # On a GPU a single block of threads computes kthvalue, and every operation that counts or lists
     # entries makes the host wait.
     order = magnitudes.sort(descending=True, stable=True).indices
@@ -61,14 +72,16 @@ def _by_sorting(magnitudes: Tensor, count: int) -> Tensor:
 
 
 def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
-    """Return the mask of the ``n`` largest ``|scores|`` of every ``m`` entries of dimension 1.
+    """Return the mask of the ``n`` largest ``|scores|`` of every ``m`` consecutive ones.
 
-    The ``m`` entries are consecutive. Dimension 1 is the input features of a linear layer and the
-    input channels of a convolution: semi-structured kernels multiply along it. Ties go to the lower
-    index.
+    Consecutive is along dimension 1, the input features of a linear layer or the input channels of
+    a convolution, because semi-structured kernels multiply along it. Ties go to the lower index.
+
+    Returns:
+        Tensor: bool mask of the shape of ``scores``.
 
     Raises:
-        ValueError: if m does not divide dimension 1, or a score is NaN.
+        ValueError: if m does not divide the length of dimension 1, or a score is NaN.
     """
     if scores.dim() < 2 or scores.shape[1] % m:
         raise ValueError(f"{n}:{m} needs dimension 1 divisible by {m}; got {tuple(scores.shape)}.")
@@ -81,12 +94,13 @@ def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
 
 
 def most_kept(weight: Tensor, m: int) -> int:
-    """Return the largest number of non-zeros in any ``m`` consecutive entries of dimension 1.
+    """Return the largest number of non-zeros in any block of ``m`` consecutive weights.
 
-    A weight is n:m sparse exactly if this number is at most n.
+    The blocks divide dimension 1 and do not overlap. A weight is n:m
+    sparse exactly if the returned number is at most n.
 
     Raises:
-        ValueError: if m does not divide dimension 1.
+        ValueError: if m does not divide the length of dimension 1.
     """
     if weight.dim() < 2 or weight.shape[1] % m:
         raise ValueError(f"n:{m} needs dimension 1 divisible by {m}; got {tuple(weight.shape)}.")
@@ -95,11 +109,11 @@ def most_kept(weight: Tensor, m: int) -> int:
 
 
 class Pattern(NamedTuple):
-    """Pattern of a mask that keeps n of every m consecutive entries.
+    """Pattern of a mask that keeps n of every m consecutive weights.
 
     Attributes:
-        n: number of kept entries per m; None if each layer has its own.
-        m: number of consecutive entries that n counts over.
+        n: number of kept weights of every m; None if each layer has its own n.
+        m: number of consecutive weights of which n are kept.
     """
 
     n: int | None
@@ -109,10 +123,10 @@ class Pattern(NamedTuple):
         return f"{'n' if self.n is None else self.n}:{self.m}"
 
     def kept_of_m(self, kept: int, size: int) -> int:
-        """Return the n of a layer that keeps ``kept`` of ``size`` entries.
+        """Return n if a layer of ``size`` weights keeps ``kept`` of them in this pattern.
 
         Raises:
-            ValueError: if these numbers do not fit the pattern.
+            ValueError: if no whole n keeps ``kept`` weights, or it is not the pattern's own n.
         """
         n, rest = divmod(kept * self.m, size)
         if rest or not 0 < n <= self.m or self.n not in (None, n):
@@ -127,8 +141,8 @@ def parse_pattern(pattern: str) -> Pattern:
     """Return the pattern that a string describes.
 
     Args:
-        pattern: ``"2:4"`` for two of every four consecutive entries; ``"n:4"``, with the letter n,
-            if each layer has its own number of every four.
+        pattern: ``"2:4"`` to keep two of every four consecutive weights; ``"n:4"``, with the letter
+            n, if each layer keeps its own n of every four.
 
     Raises:
         ValueError: unless n and m are whole numbers with 0 < n <= m, or n is the letter.
@@ -159,15 +173,15 @@ def _refuse_nan(scores: Tensor) -> None:
 
 
 class StraightThrough(torch.autograd.Function):
-    """Function that returns the mask, and passes gradients straight through to scores and density.
+    """Function that returns a mask m and passes its gradient on to the scores s and the density k.
 
-    In the backward pass dL/ds_i = sign(s_i) dL/dm_i for every entry, kept or not (HYDRA, section
-    3.1), and dL/dk = sum_i dL/dm_i (HARP, section 3.2).
+    In the backward pass dL/ds_i = sign(s_i) dL/dm_i for every score, whether m_i is 1 or 0 (HYDRA,
+    section 3.1), and dL/dk = sum_i dL/dm_i (HARP, section 3.2).
     """
 
     @staticmethod
     def forward(mask: Tensor, scores: Tensor, density: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the mask as numbers of ``dtype``."""
+        """Return ``mask``, converted to ``dtype``; scores and density only receive gradients."""
         return mask.to(dtype)
 
     @staticmethod
@@ -177,7 +191,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
-        """Return the gradients of the scores and of the density."""
+        """Return the gradients of the four inputs of ``forward``; None for mask and dtype."""
         (scores,) = ctx.saved_tensors
         to_scores = grad.float() * scores.sign() if ctx.needs_input_grad[1] else None
         to_density = grad.float().sum() if ctx.needs_input_grad[2] else None

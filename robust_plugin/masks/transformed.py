@@ -1,7 +1,8 @@
-"""Layers that compute with another weight than the one they store: their masks prune nothing.
+"""Checks for layers that transform their weight before use, where masks would prune nothing.
 
-For example, a weight-standardised convolution computes with (w - mean) / std, which turns the zeros
-of a mask into -mean / std. ``refuse_transformed`` refuses masks on such layers.
+For example, a weight-standardised convolution computes with (w - mean) / std, which turns the
+weights that a mask has set to zero into -mean / std. ``refuse_transformed`` refuses masks on such
+layers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _FUNCTIONS = (
 
 
 class _Weights(TorchFunctionMode):
-    """Mode that collects the weights of one shape that convolutions and linear functions get.
+    """Context that collects the weights of one shape in all calls of F.linear and F.conv2d, say.
 
     Args:
         shape: shape of the weights to collect.
@@ -56,14 +57,18 @@ class _Weights(TorchFunctionMode):
 
 
 def keeps_zeros(layer: nn.Module) -> bool | None:
-    """Return whether zeros of a layer's weight are zeros in the computation; None if unknown.
+    """Return whether a layer computes with zeros where its stored weight is zero.
 
-    They are in torch's own layers. Of another layer a copy runs once, with a weight that is half
-    zeros, and the weight that it passes to a convolution or linear function is compared. The answer
-    is unknown if the layer takes several inputs or computes by other functions.
+    Torch's own layers do, and layers other than nn.Linear and convolutions are assumed to. For a
+    subclass of these, a copy runs once with a weight that is half zeros, and the weight that the
+    copy passes to F.linear or a function such as F.conv2d is compared.
 
     Args:
         layer: layer with or without a mask; it does not change.
+
+    Returns:
+        bool | None: None if unknown, because the copy could not run on a single input or called
+        none of these functions.
     """
     kind = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
     maskable = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
@@ -85,7 +90,7 @@ def keeps_zeros(layer: nn.Module) -> bool | None:
 def _half_zero(layer: Any) -> None:
     """Set the parameters of a layer to random values, with half of the weight zero.
 
-    If a mask is attached, the weight keeps its values, because the mask has zeros.
+    If a mask is attached, the weight does not change, because its mask has zeros already.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -105,16 +110,16 @@ def _input_of(layer: Any) -> Tensor:
 
 
 def refuse_transformed(members: Iterable[Member]) -> None:
-    """Raise an error if a layer computes with another weight than the one that its mask covers.
+    """Raise an error if a layer transforms its weight, so that masked weights would not be zero.
 
     Args:
         members: parameters to mask.
 
     Raises:
-        ValueError: naming the layers.
+        ValueError: naming the layers that do so.
 
     Warns:
-        UserWarning: for layers whose computation is unknown.
+        UserWarning: if this cannot be found out for a layer, by running it alone.
     """
     judged = {m.layer_name: (m.layer, keeps_zeros(m.layer)) for m in members if m.dim is None}
     unknown = [name for name, (_, keeps) in judged.items() if keeps is None]

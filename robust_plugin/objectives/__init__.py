@@ -1,8 +1,8 @@
-"""Training objectives: an objective is ``objective(model, x, y) -> scalar``.
+"""Training objectives, that is losses: an objective is ``objective(model, x, y) -> scalar``.
 
 ``by_attack.py`` has adversarial training, TRADES, MART and free training, ``by_bounds.py``
-certified training and MixTrain, ``by_noise.py`` the losses for randomized smoothing, ``ramp.py``
-the schedules of eps and of the losses' weights.
+certified training and MixTrain, ``by_noise.py`` training for randomized smoothing, ``ramp.py`` the
+schedules of eps and of the weights of loss terms.
 
 Not here: the attacks and bounds themselves (``attacks``, ``certificates``).
 

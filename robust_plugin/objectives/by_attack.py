@@ -1,9 +1,8 @@
 """Objectives that train on adversarial inputs: adversarial training, TRADES, MART, free training.
 
 An objective is ``objective(model, x, y) -> scalar``. The same robust objective serves pre-training,
-pruning and fine-tuning, which is the first insight of the papers (Sehwag 2019, section 3). The
-clean and the adversarial forward pass of a loss run in the model's own mode, attacks in evaluation
-mode.
+pruning and fine-tuning (Sehwag et al. 2019, section 3). Attacks run in evaluation mode. The forward
+passes whose outputs enter the loss run in the model's present mode, usually training mode.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ class Objective(Protocol):
     """A loss that training minimises."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return a scalar with a graph.
+        """Return the loss of a batch, a scalar that ``backward`` can be called on.
 
         Args:
-            model: network to train, in its own mode.
+            model: network to train; its mode (training or evaluation) is not changed.
             x: inputs, shape [B, ...].
             y: labels, shape [B].
         """
@@ -42,28 +41,37 @@ class Objective(Protocol):
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return CE(logits, y), the mean over the points; the logits must be finite.
 
+    Args:
+        logits: logits, shape [B, classes].
+        y: labels, shape [B].
+
     Raises:
-        TypeError, ValueError: for logits or labels that ``check_logits`` refuses, also for the
-            label -100, whose points torch would leave out.
+        TypeError: if the logits are not a tensor.
+        ValueError: for NaN, infinity or another shape, or labels outside 0..classes-1, also for the
+            label -100, whose points torch's cross-entropy leaves out.
     """
     return F.cross_entropy(check_logits(logits, y), y.long())
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return CE(logits, y) of logits that may be infinite: a GradScaler skips such a step."""
+    """Return what ``cross_entropy`` returns, but allow NaN and infinity in the logits.
+
+    With mixed precision, a GradScaler skips the steps whose gradients are not finite.
+    """
     return F.cross_entropy(check_labels(logits, y), y.long())
 
 
 def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return CE(f(x), y), the loss of standard training without an adversary.
 
-    For logits of shape [B, classes, ...], as of a segmentation, this is torch's cross-entropy,
-    which leaves out labels of -100.
+    For logits of shape [B, classes, ...], as of a segmentation network, this is torch's
+    cross-entropy, which leaves out labels of -100.
 
     Args:
         model: network to train.
         x: inputs, shape [B, ...].
-        y: labels, shape [B], or probabilities, shape [B, classes], as after mixup.
+        y: labels, shape [B], or probabilities, shape [B, classes], as after mixup; for logits of
+            shape [B, classes, ...], labels of shape [B, ...].
 
     Raises:
         TypeError: if the model does not return a tensor.
@@ -84,7 +92,7 @@ def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def adversarial(attack: Attack) -> Objective:
-    """Return the objective CE(f(x'), y) with x' from an attack (Madry et al. 2018).
+    """Return the objective CE(f(x'), y), where ``attack`` returns x' (Madry et al. 2018).
 
     Args:
         attack: attack such as ``pgd(threat, steps=10)``. Wrap an attack that is not of this package
@@ -111,10 +119,11 @@ def trades(
 ) -> Objective:
     """Return the objective CE(f(x), y) + beta KL(f(x) || f(x')) of TRADES.
 
-    x' maximises that KL (Zhang et al. 2019, equation 5). The attack starts at x + 0.001 N(0, 1) and
-    runs in evaluation mode. The clean branch is not detached. With 10 steps, the objective takes 13
-    forward passes: one for the attack's reference, ten in the attack, and two in the loss. The
-    official code takes 24, because it computes the reference again at every step.
+    f is the network. An attack maximises the KL term to find x' (Zhang et al. 2019, equation 5). It
+    starts at x + 0.001 N(0, 1) and runs in evaluation mode. Gradients also flow through f(x) in the
+    KL term. With 10 steps, the objective takes 13 forward passes: one of x for the KL of the
+    attack, ten in the attack, and two in the loss. The official code takes 24, because its attack
+    computes f(x) again at every step.
 
     Args:
         threat: threat model of the attack, with norm Linf or L2.
@@ -123,7 +132,8 @@ def trades(
         step_size: length of each step of the attack, in input units; default 2.5 eps / steps.
 
     Raises:
-        ValueError: for a negative beta, or an option that ``pgd`` refuses.
+        TypeError: if ``threat`` is not a ThreatModel.
+        ValueError: for a negative beta, or an illegal norm, number of steps or step size.
 
     >>> model = nn.Linear(4, 3)
     >>> objective = trades(ThreatModel("Linf", eps="8/255"), beta=6, steps=2)
@@ -153,17 +163,18 @@ def mart(
     """Return the objective BCE(f(x'), y) + beta mean[KL(p || p') (1 - p_y)] of MART.
 
     Wang et al. 2020, equation 10. BCE(f(x'), y) = CE(f(x'), y) - log(1.0001 - max_{j != y} p'_j),
-    p = softmax(f(x)) and p' = softmax(f(x')). x' maximises CE; the attack starts at
-    x + 0.001 N(0, 1).
+    p = softmax(f(x)) and p' = softmax(f(x')). An attack maximises CE(f(x'), y) to find x'; it
+    starts at x + 0.001 N(0, 1) and runs in evaluation mode.
 
     Args:
         threat: threat model of the attack, with norm Linf or L2.
-        beta: weight of the misclassification-aware term, at least 0; 5 in HARP.
+        beta: weight of the KL term, at least 0; 5 in HARP.
         steps: number of steps of the attack.
         step_size: length of each step of the attack, in input units; default 2.5 eps / steps.
 
     Raises:
-        ValueError: for a negative beta, or an option that ``pgd`` refuses.
+        TypeError: if ``threat`` is not a ThreatModel.
+        ValueError: for a negative beta, or an illegal norm, number of steps or step size.
     """
     check_beta(beta)
     attack = pgd(threat, steps=steps, step_size=step_size, start="gaussian")
@@ -182,7 +193,7 @@ def mart(
 
 
 def check_beta(beta: float) -> None:
-    """Raise a ValueError unless beta, the weight of a robust term, is at least 0."""
+    """Raise a ValueError unless beta, the weight of the KL term of a loss, is at least 0."""
     if not beta >= 0:
         raise ValueError(f"beta is {beta}; legal: at least 0.")
 
@@ -190,10 +201,10 @@ def check_beta(beta: float) -> None:
 class Free:
     """The objective CE(f(x + d), y) of free adversarial training (Shafahi et al. 2019).
 
-    The perturbation d is kept from batch to batch. Each call first moves it along the input
-    gradient of the call before, d <- project(d + step_size direction(grad)), so that weights and
-    perturbation learn from the same backward pass. Train on each batch several times in a row
-    (``replay``), and divide the number of epochs by that number.
+    The perturbation d is kept from batch to batch. Each call first moves d along the input gradient
+    of the last call, d <- project(d + step_size direction(grad)), so that weights and perturbation
+    learn from the same backward pass. Train on each batch m times in a row, as the function
+    ``replay`` of this module yields them, and divide the number of epochs by m.
 
     Args:
         threat: threat model of the perturbation.
@@ -207,7 +218,13 @@ class Free:
         self._leaf: Tensor | None = None
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss; its backward pass also reaches the perturbation."""
+        """Return the loss; its backward pass also computes the gradient for the next step of d.
+
+        Args:
+            model: network to train.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
+        """
         self.threat.check_inputs(x)
         delta = self._next_delta(x)
         self._leaf = delta.requires_grad_(True)
@@ -215,7 +232,7 @@ class Free:
         return _cross_entropy(model(x_adv), y)
 
     def _next_delta(self, x: Tensor) -> Tensor:
-        """Move the perturbation by one step, and return one row per point of ``x``."""
+        """Move the perturbation by one step, and return it with the shape of ``x``."""
         if self._delta is None or self._delta.shape[1:] != x.shape[1:]:
             self._delta, self._leaf = torch.zeros_like(x), None
         if self._leaf is not None and self._leaf.grad is not None:
@@ -234,7 +251,7 @@ class Free:
         return self._delta[: len(x)].clone()
 
     def _clipped(self, delta: Tensor) -> Tensor:
-        """Return the perturbation within the ball; in L2 and L1 it is scaled down to length eps."""
+        """Return ``delta`` in the ball: clamped for Linf, scaled down to norm eps for L2 and L1."""
         if self.threat.norm == "Linf":
             return delta.clamp(-self.threat.eps, self.threat.eps)
         return delta * per_point(
@@ -243,10 +260,10 @@ class Free:
 
 
 def replay(batches: Iterable[Batch], times: int) -> Iterator[Batch]:
-    """Yield every batch ``times`` times in a row, for free adversarial training.
+    """Yield every batch ``times`` times in a row, for free adversarial training (see ``Free``).
 
     Raises:
-        ValueError: for less than 1 time.
+        ValueError: if ``times`` is below 1.
     """
     if times < 1:
         raise ValueError(f"times is {times}; legal: at least 1.")

@@ -1,9 +1,10 @@
 """Objectives that train on bounds of the margins: certified training and MixTrain.
 
-Each takes its bounds as a function ``bounds(model, x, y, threat)``, such as ``ibp_margins`` or
-``LiRPA(threat, "CROWN-IBP").bounds`` of the adapter for auto-LiRPA. Call ``progress`` at each
-epoch, or at each step with fractions of an epoch. Without it, a loss has the eps and the weights of
-the end of its schedule.
+Each takes a function ``bounds(model, x, y, threat)`` that returns lower bounds of the margins, such
+as ``ibp_margins`` or ``LiRPA(threat, "CROWN-IBP").bounds`` of the adapter for auto-LiRPA. Call
+``progress`` of the objective at each epoch, or at each step with fractions of an epoch. An
+objective whose ``progress`` is never called uses the eps and the weights of the end of its
+schedule.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ class Certified:
         threat: threat model of the bounds at the end of the ramp.
         bounds: function that returns lower bounds of the margins f_y - f_j.
         kappa: weight of the clean loss, at the start and at the end of the ramp.
-        beta: weight of ``bounds``, at the start and at the end of the ramp; the rest is for IBP.
+        beta: weight of ``bounds``, at the start and at the end of the ramp; the bounds of IBP have
+            the weight 1 - beta.
         ramp: schedule of eps, kappa and beta.
         nrs: weight of the regulariser ``nrs_loss``.
-        risen: present value of the ramp, in [0, 1].
+        risen: present value of the ramp, from 0 (its start) to 1 (its end).
     """
 
     threat: ThreatModel
@@ -52,7 +54,13 @@ class Certified:
         self.risen = self.ramp.at(epoch, epochs)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss; the clean forward pass runs in the model's own mode."""
+        """Return the loss of a batch; the clean forward pass runs in the model's present mode.
+
+        Args:
+            model: network to train.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
+        """
         # Also for kappa = 0: DDP and running statistics need a forward pass of the wrapper.
         with clean_pass(model, x) as logits:
             clean, y = cross_entropy(logits, y), y.long()
@@ -68,7 +76,10 @@ class Certified:
         return loss
 
     def _margins(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-        """Return beta m_bounds + (1 - beta) m_IBP; bounds of weight 0 are not computed."""
+        """Return beta m_bounds + (1 - beta) m_IBP, lower bounds of the margins f_y - f_j.
+
+        Their shape is [B, classes]. Bounds of weight 0 are not computed.
+        """
         beta = 0.0 if self.bounds is ibp_margins else self._between(self.beta)
         if beta == 0:
             return ibp_margins(model, x, y, threat)
@@ -76,7 +87,7 @@ class Certified:
         return margins if beta == 1 else margins.lerp(ibp_margins(model, x, y, threat), 1 - beta)
 
     def _between(self, ends: tuple[float, float]) -> float:
-        """Return the present value of a weight, from its values at both ends of the ramp."""
+        """Return the present value of a weight, given its values at start and end of the ramp."""
         return ends[0] + (ends[1] - ends[0]) * self.risen
 
 
@@ -91,21 +102,23 @@ def certified(
 ) -> Certified:
     """Return the objective kappa CE(f(x), y) + (1 - kappa) CE(-m, y) of certified training.
 
-    m = beta m_bounds + (1 - beta) m_IBP are lower bounds of the margins f_y - f_j, with m_y = 0.
-    eps, kappa and beta move together along the ramp (IBP: Gowal et al. 2018, section 4; CROWN-IBP:
-    Zhang et al. 2020, equation 10; HYDRA uses kappa = 0 throughout). A BatchNorm in training mode
-    uses the statistics of the clean batch both in f(x) and in m, and gradients flow through these
-    statistics in both. In evaluation mode it uses its running statistics.
+    f is the network, and m = beta m_bounds + (1 - beta) m_IBP are lower bounds of the margins
+    f_y - f_j, with m_y = 0. eps rises from 0, and kappa and beta change with it, along the ramp
+    (IBP: Gowal et al. 2018, section 4; CROWN-IBP: Zhang et al. 2020, equation 10; HYDRA uses
+    kappa = 0 throughout). A BatchNorm in training mode uses the statistics of the clean batch both
+    in f(x) and in m, and gradients flow through these statistics in both. In evaluation mode it
+    uses its running statistics.
 
     Args:
-        threat: threat model of the bounds, with norm Linf or L2. CIFAR recipes train with 1.1 times
-            the eps that they test.
+        threat: threat model of the bounds, with norm Linf or L2. Recipes for CIFAR train with
+            1.1 times the eps that they test.
         bounds: function that returns lower bounds of the margins; default IBP, for which beta has
             no effect.
         kappa: weight of the clean loss, at the start and at the end of the ramp, each in [0, 1].
         beta: weight of ``bounds``, at the start and at the end of the ramp, each in [0, 1].
         ramp: schedule of eps, kappa and beta; default: linear over the first 60 % of the epochs.
-        nrs: weight of the regulariser ``nrs_loss``, at least 0; 0.01 in its paper.
+        nrs: weight of the regulariser ``nrs_loss`` of this module, at least 0; 0.01 in its paper
+            (Li et al. 2022).
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel, or ``bounds`` cannot be called.
@@ -131,7 +144,8 @@ class MixTrain:
         points: number of points per batch that bounds are computed for.
         probability: probability that bounds are computed for a batch at all.
         ramp: schedule of eps.
-        risen: present value of the ramp, in [0, 1].
+        risen: present value of the ramp, from 0 (its start) to 1 (its end); eps is this share of
+            ``threat.eps``.
         past: number of epochs since the end of the ramp.
     """
 
@@ -144,19 +158,25 @@ class MixTrain:
     past: float = field(default=0.0, init=False)
 
     def progress(self, epoch: float, epochs: float) -> None:
-        """Set eps and the weight to their values after ``epoch`` of ``epochs`` epochs."""
+        """Set eps and ``weight`` to their values after ``epoch`` of ``epochs`` epochs."""
         self.risen = self.ramp.at(epoch, epochs)
         self.past = max(0.0, epoch - self.ramp.end * epochs)
 
     @property
     def weight(self) -> float:
-        """Weight of the worst case, min(0.1 * 2.5^floor(past / 5), 50)."""
+        """Weight of the loss term of the bounds, min(0.1 * 2.5^floor(past / 5), 50)."""
         return float(min(0.1 * 2.5 ** (self.past // 5), 50.0))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss; the points to bound are drawn from the whole batch.
+        """Return the loss; the points whose bounds are computed are drawn from the whole batch.
 
-        Where a batch is computed in parts, each part bounds those drawn points that it has.
+        If the batch is split over processes or into micro-batches, each part computes the bounds of
+        those drawn points that belong to it.
+
+        Args:
+            model: network to train.
+            x: clean inputs of the batch, or of one part, shape [B, ...].
+            y: labels, shape [B].
         """
         with clean_pass(model, x) as logits:
             loss, y = cross_entropy(logits, y), y.long()
@@ -181,10 +201,12 @@ def mixtrain(
 ) -> MixTrain:
     """Return the objective CE(f(x), y) + w CE(worst case of a few points, y) of MixTrain.
 
-    The second term is added to a batch with the given probability. The worst case has 0 for the
-    label and upper bounds of f_j - f_y for the other classes (Wang et al. 2018, as in HYDRA's
-    official code, whose bounds are symbolic intervals: ``LiRPA(threat, "same-slope").bounds``). A
-    BatchNorm in training mode uses the statistics of the whole clean batch for these points too.
+    The second term is added to a batch with the given probability. The worst case has the logit 0
+    for the label, and upper bounds of f_j - f_y as logits of the other classes (Wang et al. 2018,
+    as in HYDRA's official code, whose bounds are symbolic intervals:
+    ``LiRPA(threat, "same-slope").bounds``). w = min(0.1 * 2.5^floor(e / 5), 50), e epochs after the
+    end of the ramp. A BatchNorm in training mode uses the statistics of the whole clean batch for
+    these points too.
 
     Args:
         threat: threat model of the bounds.
@@ -196,7 +218,7 @@ def mixtrain(
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel, or ``bounds`` cannot be called.
-        ValueError: for less than one point, or a probability outside [0, 1].
+        ValueError: if ``points`` is below 1, or the probability outside [0, 1].
     """
     check_threat(threat)
     _check_bounds(bounds)
@@ -215,13 +237,13 @@ def _check_bounds(bounds: object) -> None:
 def nrs_loss(model: nn.Module, x: Tensor, threat: ThreatModel) -> Tensor:
     """Return -tanh(1 + l u / gamma^2), averaged over the ReLUs of a layer and summed over layers.
 
-    This is normalised ReLU stability (NRS), Li et al. 2022, after Xiao et al. 2019, section 3. Only
-    unstable ReLUs count, l < 0 < u; the others add 0. l and u are IBP bounds of a ReLU's input.
+    This is normalised ReLU stability (NRS), Li et al. 2022, after Xiao et al. 2019, section 3. l
+    and u are IBP bounds of a ReLU's input. Only unstable ReLUs count, l < 0 < u; the others add 0.
     gamma is the weight of the BatchNorm before the ReLU, detached, or 1 without one. The average
-    makes the weight of this loss independent of the width of a layer.
+    over points and ReLUs makes the result independent of the width of a layer.
 
     Args:
-        model: network, in its own mode.
+        model: network, in the mode that the training step uses.
         x: inputs, shape [B, ...].
         threat: threat model of the bounds.
     """

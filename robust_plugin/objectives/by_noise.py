@@ -1,7 +1,7 @@
 """Objectives for randomized smoothing, which train classifiers to be right under Gaussian noise.
 
-Noisy inputs are not clipped to the box, because the certificate holds for noise that is not
-clipped.
+Noisy inputs are not clipped to the range [low, high] of clean inputs, because the certificate of
+randomized smoothing holds for noise that is not clipped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from robust_plugin.threat.units import check_box, check_sigma, check_units
 
 
 def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Objective:
-    """Return the objective CE(f(x + sigma N), y) with Gaussian noise N.
+    """Return the objective CE(f(x + sigma N), y), with the network f and noise N from N(0, 1).
 
-    Cohen et al. 2019, section 3.3; HYDRA uses it on ImageNet.
+    Cohen et al. 2019, section 3.3; HYDRA uses it on ImageNet. The returned objective raises a
+    ValueError for inputs outside [low, high], because sigma would have another unit there.
 
     Args:
         sigma: standard deviation of the noise, in input units.
@@ -32,8 +33,7 @@ def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Obj
         high: largest legal input value.
 
     Raises:
-        ValueError: unless sigma > 0 and low < high; when called, for inputs outside [low, high],
-            because sigma is in the unit of [low, high].
+        ValueError: unless sigma > 0 and low < high.
     """
     check_sigma(sigma)
     check_box(low, high)
@@ -50,7 +50,7 @@ class SmoothAdv:
     """The objective that ``smoothadv`` returns.
 
     Attributes:
-        threat: threat model of the attack at the end of the ramp, with norm L2.
+        threat: threat model of the attack, with norm L2 and the eps of the end of the ramp.
         sigma: standard deviation of the noise, in input units.
         samples: number of noise samples per point.
         steps: number of steps of the attack.
@@ -70,7 +70,13 @@ class SmoothAdv:
         self.risen = self.ramp.at(epoch, epochs)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss; attack and loss use the same noise."""
+        """Return the loss of a batch; attack and loss use the same noise.
+
+        Args:
+            model: network to train; the attack runs in evaluation mode.
+            x: clean inputs, shape [B, ...].
+            y: labels, shape [B].
+        """
         check_pairs(x, y)
         noise = self.sigma * normal_like(x, samples=self.samples)
 
@@ -81,7 +87,7 @@ class SmoothAdv:
         return cross_entropy(model((x_adv + noise).flatten(0, 1)), y.repeat(self.samples))
 
     def _ascend(self, model: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        """Return the adversarial inputs of the smoothed classifier, by gradient ascent.
+        """Return adversarial inputs for the smoothed classifier, found by gradient ascent.
 
         Args:
             model: network in evaluation mode.
@@ -113,9 +119,10 @@ def smoothadv(
 ) -> SmoothAdv:
     """Return the objective of SmoothAdv: the mean of CE(f(x' + sigma N_i), y) over i.
 
-    x' is adversarial for the smoothed classifier: it ascends -log mean_i softmax(f(x' + sigma
-    N_i))_y in the L2 ball, by steps of length 2 eps / steps and with fixed N_i (Salman et al. 2019,
-    equations 5 and 6, algorithm 1).
+    f is the network, and each N_i is noise from N(0, 1). x' is an adversarial input of the smoothed
+    classifier: an attack ascends -log mean_i softmax(f(x' + sigma N_i))_y in the L2 ball around x,
+    by steps of length 2 eps / steps and with the same N_i (Salman et al. 2019, equations 5 and 6,
+    algorithm 1).
 
     Args:
         threat: threat model of the attack, with norm L2.
@@ -127,7 +134,7 @@ def smoothadv(
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel.
-        ValueError: for another norm, sigma <= 0, or samples or steps below 1.
+        ValueError: if the norm is not L2, sigma <= 0, or samples or steps are below 1.
     """
     if check_threat(threat).norm != "L2":
         raise ValueError(f"the threat model's norm is {threat.norm}; smoothadv moves in L2.")
@@ -142,8 +149,10 @@ def stability(
 ) -> Objective:
     """Return the objective CE(f(x), y) + beta KL(f(x) || f(x + sigma N)) of stability training.
 
-    HYDRA, section 4, trains networks for randomized smoothing with it. The noisy input is not
-    clipped.
+    f is the network, and N is noise from N(0, 1). HYDRA, section 4, uses this objective to train
+    networks for randomized smoothing. The noisy inputs are not clipped to [low, high]. The returned
+    objective raises a ValueError for clean inputs outside [low, high], because sigma would have
+    another unit there.
 
     Args:
         sigma: standard deviation of the noise, in input units.
@@ -152,8 +161,7 @@ def stability(
         high: largest legal input value.
 
     Raises:
-        ValueError: for a negative beta, and unless sigma > 0 and low < high; when called, for
-            inputs outside [low, high], because sigma is in the unit of [low, high].
+        ValueError: unless beta >= 0, sigma > 0 and low < high.
     """
     check_beta(beta)
     check_sigma(sigma)

@@ -1,4 +1,4 @@
-"""Ramps: how eps and the weights of a loss grow over a training phase."""
+"""Ramps: how eps and the weights of loss terms change over the epochs of a training phase."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _QUARTIC = 0.25
 
 @runtime_checkable
 class Ramped(Protocol):
-    """An objective whose eps or weights follow a schedule."""
+    """An objective whose eps or loss weights follow a schedule over the epochs."""
 
     def progress(self, epoch: float, epochs: float) -> None:
-        """Set eps and weights to their values after ``epoch`` of ``epochs`` epochs.
+        """Set eps and loss weights to their values after ``epoch`` of ``epochs`` epochs.
 
         Args:
             epoch: number of epochs that have passed; may be a fraction.
-            epochs: number of epochs of the phase.
+            epochs: number of epochs of the training phase.
         """
 
 
@@ -65,7 +65,7 @@ class Ramp:
         return self(epoch / epochs)
 
     def __call__(self, share: float) -> float:
-        """Return the value of the ramp, in [0, 1], after ``share`` of the phase, in [0, 1]."""
+        """Return the value of the ramp, in [0, 1], after ``share`` (0 to 1) of the phase."""
         if share >= self.end:
             return 1.0
         if share <= self.start:

@@ -1,11 +1,11 @@
 """The pruner, its phases, its saved states, and the table of what a network keeps.
 
-Start with ``pruner.py``: one ``Pruner`` for all methods. ``presets.py`` has the pruners of the
-three papers, each a ``Pruner`` with some arguments fixed. ``attachment.py`` checks and builds
-what a pruner starts with, ``phases.py`` says what trains in which phase, ``optimizer_hook.py``
-follows the optimizer, ``scores.py`` has initial scores, ``state.py`` compares a saved state with
-a pruner, ``checkpoint.py`` saves and loads a model with pruner and optimizer,
-``sparsity_table.py`` counts the weights that are kept.
+Start with ``pruner.py``: one ``Pruner`` for all methods. ``presets.py`` has the pruners of three
+papers, each a ``Pruner`` with some arguments fixed. ``attachment.py`` checks the arguments of a
+pruner and builds its masks, ``phases.py`` says which parameters are trained in which phase,
+``optimizer_hook.py`` updates the masks after optimizer steps, ``scores.py`` has initial scores,
+``state.py`` compares a saved state with a pruner, ``checkpoint.py`` saves and loads a model with
+pruner and optimizer, and ``sparsity_table.py`` counts the weights that are kept.
 
 Not here: removing channels from the network (``channels``).
 

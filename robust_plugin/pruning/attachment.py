@@ -1,8 +1,9 @@
 """What a Pruner checks and builds when it is attached to a model.
 
-Everything here runs once, in the constructor of ``Pruner``: the checks of its arguments, the
-budget, one mask per group, the control of learned rates, and the settings that its states are
-compared by. The masks are attached last, so that an error leaves the model unchanged.
+Everything here runs once, in the constructor of ``Pruner``: it checks the arguments and builds the
+budget, one mask per group of weights or channels, the object that changes learned layer densities
+(rates), and the settings with which saved states are compared. The masks are attached last, so that
+an error leaves the model unchanged.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ _K_MIN_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Attachment:
-    """What a pruner starts with.
+    """Masks and other objects that are built when a pruner is attached to a model.
 
     Attributes:
-        groups: the groups that are pruned, in the order of the masks.
+        groups: the groups of weights or channels that are pruned, in the order of the masks.
         left_dense: names of the weights that stay dense because the n:m pattern does not fit them.
-        plan: returns the budget and the counts for a density.
-        budget: what may be kept in all.
+        plan: function from a density to the budget, and to what each group keeps at first.
+        budget: the largest cost that may be kept.
         masks: one mask per group, attached to the model.
-        control: moves learned rates; keeps the rates fixed if none are learned.
-        settings: what a saved state must share with the pruner, plain JSON.
+        control: makes learned layer densities meet the budget; does nothing if none are learned.
+        settings: settings that a saved state must have in common with the pruner, plain JSON.
     """
 
     groups: tuple[Group, ...]
@@ -60,16 +61,16 @@ class Attachment:
 def check_choices(
     model: nn.Module, learn: Collection[Learnable], control: Control, pattern: str | None
 ) -> Pattern | None:
-    """Return the parsed pattern if a pruner with these choices can be attached to the model.
+    """Return the parsed pattern (None for None) if a pruner with these arguments is possible.
 
     Args:
         model: the network.
-        learn: what the prune phase learns.
-        control: how learned rates meet the budget.
+        learn: what the prune phase learns: any of "scores" and "rates" (layer densities).
+        control: how learned layer densities meet the budget, "held" or "hinge".
         pattern: n:m pattern as text, such as ``"2:4"``; None for unstructured masks.
 
     Raises:
-        ValueError: if the model has a pruner already, or a choice is unknown or does not fit the
+        ValueError: if the model has a pruner already, or an argument is unknown or does not fit the
             others.
     """
     if next(masked_weights(model), None) is not None:
@@ -101,18 +102,19 @@ def attach_masks(
     round_to: int,
     example_inputs: Tensor | tuple[Tensor, ...] | None,
 ) -> Attachment:
-    """Build budget, masks and control for the groups of a model, and attach the masks.
+    """Build what a pruner needs for the groups of a model, and attach the masks to the model.
 
     Args:
         model: the network, without masks.
-        groups: the groups that masks can cover.
-        density: share of the budget that is kept, in (0, 1]; None if pattern or rates imply it.
-        learn: what the prune phase learns.
+        groups: the groups of weights or channels that masks can cover.
+        density: share of the cost of all groups that is kept, in (0, 1]; None if ``pattern`` or
+            ``rates`` imply it.
+        learn: what the prune phase learns: any of "scores" and "rates" (layer densities).
         scores: initial scores: a name, a function of the weight, or tensors by parameter name.
         rates: density of each layer: a rule, a function, or densities by parameter name.
-        unit: what the budget counts: weights, FLOPs or channels.
-        control: how learned rates meet the budget.
-        gamma_step: how fast the weight of the hinge grows.
+        unit: what the budget counts: "params", "flops" or "channels".
+        control: how learned layer densities meet the budget, "held" or "hinge".
+        gamma_step: growth per epoch of the factor of the hinge penalty in the loss.
         pattern: n:m pattern of the masks; None for unstructured masks.
         round_to: number of channels per block that is kept or removed as a whole.
         example_inputs: inputs of one forward pass, for budgets in FLOPs and channels.
@@ -165,7 +167,15 @@ def _new_masks(
     pattern: Pattern | None,
     learns_rates: bool,
 ) -> tuple[GroupMask, ...]:
-    """Return one mask per group with its initial scores, count and, if learned, rate."""
+    """Return one mask per group, not attached to the model yet.
+
+    Args:
+        groups: the groups of weights or channels to prune.
+        first: density of each group at the start, and how many weights or channels it then keeps.
+        scores: initial scores: a name, a function of the weight, or tensors by parameter name.
+        pattern: n:m pattern of the masks; None for unstructured masks.
+        learns_rates: whether the density of each group is learned.
+    """
     k_min = _K_MIN_SHARE * first.budget.density if learns_rates else 0.0
     if k_min and pattern is not None:
         k_min = 1 / pattern.m

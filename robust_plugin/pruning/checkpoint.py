@@ -24,10 +24,12 @@ class Checkpoint:
 
     Attributes:
         path: the file that was read.
-        tensors: ``model/<name>``, ``optimizer/<parameter>/<key>``, ``rng``, and ``rng_cuda`` if a
-            GPU was in use when the file was written.
-        content: the JSON part: the state of the pruner, the param groups of the optimizer, and
-            the caller's own entries as ``meta``.
+        tensors: tensors by name: ``model/<name>``, ``optimizer/<index of parameter>/<key>``, the
+            states ``rng`` of the CPU's random generator and, if a GPU was in use when the file was
+            written, ``rng_cuda`` of the GPU's.
+        content: the JSON part: ``pruner``, the state of the pruner or None; ``optimizer``, the
+            param groups and further state of the optimizer or None; ``meta``, what the caller of
+            ``save`` added.
     """
 
     path: Path
@@ -36,7 +38,7 @@ class Checkpoint:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """The entries that the caller saved in addition to the states."""
+        """What the caller passed to ``save`` as ``meta``."""
         return dict(self.content["meta"])
 
     def restore(
@@ -49,19 +51,22 @@ class Checkpoint:
     ) -> None:
         """Load the saved states into the given objects.
 
-        Everything is checked first; if a check fails, nothing has changed.
+        Everything is checked first; if a check fails, nothing has changed. An object that is None
+        is not loaded.
 
         Args:
-            model: a model of the same architecture, with a pruner attached if the saved one had
+            model: a model of the same architecture, with a pruner attached if the saved model had
                 one.
-            pruner: a pruner with the same settings.
-            optimizer: an optimizer over the same parameters. Its parameters come from
-                ``Pruner.set_phase``, so restore model and pruner first and build it then.
+            pruner: the pruner that is attached to ``model``, with the same settings as the saved
+                pruner.
+            optimizer: an optimizer over the same parameters. If it is built with the parameters
+                that ``Pruner.set_phase`` returns, restore model and pruner first, then build it and
+                restore it with a second call.
             rng: whether to set torch's global random generators too: that of the CPU, and that of
                 the current GPU if there is one now and there was one when the file was written.
 
         Raises:
-            ValueError: naming what the checkpoint lacks or what differs.
+            ValueError: naming what the checkpoint lacks, or what differs from the given object.
         """
         states = self._part("model/")
         if model is not None:
@@ -132,18 +137,20 @@ def save(
     optimizer: torch.optim.Optimizer | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint; a process killed while writing leaves the complete old or new file.
+    """Write a checkpoint file with the given states and torch's random generators.
+
+    The file is replaced at once: if the process is killed while it writes, the old file remains.
 
     Args:
         path: the file; its folder must exist.
         model: a model with or without a pruner; its state_dict is saved as it is.
         pruner: the pruner that is attached to the model; None to save no pruner.
         optimizer: the optimizer whose state is saved; None to save no optimizer.
-        meta: entries of the caller that JSON can hold: epoch, configuration, threat model, seeds,
-            versions.
+        meta: further information that JSON can hold, such as epoch, configuration, threat model,
+            seeds and versions; ``Checkpoint.meta`` returns it.
 
     Raises:
-        ValueError: if the folder does not exist, JSON cannot hold an entry, or the state of the
+        ValueError: if the folder does not exist, JSON cannot hold a value, or the state of the
             model holds something that is no tensor.
     """
     tensors = {f"model/{name}": t for name, t in tensors_of(model.state_dict()).items()}
@@ -167,10 +174,10 @@ def save(
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint file; no model, pruner or optimizer changes (see ``Checkpoint.restore``).
 
     Raises:
-        ValueError: if the file is missing, truncated, or no checkpoint of this library.
+        ValueError: if the file is missing, truncated, or no checkpoint written by ``save``.
     """
     path = Path(path)
     tensors, content = read_tensors(path)

@@ -1,4 +1,4 @@
-"""Following an optimizer: the hook that chooses masks after its steps, and checks of optimizers."""
+"""The hook that updates masks after each step of an optimizer, and checks of optimizers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from robust_plugin.budget.control import Schedule
 
 
 class Following:
-    """A hook on an optimizer: in the prune phase it moves the masks, afterwards it only checks."""
+    """Hook on an optimizer of the prune phase.
+
+    From ``start`` to ``end`` it calls a function after each step, to update the masks. From ``end``
+    on it calls a check before each step.
+    """
 
     def __init__(self) -> None:
         self._hook: torch.utils.hooks.RemovableHandle | None = None
@@ -22,11 +26,14 @@ class Following:
 
     @property
     def active(self) -> bool:
-        """Whether an optimizer is followed."""
+        """Whether a function is called after each step of an optimizer."""
         return self._followed is not None
 
     def start(self, optimizer: torch.optim.Optimizer, after_step: Callable[[], None]) -> None:
-        """Call ``after_step`` after each step of an optimizer; follow no other optimizer."""
+        """From now on call ``after_step`` after each step of ``optimizer``, and of no other one.
+
+        A step that a GradScaler skips does not count as a step.
+        """
 
         def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             if not step_was_skipped(optimizer):
@@ -37,10 +44,11 @@ class Following:
         self._hook = optimizer.register_step_post_hook(hook)
 
     def end(self, before_step: Callable[[torch.optim.Optimizer], None]) -> None:
-        """Stop following the optimizer; from now on call ``before_step`` before each step of it.
+        """End the calls after steps; from now on call ``before_step`` before each step instead.
 
-        An optimizer of the prune phase that is used in the next phase would silently train only
-        the parameters that both phases train. ``before_step`` can raise an error there.
+        ``before_step`` gets the optimizer that was given to ``start``, and can raise an error: an
+        optimizer of the prune phase that is used in the next phase would silently train only the
+        parameters that both phases train.
         """
         followed, self._followed = self._followed, None
         self._remove()
@@ -54,10 +62,10 @@ class Following:
 
 
 def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Raise unless the optimizer holds every parameter that the phase trains.
+    """Raise an error unless the optimizer holds every parameter of the model that requires grad.
 
     Raises:
-        TypeError: if ``optimizer`` is no optimizer.
+        TypeError: if ``optimizer`` is not a torch.optim.Optimizer.
         ValueError: naming a parameter that the optimizer lacks.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -76,15 +84,15 @@ def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 def check_lengths(
     epochs: int | None, steps_per_epoch: int | None, *, required: bool
 ) -> tuple[int, int]:
-    """Return the lengths of a prune phase, 0 for a length that is not given.
+    """Return (epochs, steps_per_epoch) of a prune phase, with 0 for None.
 
     Args:
-        epochs: number of epochs, or None.
-        steps_per_epoch: number of optimizer steps per epoch, or None.
-        required: whether both lengths are needed, because learned rates move on a schedule.
+        epochs: number of epochs; None if not given.
+        steps_per_epoch: number of optimizer steps per epoch; None if not given.
+        required: whether both must be given, which is so if layer densities are learned.
 
     Raises:
-        ValueError: for a length that is no whole number, or one that is required and missing.
+        ValueError: if a length is no whole number, or one is required and missing or below 1.
     """
     lengths = (epochs or 0, steps_per_epoch or 0)
     if not all(isinstance(length, int) for length in lengths):
@@ -101,7 +109,14 @@ def check_lengths(
 
 
 def warn_of_decay(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> None:
-    """Warn if the optimizer applies weight decay to rates, which pulls all of them to one half."""
+    """Warn if the optimizer applies weight decay to rate logits.
+
+    It pulls the logits to 0 and thus the densities of all layers to about one half.
+
+    Args:
+        optimizer: optimizer of the prune phase.
+        rates: the logits of the learned layer densities.
+    """
     learned = {id(rate) for rate in rates}
     for group in optimizer.param_groups:
         decay = group.get("weight_decay", 0)
@@ -114,12 +129,14 @@ def warn_of_decay(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> 
 
 
 def warn_of_cut(share: float, budget: Budget, schedule: Schedule) -> None:
-    """Warn if learned rates end more than 1 % above the budget, so that the rest is cut at once.
+    """Warn if learned layer densities end the prune phase more than 1 % above the budget.
+
+    The weights or channels above the budget are then pruned at once, without training.
 
     Args:
-        share: the share that the rates ask for at the end of the prune phase.
-        budget: the target.
-        schedule: where the prune phase has ended.
+        share: share of the dense network's cost that the learned densities keep.
+        budget: the budget that the prune phase should have reached.
+        schedule: number of optimizer steps done, and planned length of the phase.
     """
     if share > 1.01 * budget.total / budget.full:
         warnings.warn(
@@ -131,10 +148,10 @@ def warn_of_cut(share: float, budget: Budget, schedule: Schedule) -> None:
 
 
 def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether a GradScaler made this step of a fused optimizer do nothing.
+    """Return whether a GradScaler made the present step of a fused optimizer change nothing.
 
-    On such a step a GradScaler does not call other optimizers at all; fused ones look at
-    ``found_inf`` themselves.
+    If gradients overflow, a GradScaler does not call ``step`` of other optimizers; it calls that of
+    fused ones, which then do nothing because their attribute ``found_inf`` is set.
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf > 0)

@@ -1,4 +1,4 @@
-"""The phases of a Pruner: their order, what each of them trains, and what is legal in each."""
+"""The phases of a Pruner: their order, what each of them trains, and what is allowed in each."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Phase = Literal["attached", "prune", "finetune", "finalized"]
 
 
 def check_order(current: Phase, wanted: str, *, learns: bool, name: str) -> None:
-    """Raise unless a phase may follow another; the order is prune, finetune, finalize.
+    """Raise an error unless ``wanted`` may follow ``current``: prune, then finetune, then finalize.
 
     Args:
         current: the phase that the pruner is in.
         wanted: the phase that is to begin.
-        learns: whether the pruner learns anything.
+        learns: whether the pruner learns scores or layer densities; if not, it has no prune phase.
         name: name of the pruner in error messages.
 
     Raises:
-        ValueError: naming the phase and the order.
+        ValueError: naming the wanted phase and what is legal.
     """
     if wanted not in ("prune", "finetune"):
         raise ValueError(f"phase is {wanted!r}; legal: 'prune', then 'finetune'.")
@@ -48,17 +48,21 @@ def train_only(
     learn: Collection[Learnable],
     frozen: Collection[nn.Parameter],
 ) -> list[dict[str, Any]]:
-    """Freeze what a phase does not train, and return optimizer param groups of the rest.
+    """Set requires_grad for the parameters that a phase trains, and clear it for all others.
 
-    The prune phase trains scores, rates and norms; the finetune phase trains everything except
-    scores and rates. Scores and rates get no weight decay.
+    The prune phase trains scores, rate logits and the normalisation layers; the finetune phase
+    trains everything except scores and rate logits.
 
     Args:
         model: the masked network.
-        masks: the masks of the network, with scores and rates.
+        masks: the masks of the network, with scores and rate logits.
         phase: the phase that begins.
-        learn: what the prune phase learns.
+        learn: what the prune phase learns: any of "scores" and "rates" (layer densities).
         frozen: parameters that stay frozen in every phase.
+
+    Returns:
+        list: param groups for an optimizer, with the trained parameters. Those of scores and of
+        rate logits set weight decay to 0.
     """
     norms = set(norm_parameters(model))
     own = {parameter for mask in masks for parameter in mask.parameters()}
@@ -77,7 +81,7 @@ def train_only(
 
 
 def check_follows(phase: Phase) -> None:
-    """Raise a ValueError unless a pruner in this phase may follow an optimizer."""
+    """Raise a ValueError if ``Pruner.follow`` is called in another phase than "prune"."""
     if phase != "prune":
         raise ValueError(
             f"follow is for the prune phase, and the phase is {phase!r}; call "
@@ -86,11 +90,12 @@ def check_follows(phase: Phase) -> None:
 
 
 def check_prunes_further(phase: Phase, *, fixed: bool, name: str) -> None:
-    """Raise unless a pruner may change its density on the way.
+    """Raise an error unless ``Pruner.set_density`` may lower the density of a pruner.
 
     Args:
         phase: the phase that the pruner is in.
-        fixed: whether the pruner learns something or has a pattern, so that its density is fixed.
+        fixed: True if the pruner learns something or has an n:m pattern, and so cannot change its
+            density.
         name: name of the pruner in error messages.
 
     Raises:
@@ -109,7 +114,7 @@ def check_prunes_further(phase: Phase, *, fixed: bool, name: str) -> None:
 
 
 def check_lower(density: float, wanted: Budget, present: Budget) -> None:
-    """Raise unless a new budget keeps at most what the present one keeps.
+    """Raise an error if a new budget allows more than the present one.
 
     Args:
         density: the density that was asked for.
@@ -129,7 +134,13 @@ def check_lower(density: float, wanted: Budget, present: Budget) -> None:
 
 
 def check_finalizes(phase: Phase, *, learns: bool, name: str) -> None:
-    """Raise a ValueError if a pruner is finalized already, or should learn and has not."""
+    """Raise a ValueError if a pruner in this phase cannot be finalized.
+
+    Args:
+        phase: the phase that the pruner is in; "finalized" is illegal.
+        learns: whether the pruner learns scores or layer densities; then "attached" is illegal too.
+        name: name of the pruner in error messages.
+    """
     if phase == "finalized":
         raise ValueError("the pruner is finalized already.")
     if phase == "attached" and learns:

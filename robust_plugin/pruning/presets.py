@@ -1,4 +1,4 @@
-"""The pruners of three papers, magnitude, HYDRA and HARP: a Pruner with some arguments fixed."""
+"""Magnitude pruning, HYDRA and HARP, each as a ``Pruner`` with some arguments fixed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from robust_plugin.pruning.scores import Scores
 class MagnitudePruner(Pruner):
     """Least weight magnitude (LWM), one-shot or iterative (Sehwag 2019, section 3).
 
-    Each layer keeps its weights of largest ``|w|``. With ``rates="erk"`` or ``"lamp"`` this is a
-    stronger baseline than with uniform rates; ``"global"`` ranks the weights of all layers
-    together.
+    Each layer keeps its weights of largest ``|w|``. With the layer densities ``rates="erk"`` or
+    ``"lamp"`` this is a stronger baseline than with the same density for every layer;
+    ``"global"`` ranks the weights of all layers together. The arguments are those of ``Pruner``.
     """
 
     def __init__(
@@ -50,7 +50,10 @@ class MagnitudePruner(Pruner):
 
 
 class HydraPruner(Pruner):
-    """Learned scores at given rates (HYDRA, Sehwag et al. 2020): s = argmin E[L_robust(w m(s))].
+    """Learned scores at given layer densities (HYDRA, Sehwag et al. 2020).
+
+    The scores are s = argmin E[L_robust(w m(s))], where w are the pre-trained weights and m(s) is
+    the mask of the largest ``|s|``. The arguments are those of ``Pruner``.
 
     The example keeps two of every four weights.
 
@@ -90,10 +93,11 @@ class HydraPruner(Pruner):
 
 
 class HarpPruner(Pruner):
-    """Learned scores and learned rates (HARP, Zhao and Wressnegger 2023).
+    """Learned scores and learned layer densities (HARP, Zhao and Wressnegger 2023).
 
-    ``learn=("rates",)`` is the rate-only mode of the paper. With ``pattern="n:4"`` each layer
-    learns the number n of weights that it keeps of every 4.
+    ``learn=("rates",)`` learns the densities alone, the rate-only mode of the paper. With
+    ``pattern="n:4"`` each layer learns the number n of weights that it keeps of every 4. The
+    arguments are those of ``Pruner``.
 
     The example keeps a quarter of 80 weights: one step of the prune phase, then finalize.
 

@@ -1,4 +1,7 @@
-"""The Pruner: scores and rates, each fixed or learned, on any model.
+"""The Pruner: masks from scores and rates, each fixed or learned, on any model.
+
+A score ranks a weight (or channel) within its layer, and a rate is the density of a layer. The
+methods of three papers are combinations of the two:
 
 |                | rates uniform    | rates given (ERK, LAMP) | rates learned  |
 |----------------|------------------|-------------------------|----------------|
@@ -39,42 +42,44 @@ class Pruner:
     Args:
         model: the network, pre-trained and not wrapped (no DDP, no torch.compile). Masks are
             attached to it in place.
-        density: k, the share of the budget that is kept, 0 < k <= 1; None if a pattern or a dict
-            of rates implies it.
-        learn: what the prune phase trains: any of ``"scores"`` and ``"rates"``.
+        density: k, the share of the dense network that is kept, 0 < k <= 1, counted as ``budget``
+            says; None if a pattern or a dict of rates implies it.
+        learn: what the prune phase trains: any of ``"scores"`` and ``"rates"`` (layer densities).
         scores: the initial scores: a name, a function of the weight, or tensors by parameter name.
         rates: the density of each layer: ``"uniform"``, ``"erk"``, ``"lamp"``, ``"global"``, a
-            function, or densities by parameter name. Learned rates start from these.
-        budget: what ``density`` is a share of: ``"params"``, ``"flops"``, or, with channel
-            groups, ``"channels"``: the FLOPs of the network that keeps this share of the channels
-            of each group. With channel groups, all three count the whole network that is left.
-        control: how learned rates meet the budget: ``"held"`` meets it exactly at every step, with
-            a budget that falls to the target during the phase; ``"hinge"`` is the penalty of the
-            HARP paper (see ``budget_penalty``).
-        gamma_step: how fast the weight of the hinge penalty grows.
+            function, or densities by parameter name. Learned densities start from these.
+        budget: what ``density`` is a share of: ``"params"``, the prunable weights; ``"flops"``,
+            their multiply-adds; or, for groups of channels only, ``"channels"``, which allows the
+            FLOPs of the network that keeps this share of the channels of each group. For groups of
+            channels, all three count the whole network that is left.
+        control: how learned layer densities meet the budget: ``"held"`` meets it exactly at every
+            step, with a budget that falls to the target during the phase; ``"hinge"`` is the
+            penalty of the HARP paper (see ``budget_penalty``).
+        gamma_step: growth of gamma, the factor of the hinge penalty, per epoch of 391 steps.
         pattern: an n:m pattern such as ``"2:4"``, given instead of a density; or ``"n:4"`` with
-            the letter n, given together with a density: each layer keeps the n of every 4 weights
-            that its rate asks for, and all layers together keep at most the budget.
-        groups: the groups that share a mask; None for one group per weight.
-        round_to: block size in channels, such as 16 (AVX-512) or 8, the multiples that hardware
-            computes. A group whose number of channels it divides keeps whole blocks, at least one,
-            within the budget.
+            the letter n, given together with a density: each layer keeps n of every 4 weights, with
+            its own n near its density, and all layers together keep at most the budget.
+        groups: the groups of weights or channels, each with one mask (from ``channel_groups``,
+            say); None for one group per weight.
+        round_to: block size in channels, such as 16 or 8, the number of floats that the CPU
+            computes at once with AVX-512 or AVX2. A group whose number of channels it divides keeps
+            whole blocks, at least one.
         exclude: layers, or names of layers, that stay dense.
         example_inputs: inputs of one forward pass, needed for budgets in FLOPs and channels; None
             takes those that ``channel_groups`` was given.
 
     Attributes:
-        groups: the groups that are pruned.
+        groups: the groups of weights or channels that are pruned.
         left_dense: names of the weights that stay dense because the pattern does not fit them.
-        masks: scores, rate and mask of each group, in the order of ``groups``.
-        budget: how much may be kept in all.
+        masks: scores, rate logit and mask of each group, in the order of ``groups``.
+        budget: the largest cost that may be kept, and the cost of each weight or channel.
         phase: ``"attached"``, ``"prune"``, ``"finetune"`` or ``"finalized"``.
         example_inputs: inputs of one forward pass, or None.
         frozen: parameters that were frozen before the pruner was attached; they stay frozen.
 
     Raises:
         TypeError: if the model is no nn.Module, or round_to no integer.
-        ValueError: naming the value and what is legal; the model is then unchanged.
+        ValueError: naming an illegal value and what is legal; the model is then unchanged.
     """
 
     def __init__(
@@ -140,26 +145,30 @@ class Pruner:
 
     @property
     def kept(self) -> int:
-        """How much the masks keep now, in the unit of the budget."""
+        """The cost of what the masks keep now, in parameters or FLOPs, as the budget counts it."""
         return int(self.budget.cost([int(mask.kept) for mask in self.masks]))
 
     @property
     def densities(self) -> dict[str, float]:
-        """The share of its entries that each group keeps now, by group name."""
+        """The share of its weights or channels that each group keeps now, by name of the group."""
         return {
             group.name: int(mask.kept) / group.size
             for group, mask in zip(self.groups, self.masks, strict=True)
         }
 
     def budget_penalty(self) -> Tensor:
-        """Return gamma(epoch) L_hw, HARP equation 4; zero for every method without the hinge."""
+        """Return the penalty to add to the loss in the prune phase, a scalar.
+
+        With ``control="hinge"`` and learned rates it is gamma(epoch) L_hw, HARP equation 4, where
+        L_hw is by how much the densities exceed the budget. Otherwise it is zero.
+        """
         control = self.control if self.phase == "prune" else FixedRates()
         return control.penalty(self.masks, self.schedule)
 
     def update_masks(self) -> None:
-        """Choose every mask again from its scores and its rate.
+        """Compute every mask anew from its scores and the number of weights or channels to keep.
 
-        ``follow`` calls this after each optimizer step. Call it yourself after you have written
+        After ``follow``, each optimizer step calls this. Call it yourself after you have written
         scores by hand.
         """
         counts = self.control.counts(self.masks, self.schedule)
@@ -167,16 +176,19 @@ class Pruner:
             mask.choose(count)
 
     def set_phase(self, phase: Literal["prune", "finetune"]) -> list[dict[str, Any]]:
-        """Freeze what the phase does not train and return optimizer param groups of the rest.
+        """Begin a phase: freeze what it does not train, and return what an optimizer shall train.
 
-        ``"prune"`` trains scores, rates and the affine parameters of norms, and freezes the
-        weights; ``"finetune"`` fixes the masks at exactly the budget and trains everything else.
-        Parameters that were frozen before the pruner was attached stay frozen. Scores and rates
-        get no weight decay, which would pull every rate to one half. Wrap the model in DDP after
-        this call.
+        ``"prune"`` trains scores, rates and the scales and shifts of normalisation layers, and
+        freezes the weights; ``"finetune"`` fixes the masks within the budget and trains everything
+        except scores and rates. Parameters that were frozen before the pruner was attached stay
+        frozen. Wrap the model in DDP after this call.
+
+        Returns:
+            list: param groups for a new optimizer. Those of scores and rates set weight decay to 0,
+            because it would pull every layer's density to one half.
 
         Raises:
-            ValueError: if the phase is unknown, or out of order: prune, finetune, finalize.
+            ValueError: if the phase is unknown, or not in the order prune, finetune, finalize.
         """
         phases.check_order(self.phase, phase, learns=bool(self.learn), name=type(self).__name__)
         if phase == "finetune" and self.phase != "finetune":
@@ -189,7 +201,10 @@ class Pruner:
         return groups
 
     def _settle(self) -> None:
-        """End the learning: every count is fixed from here on, and their sum is the budget."""
+        """End the learning: from here on every group keeps the same number of weights or channels.
+
+        If rates were learned, these numbers are rounded to cost at most the budget.
+        """
         self._following.end(self._before_finetune_step)
         if "rates" not in self.learn or self.phase != "prune":
             return
@@ -207,7 +222,7 @@ class Pruner:
         epochs: int | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
-        """Choose the masks again after each step of ``optimizer``, and advance the schedule.
+        """From now on, after each step of ``optimizer``, update learned rates and all masks.
 
         A step that a GradScaler skips does not count.
 
@@ -219,9 +234,9 @@ class Pruner:
 
         Raises:
             TypeError: if ``optimizer`` is no optimizer.
-            ValueError: outside the prune phase, if the optimizer lacks parameters of the phase,
-                for a length that is no whole number, or without the lengths that the schedule of
-                learned rates needs.
+            ValueError: if the pruner is not in the prune phase, the optimizer lacks parameters of
+                the phase, a length is no whole number, or rates are learned and a length is
+                missing.
         """
         phases.check_follows(self.phase)
         check_holds(optimizer, self.model)
@@ -253,9 +268,13 @@ class Pruner:
         Sehwag 2019, section 3: alternate this with fine-tuning, along a schedule of densities.
         Weights that were pruned before are zero, so they rank last.
 
+        Args:
+            density: share of the dense network that is kept from now on, counted as the budget
+                does; at most the present density.
+
         Raises:
-            ValueError: if something is learned, a pattern is set, the pruner is finalized, or the
-                density is outside (0, 1] or above the present one.
+            ValueError: if the pruner learns something, has a pattern or is finalized, or the
+                density is outside of (0, 1] or above the present one.
         """
         fixed = bool(self.learn) or self.pattern is not None
         phases.check_prunes_further(self.phase, fixed=fixed, name=type(self).__name__)
@@ -267,10 +286,13 @@ class Pruner:
             mask.choose(count)
 
     def lend_masks(self, model: nn.Module) -> None:
-        """Copy the masks as they are now to a copy of the network (an EMA, say).
+        """Overwrite the masks of a copy of the network (an EMA, say) with the present masks.
 
         A copy of the network has the masks of the moment when it was made. Call this before the
         copy is evaluated.
+
+        Args:
+            model: copy of the network with masks, or a wrapper with such a copy as ``module``.
 
         Raises:
             ValueError: if ``model`` is no copy of the network.
@@ -281,8 +303,8 @@ class Pruner:
         """Turn every masked layer back into the plain layer that it was, with zeros in its weight.
 
         Args:
-            model: a copy of the network (an EMA, the best one so far) to finalize with the masks
-                of this pruner; None for the network itself, which ends the pruning.
+            model: a copy of the network (an EMA, the best one so far) to finalize with the present
+                masks of this pruner; None for the network itself, which ends the pruning.
 
         Raises:
             ValueError: if the pruner is finalized already, ``model`` is no copy of the network, or
@@ -300,7 +322,7 @@ class Pruner:
         self.phase = "finalized"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed pruning needs besides the model's own state_dict; plain JSON."""
+        """Return what resuming needs besides the model's own state_dict, as plain JSON data."""
         return {
             "settings": dict(self._settings),
             "density": self.budget.density,
@@ -310,11 +332,11 @@ class Pruner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the point where ``state_dict`` was called; load the model's state first.
+        """Continue from the state that ``state_dict`` returned; load the model's state_dict first.
 
         Raises:
-            ValueError: if the state is of a pruner with other settings or another budget, or one
-                of the two is finalized and the other is not.
+            ValueError: if the state is of a pruner with other settings or another budget, or only
+                one of that pruner and this one is finalized.
         """
         self.check_state(state)
         if not self.learn and self.pattern is None and state["density"] != self.budget.density:
@@ -328,6 +350,9 @@ class Pruner:
             self.set_phase(self.phase)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise a ValueError unless ``state`` is of a pruner like this one, finalized alike."""
+        """Raise a ValueError unless ``load_state_dict`` can load ``state`` into this pruner.
+
+        It must be of a pruner with the same settings, and both or none must be finalized.
+        """
         refuse_other(state, self._settings, self.budget.density)
         refuse_ended(state["phase"], self.phase)

@@ -1,8 +1,8 @@
-"""Initial importance scores: one function per method, from a weight tensor to its scores.
+"""Initial importance scores of weights and channels, by several methods.
 
-The magnitude ``|s|`` of a score ranks the weights within a group. Its sign is the sign of the
-weight, so that sign(s) w > 0 and a weight that lowers the loss gains importance (HYDRA, section
-3.1).
+The magnitude ``|s|`` of a score ranks the weights within a layer. For ``scaled_magnitude`` its sign
+is that of the weight, so that sign(s) w > 0 and a weight that lowers the loss gains importance
+(HYDRA, section 3.1).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Scores = ScoreName | Callable[[Tensor], Tensor] | Mapping[str, Tensor]
 def scaled_magnitude(weight: Tensor) -> Tensor:
     """Return s0 = sqrt(6 / fan_in) w / max ``|w|``, so that the first mask is the magnitude mask.
 
-    HYDRA, equation 3; fan_in = in/groups * kh * kw is the number of weights that an output reads.
-    A tensor of zeros gives scores of zero.
+    HYDRA, equation 3; fan_in = in/groups * kh * kw is the number of weights per output channel. A
+    weight of zeros alone gives scores of zero.
     """
     weight = weight.detach().float()
     fan_in = weight[0].numel()
@@ -34,9 +34,14 @@ def scaled_magnitude(weight: Tensor) -> Tensor:
 
 
 def random_scores(name: ScoreName, weight: Tensor) -> Tensor:
-    """Return random scores from torch's kaiming or xavier initialisers.
+    """Return random scores of the shape of a weight, from one of torch's initialisers.
 
     HYDRA compares with these in its ablation, section 4.2.
+
+    Args:
+        name: ``"kaiming_uniform"``, ``"kaiming_normal"``, ``"xavier_uniform"`` or
+            ``"xavier_normal"``.
+        weight: the weight; only its shape and device matter.
     """
     scores = torch.empty_like(weight, dtype=torch.float32)
     draw: Callable[[Tensor], Tensor] = getattr(nn.init, f"{name}_")
@@ -50,16 +55,20 @@ def snip_scores(
     *,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
 ) -> dict[str, Tensor]:
-    """Return ``|g w|`` with g = dL/dw on one batch (SNIP, Lee et al. 2019), by parameter name.
+    """Return the scores ``|g w|`` of all weights, g = dL/dw on one batch (SNIP, Lee et al. 2019).
 
-    Pass the result to ``HydraPruner(model, ..., scores=...)``. The gradients and flags of the
-    model are not changed; BatchNorm uses its running statistics.
+    Pass the result to ``HydraPruner(model, ..., scores=...)``. The model does not change;
+    BatchNorm uses its running statistics.
 
     Args:
         model: a model without a pruner.
         x: inputs, shape [B, ...].
         y: labels, shape [B].
         loss: function of logits and labels that returns a scalar.
+
+    Returns:
+        dict: scores by parameter name, for parameters of two or more dimensions that the loss
+        depends on.
     """
     named = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
     frozen = [p for p in named.values() if not p.requires_grad]
@@ -79,7 +88,7 @@ def snip_scores(
 
 
 def initial_scores(scores: Scores, name: str, weight: Tensor) -> Tensor:
-    """Return the initial scores of one weight tensor, float32.
+    """Return the initial scores of one weight tensor: float32, same shape, on the same device.
 
     Args:
         scores: the name of a method, a function of the weight, or tensors by parameter name.
@@ -87,8 +96,8 @@ def initial_scores(scores: Scores, name: str, weight: Tensor) -> Tensor:
         weight: the weight tensor, or the magnitudes of a group of channels.
 
     Raises:
-        ValueError: for an unknown name, a missing tensor, a tensor of another shape, or scores
-            that are not finite.
+        ValueError: if the method is unknown, ``scores`` has no tensor for ``name``, or the scores
+            have another shape than the weight or are not finite.
     """
     if isinstance(scores, str):
         if scores not in get_args(ScoreName):

@@ -1,4 +1,4 @@
-"""The sparsity of a model: a table of the weights that each layer keeps, and what stays dense."""
+"""The sparsity of a model: how many weights each layer keeps, and which parameters stay dense."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from robust_plugin.runtime.tables import table
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """One prunable weight: how many of its entries are not zero, and what an entry computes.
+    """The sparsity of one weight tensor that a pruner can mask.
 
     Attributes:
         name: name of the parameter in the dense network.
-        shape: shape of the weight.
-        size: number of entries.
-        kept: number of entries that are not zero.
-        multiply_adds: multiply-adds of one entry for one example, if the entry is not zero; 0 if
-            no forward pass was traced or it did not run the layer.
+        shape: shape of the tensor.
+        size: number of its weights.
+        kept: number of its weights that are not zero.
+        multiply_adds: number of multiply-adds for one example in which each single weight is used;
+            0 if these were not counted, or the forward pass did not run the layer.
     """
 
     name: str
@@ -35,14 +35,16 @@ class LayerSparsity:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Every prunable weight of a model, and the matrices that no pruner covers.
+    """The sparsity of every weight tensor that a pruner can mask, and the tensors that it cannot.
 
     Attributes:
-        layers: the prunable weights.
-        parameters: number of parameters of the whole model, including biases and norms.
-        uncovered: name and size of each other parameter of two or more dimensions.
-        transformed: names of weights that count as dense although they hold zeros, because their
-            layer computes with other weights that it derives from them (standardised, say).
+        layers: sparsity of each prunable weight tensor.
+        parameters: number of parameters of the whole model, including biases and normalisation
+            layers.
+        uncovered: name and number of parameters of each tensor of two or more dimensions that no
+            pruner can mask.
+        transformed: names of weight tensors that count as dense although they hold zeros, because
+            their layer transforms them before use (standardises them, say).
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -66,7 +68,11 @@ class Sparsity:
         return self.kept / self.size
 
     def __str__(self) -> str:
-        """Return the table, one line per prunable weight, and a summary below it."""
+        """Return a table with one line per prunable weight tensor, and a summary below it.
+
+        The columns are its name, its shape, its kept weights, its density, and its share of the
+        multiply-adds of all prunable weights before pruning ("-" if these were not counted).
+        """
         total = sum(layer.multiply_adds * layer.size for layer in self.layers)
         left = sum(layer.multiply_adds * layer.kept for layer in self.layers)
         rows = [["weight", "shape", "kept", "density", "MACs"]]
@@ -96,10 +102,10 @@ class Sparsity:
 def sparsity(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None = None
 ) -> Sparsity:
-    """Count the weights that a model keeps, with a pruner attached or finalized.
+    """Count the weights of a model that are not zero, with a pruner attached or finalized.
 
-    A layer that computes with other weights than it holds, such as a standardised convolution,
-    makes non-zero weights of its zeros; all its weights count as kept.
+    If a layer transforms its weights before use, so that zeros become non-zeros (a standardised
+    convolution, say), all its weights count as kept.
 
     Args:
         model: any model.
@@ -108,7 +114,7 @@ def sparsity(
 
     Raises:
         TypeError: if the model is no nn.Module.
-        ValueError: if the model has no prunable weight.
+        ValueError: if the model has no prunable weight, or was made by TorchScript or torch.export.
 
     >>> from robust_plugin import MagnitudePruner
     >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))

@@ -1,4 +1,4 @@
-"""The settings in the state of a pruner, and checks that a state and a pruner fit together."""
+"""Settings that a pruner saves in its state, and checks before a pruner loads a state."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ def settings_of(
     gamma_step: float | None,
     round_to: int,
 ) -> dict[str, Any]:
-    """Return the settings that a state must share with the pruner that loads it; plain JSON.
+    """Return the settings that must be equal in a saved state and in the pruner that loads it.
+
+    They are a dict of plain JSON data.
 
     Args:
-        groups: the groups that are pruned.
+        groups: the groups of weights or channels that are pruned.
         budget: the budget of these groups; its density and total are not among the settings.
-        learn: what the prune phase learns.
+        learn: what the prune phase learns: any of "scores" and "rates" (layer densities).
         pattern: n:m pattern of the masks; None for unstructured masks.
-        control: how learned rates meet the budget; None if rates are not learned.
-        gamma_step: how fast the weight of the hinge grows; None if rates are not learned.
+        control: how learned rates meet the budget, "held" or "hinge"; None if they are not learned.
+        gamma_step: growth per epoch of the factor of the hinge penalty; None if rates are not
+            learned.
         round_to: number of channels per block that is kept or removed as a whole.
     """
     settings: dict[str, Any] = {
@@ -48,13 +51,13 @@ def settings_of(
 
 
 def refuse_other(state: Mapping[str, Any], settings: Mapping[str, Any], density: float) -> None:
-    """Raise a ValueError unless a state is of a pruner with these settings.
+    """Raise a ValueError unless a saved state is of a pruner with these settings.
 
     Args:
         state: what ``Pruner.state_dict`` returned.
-        settings: the settings of the pruner that is to continue from the state.
+        settings: the settings of the pruner that is to load the state.
         density: the density of that pruner's budget. It is compared only if the pruner learns
-            something; a pruner that learns nothing takes the density of the state.
+            scores or rates; a pruner that learns nothing takes the density of the state.
 
     Raises:
         ValueError: naming the settings that differ.
@@ -72,7 +75,7 @@ def refuse_other(state: Mapping[str, Any], settings: Mapping[str, Any], density:
 
 
 def refuse_ended(saved: str, phase: str) -> None:
-    """Raise a ValueError if one of a state and a pruner is finalized and the other is not.
+    """Raise a ValueError if only one of a saved state and the pruner to load it is finalized.
 
     Args:
         saved: the phase in which the state was saved.

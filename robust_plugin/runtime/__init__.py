@@ -1,15 +1,15 @@
-"""Files, journals, random numbers and processes: tools that every other room uses.
+"""Files, journals, random numbers and processes: tools that the other sub-packages use.
 
 ``files.py`` writes files atomically, ``journal.py`` lets long computations resume,
-``settings_digest.py`` fingerprints the settings of a computation, ``random.py`` draws random
+``settings_digest.py`` computes digests of attacks and certifiers, ``random.py`` draws random
 numbers that do not depend on how a batch is split, ``contexts.py`` switches precision and modes,
 ``distributed.py`` handles several processes, ``timing.py`` compares the speed of two functions,
 ``tables.py`` prints aligned tables, ``tolerances.py`` lists how far equal outputs may differ.
 
 Not here: anything about pruning, attacks or proofs.
 
-Uses: torch only.
-Used by: all rooms but ``threat``.
+Uses: torch and safetensors only.
+Used by: all sub-packages but ``threat``.
 """
 
 from robust_plugin.runtime.journal import (

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 @contextmanager
 def exact(x: Tensor) -> Iterator[None]:
-    """Compute in the dtype of the tensors inside: without autocast and without TF32.
+    """Return a context manager in which torch uses neither autocast nor TF32.
+
+    Within the context, torch computes in the dtype of its tensors.
 
     Args:
-        x: a tensor on the device that computes.
+        x: a tensor on the device that computes; autocast is switched off for this kind of device.
     """
     with torch.autocast(x.device.type, enabled=False), _without_tf32():
         yield
@@ -61,10 +63,12 @@ def _without_tf32_by_newer_switches(*parts: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode inside, and restore every module's training flag after.
+    """Return a context manager in which a model is in evaluation mode.
+
+    At the end, also after an error, the training flag of every module is as before.
 
     Raises:
-        ValueError: if the model has no evaluation mode, as programs of torch.export.
+        ValueError: if the model has no evaluation mode, like a program of torch.export.
     """
     with keeping_modes(model):
         try:
@@ -79,7 +83,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def keeping_modes(model: nn.Module) -> Iterator[None]:
-    """Restore every module's own training flag at the end, also after an error."""
+    """Return a context manager that restores the training flag of every module at its end.
+
+    The code within the context may change the flags. They are restored after an error too.
+    """
     flags = {module: module.training for module in model.modules()}
     try:
         yield
@@ -90,10 +97,11 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unfrozen(model: nn.Module) -> Iterator[None]:
-    """Unfreeze all parameters inside, for code that follows autograd through them.
+    """Return a context manager in which all parameters of a model require gradients.
 
-    At the end every parameter has its requires_grad and every module its training flag as before.
-    Parameters are restored by name, because the code inside may replace them by others.
+    It is for code that follows autograd through the parameters. At the end every parameter has its
+    requires_grad and every module its training flag as before. Parameters are found by name then,
+    because the code within the context may replace them.
     """
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with keeping_modes(model):

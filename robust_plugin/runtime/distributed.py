@@ -1,4 +1,4 @@
-"""Several processes: the network inside a wrapper, ranks, and equal parameters on all ranks."""
+"""Several processes: the network inside DDP, ranks, and a check for equal parameters."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from torch import distributed, nn
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside DDP or DataParallel; attacks run on this network.
 
-    A forward pass of the wrapper communicates with the other processes, and attacks may need
-    another number of forward passes on each process.
+    A forward pass of DDP may wait for the other processes. An attack may need a different number of
+    forward passes on each process, so that with DDP one process could wait forever.
 
     Args:
-        model: network, wrapped or not.
+        model: network; one that is not wrapped is returned itself.
     """
     kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     return model.module if isinstance(model, kinds) else model
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """Return the network inside DDP, DataParallel and torch.compile; bounds read its layers.
+    """Return the network inside all wrappers of DDP, DataParallel and torch.compile.
+
+    Certified bounds are computed layer by layer, and need the network's own layers.
 
     Args:
-        model: network, in any number of wrappers or none.
+        model: network, in any number of wrappers; one without a wrapper is returned itself.
     """
     model = unwrapped(model)
     inner = getattr(model, "_orig_mod", model)
@@ -31,7 +33,7 @@ def innermost(model: nn.Module) -> nn.Module:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes; (0, 1) for a single one."""
+    """Return the rank of this process and the number of processes, (0, 1) for a single process."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
@@ -40,14 +42,15 @@ def rank_and_world() -> tuple[int, int]:
 def check_ranks(model: nn.Module) -> None:
     """Raise a ValueError if the trained parameters differ between distributed processes.
 
-    This happens when a model is wrapped in DDP before set_phase: DDP averages only the gradients of
-    parameters that were trained when the wrapper was made.
+    They differ when a model is wrapped in DDP before ``set_phase`` of the pruner has chosen which
+    parameters are trained: DDP averages only the gradients of parameters that were trained when it
+    was made.
 
     Args:
         model: network, wrapped or not; all parameters that require a gradient are compared.
 
     Raises:
-        ValueError: if the sums of a parameter differ between processes.
+        ValueError: if a parameter's sum, or sum of magnitudes, differs between processes.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):

@@ -22,11 +22,11 @@ _FORMAT = "1"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a partial file to write to, which takes the place of ``path`` at the end.
+    """Return a context manager that yields a partial file, which replaces ``path`` at the end.
 
-    The partial file lies in the folder of ``path``, under a name that starts with a dot and ends
-    in ``.partial``. It is flushed to the disk before it replaces ``path``. After an error it is
-    removed, and ``path`` stays as it was.
+    The code within the context writes the partial file. The file lies in the folder of ``path``,
+    and its name starts with a dot and ends in ``.partial``. It is flushed to the disk before it
+    replaces ``path``. After an error it is removed, and ``path`` stays as it was.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def is_partial(path: Path) -> bool:
-    """Return whether a file is a partial one, of a killed process or of one that writes now."""
+    """Return whether ``path`` is a partial file, which ``replacing`` writes or a crash has left."""
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 
@@ -51,7 +51,7 @@ def write_tensors(
     Args:
         path: the file; its folder must exist.
         tensors: tensors by name, on any device.
-        content: what JSON can hold, with finite numbers only.
+        content: values that JSON can hold, by name; numbers must be finite.
 
     Raises:
         ValueError: if the folder does not exist, or JSON cannot hold the content.
@@ -74,7 +74,7 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the content that ``write_tensors`` wrote.
+    """Return the tensors by name and the JSON content of a file that ``write_tensors`` wrote.
 
     Raises:
         ValueError: if the file is missing, truncated or no safetensors file.
@@ -92,11 +92,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, atomically."""
+    """Write a text to the file ``path`` in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write bytes to a file, atomically."""
+    """Write bytes to the file ``path``, atomically."""
     with replacing(path) as partial:
         partial.write_bytes(content)

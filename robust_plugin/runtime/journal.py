@@ -1,8 +1,8 @@
-"""Journals, which let a long computation resume, and the fingerprints that they compare.
+"""Journals, which let a long computation resume, and ``Fingerprint``, a digest of networks.
 
-A journal is a folder with one file per finished unit of work. Its fingerprint holds everything that
-the results depend on, so that a journal never answers for another computation. A ``Fingerprint`` is
-the SHA-256 of tensors and networks.
+A journal is a folder with one file per finished unit of work, such as one attack on one batch. Its
+file ``fingerprint.json`` holds all that the results depend on, so that the journal of another
+computation is refused. A ``Fingerprint`` is the SHA-256 digest of tensors and networks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ Work = TypeVar("Work")
 
 
 class Fingerprint:
-    """A digest of tensors and networks; equal content gives equal digests.
+    """The SHA-256 digest of tensors and networks; ``str`` returns it as text.
+
+    Equal tensors and networks, added in the same order, give equal digests.
 
     Args:
-        parts: tensors and networks to add at once.
+        parts: tensors and networks to digest; ``add`` adds more of them.
     """
 
     def __init__(self, *parts: Tensor | nn.Module) -> None:
@@ -61,8 +63,8 @@ class Journal:
 
     Args:
         folder: folder of the journal; created if it is missing.
-        fingerprint: everything that the results depend on, in words or digests by name; the
-            versions of torch and robust_plugin are added to it.
+        fingerprint: everything that the results depend on: the name of each setting or tensor, and
+            its value or digest as text. The versions of torch and robust_plugin are added.
 
     Raises:
         ValueError: if the folder holds the journal of another computation, naming what differs, or
@@ -103,14 +105,15 @@ class Journal:
     def check_answers(self, logits: Tensor) -> None:
         """Store the logits of some points in a new journal, or compare them with the stored ones.
 
-        This finds networks of equal weights whose forward pass has other constants or other code,
-        which the fingerprint of the weights cannot tell apart.
+        This detects a network that has the weights of the journal's network but other constants or
+        other code in its forward pass, which a digest of the weights does not show.
 
         Args:
-            logits: logits of the same points at each call, shape [B, classes].
+            logits: the network's logits of a few points, shape [B, classes]; give the same points
+                each time that the journal is opened.
 
         Raises:
-            ValueError: if the network gives other logits than the network of the journal.
+            ValueError: if the logits differ from the stored ones by more than rounding.
         """
         kept = self.get("answers")
         if kept is None:
@@ -126,10 +129,13 @@ class Journal:
             )
 
     def get(self, unit: str) -> dict[str, Tensor] | None:
-        """Return the tensors of a finished unit, or None if the unit is not finished.
+        """Return the tensors of a finished unit by their names, or None if it is not finished.
+
+        Args:
+            unit: name of the unit.
 
         Raises:
-            ValueError: if its file cannot be read.
+            ValueError: if the file of the unit cannot be read.
         """
         path = self._path(unit)
         try:
@@ -138,7 +144,7 @@ class Journal:
             raise ValueError(f"{error} Delete that file; it is computed again.") from error
 
     def put(self, unit: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write the tensors of a finished unit."""
+        """Write the tensors (by name) of the finished unit of the name ``unit``."""
         write_tensors(self._path(unit), tensors, {"unit": unit})
 
     def _path(self, unit: str) -> Path:
@@ -150,15 +156,16 @@ def each_unit(
     compute: Callable[[Work], dict[str, Tensor]],
     journal: Journal | None,
 ) -> Iterator[tuple[Work, dict[str, Tensor]]]:
-    """Yield each unit of work with its result, from the journal or computed and stored there.
+    """Yield each value of ``units`` with its result, which is read from the journal or computed.
 
-    A result is computed only when it is asked for, so that ``compute`` may depend on the results
-    before it.
+    A computed result is stored in the journal. It is computed only when the iterator reaches it, so
+    that ``compute`` may depend on the results before it.
 
     Args:
-        units: work by unit name, in its order.
-        compute: computes the result of one unit of work, tensors by name.
-        journal: journal with the results of finished units; None computes all of them.
+        units: the units of work in their order: the name of each in the journal, and what
+            ``compute`` needs to compute it.
+        compute: function that returns the result of one value of ``units``, as tensors by name.
+        journal: journal with the results of finished units; None for no journal.
     """
     for unit, work in units.items():
         result = journal.get(unit) if journal is not None else None
@@ -177,14 +184,16 @@ def by_points(
     journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the results of all points, computed for some points at a time.
+    """Compute results for some points at a time, and return those of all points, tensors by name.
 
     Args:
-        points: number of points.
-        size: number of points per unit of the journal.
-        compute: computes the result of a slice of the points: tensors by name, one row per point.
-        journal: journal with the results of finished units; None computes all of them.
-        progress: called after each unit, with the number of finished points and of all points.
+        points: number of all points.
+        size: number of points to compute at a time; each such part is one unit of the journal.
+        compute: function that returns the results of the points in a slice, as tensors by name
+            whose first axis is the point.
+        journal: journal with the results of finished units; None for no journal.
+        progress: function called after each unit, with the number of finished points and the number
+            of all points.
     """
     starts = range(0, points, size)
     units = {f"points-{first:06d}": slice(first, first + size) for first in starts}

@@ -1,9 +1,9 @@
 """Random numbers that do not depend on how a batch is split, and seeds.
 
 A batch may be split over processes or into micro-batches. If each part drew its own noise, the
-result would depend on the split. Inside ``drawing``, every part draws the numbers of the whole
-batch from one generator, and keeps the rows of its own points. Outside, numbers come from torch's
-global generator.
+result would depend on the split. Within the context ``drawing``, every part draws the numbers of
+the whole batch from generators in the same state, and keeps those of its own points. Otherwise,
+numbers come from torch's global generator.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Share:
     """One part of a batch.
 
     Attributes:
-        rows: places in the batch of the points of this part, in the order of its inputs.
+        rows: index in the whole batch of each point of this part, in the order of its inputs.
         points: number of points in the whole batch.
-        generator: generator of the whole batch's numbers, on the device of the inputs. It must be
-            in the same state at the start of every part of the batch.
+        generator: generator that draws the numbers of the whole batch, on the device of the inputs.
+            It must be in the same state at the start of every part of the batch.
     """
 
     rows: Sequence[int]
@@ -40,12 +40,14 @@ _SHARE: ContextVar[Share | None] = ContextVar("share", default=None)
 
 @contextmanager
 def drawing(share: Share) -> Iterator[None]:
-    """Draw numbers for the whole batch inside, and return the rows of this part.
+    """Return a context manager in which this module draws the numbers of one part of a batch.
 
-    This concerns draws for ``len(share.rows)`` points. Other draws come from the global generator.
+    Within the context, the functions of this module draw the numbers of the whole batch from
+    ``share.generator``, and return those of this part's points. Draws for a number of points other
+    than ``len(share.rows)`` come from torch's global generator.
 
     Args:
-        share: the part of the batch that is computed inside.
+        share: the part of the batch that is computed within the context.
     """
     before = _SHARE.set(share)
     try:
@@ -58,7 +60,7 @@ def normal_like(x: Tensor, *, samples: int | None = None) -> Tensor:
     """Return normal random numbers N(0, 1), with the dtype and the device of ``x``.
 
     Args:
-        x: tensor with one row per point, shape [B, ...].
+        x: tensor whose first axis is the point, shape [B, ...].
         samples: number of samples per point, for a result of shape [samples, B, ...]; None for one
             sample and the shape of ``x``.
     """
@@ -69,15 +71,15 @@ def uniform_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Return uniform random numbers from [low, high), with shape, dtype and device of ``x``.
 
     Args:
-        x: tensor with one row per point, shape [B, ...].
-        low: smallest number.
+        x: tensor whose first axis is the point, shape [B, ...].
+        low: start of the range, included.
         high: end of the range, not included.
     """
     return _drawn(x, lambda whole, generator: whole.uniform_(low, high, generator=generator))
 
 
 def happens(probability: float) -> bool:
-    """Return True with the given probability; all parts of a batch get the same answer."""
+    """Return True with the given probability; within ``drawing``, all parts of a batch agree."""
     share = _SHARE.get()
     if share is None:
         return bool(torch.rand(()) < probability)
@@ -93,9 +95,9 @@ def few_of(n: int, count: int) -> tuple[Tensor, float]:
         count: number of points to choose from the whole batch.
 
     Returns:
-        tuple: the indices into this part of the chosen points that it has, and the number to divide
-        the sum of their losses by. With this number, the mean over all parts, each weighted by its
-        points, is the mean over all chosen points.
+        tuple: the indices into this part of those chosen points that belong to it, and the divisor
+        for the sum of their losses. With it, the mean over all parts, each weighted by its number
+        of points, is the mean over all chosen points.
     """
     share = _SHARE.get()
     if share is None or len(share.rows) != n:
@@ -114,7 +116,14 @@ def _drawn(
     fill: Callable[[Tensor, torch.Generator | None], Tensor],
     samples: int | None = None,
 ) -> Tensor:
-    """Return a tensor that ``fill`` has filled, of the whole batch or of this part's rows."""
+    """Return random numbers for the points of ``x``; see ``drawing`` for parts of a batch.
+
+    Args:
+        x: tensor whose first axis is the point, shape [B, ...].
+        fill: function that fills a tensor with numbers of a generator (None: torch's global one),
+            and returns it.
+        samples: number of samples per point, as for ``normal_like``.
+    """
     leading = [] if samples is None else [samples]
     share = _SHARE.get()
     # Other points than those of the part, as when an attack restarts on the points not fooled yet,
@@ -131,7 +140,9 @@ def _drawn(
 
 @contextmanager
 def forked(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators of the CPU and of one device inside, and restore them after.
+    """Return a context manager in which torch's global generators begin at a seed.
+
+    At the end, the generators of the CPU and of ``device`` are in the state that they had before.
 
     Args:
         seed: seed of the generators.
@@ -148,7 +159,7 @@ def forked(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def seed_of(*parts: object) -> int:
-    """Return a seed, 0 <= seed < 2**63, that depends on the parts alone.
+    """Return a seed, 0 <= seed < 2**63, that depends on the given parts and on nothing else.
 
     Parts that differ by little give unrelated seeds.
 

@@ -2,8 +2,8 @@
 
 The digest is computed from an object's code and from everything that the object refers to. Two
 objects of equal content have the same digest in every process that runs the same program. Objects
-of another class, code, option or state have another digest. The ``repr`` is not enough: that of a
-function ends in a memory address, and does not show the values of its closure.
+that differ in class, code, options or state have different digests. The ``repr`` is not enough:
+that of a function ends in a memory address, and does not show the values of its closure.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _NETWORK_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 def description(method: object) -> str:
-    """Return a name for readers and a digest, such as ``"IBP(threat=...) 3c0f..."``.
+    """Return a readable name and a digest of an object, such as ``"IBP(threat=...) 3c0f..."``.
 
     The digest covers the code, defaults and closure of a function and the globals that it reads,
     the class and state of an instance, and the values of tensors and networks. Code of installed
-    packages is covered by its name only. Fields of a dataclass that are not compared
-    (``field(compare=False)``), such as caches and progress callbacks, are left out.
+    packages is covered by its name only. Fields of a dataclass that are marked
+    ``field(compare=False)``, such as caches and progress callbacks, are left out.
 
     Args:
         method: an attack, a certifier or any other object.
@@ -50,11 +50,11 @@ def description(method: object) -> str:
 
 
 class _Digests:
-    """Digests of objects, each computed once.
+    """Computes digests of objects, each object once.
 
     Attributes:
-        open: nesting depth of each object whose digest is being computed, by ``id``. An object that
-            refers to itself is described there by this depth.
+        open: nesting depth of each object whose digest is being computed, by ``id``. Where such an
+            object is met again inside itself, this depth stands for it.
         done: digest of each finished object, by ``id``, with the object itself, because an ``id``
             may be used again after its object is deleted.
     """
@@ -64,7 +64,7 @@ class _Digests:
         self.done: dict[int, tuple[str, object]] = {}
 
     def digest(self, value: Any) -> str:
-        """Return the digest of an object; for numbers and strings, type and value."""
+        """Return the digest of an object, or type and value as text for numbers and strings."""
         if type(value) in _PLAIN:
             return f"{type(value).__name__} {value!r}"
         if id(value) in self.open:
@@ -83,7 +83,7 @@ class _Digests:
         return [(name, self.digest(each)) for name, each in values.items()]
 
     def _parts(self, value: Any) -> Any:
-        """Return what an object consists of: strings, booleans and bytes, in tuples and lists."""
+        """Return what the digest of an object is computed from: strings and digests, nested."""
         kind = type(value)
         if isinstance(value, Tensor):
             return "tensor", str(Fingerprint(value))
@@ -143,7 +143,11 @@ class _Digests:
         return self._named(state)
 
     def _instance(self, value: Any) -> Any:
-        """Return what pickle would save: the whole state of an object, or an error."""
+        """Return what the digest of an object is computed from: all that pickle would save.
+
+        Raises:
+            TypeError: if the state of the object cannot be read.
+        """
         if isinstance(value, types.BuiltinFunctionType):
             owner = value.__self__
             return (
@@ -167,12 +171,12 @@ class _Digests:
 
 
 def _path(value: Any) -> str:
-    """Return the module and the qualified name of a function or class."""
+    """Return the module and the qualified name of a function or class, with a dot between."""
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
 
 
 def _installed(module: str | None) -> bool:
-    """Return whether a module is of Python, of this package, or of another installed package."""
+    """Return whether a module name belongs to Python, this package or an installed package."""
     name = module or ""
     if name.partition(".")[0] in (*sys.stdlib_module_names, __name__.partition(".")[0]):
         return True
@@ -181,14 +185,19 @@ def _installed(module: str | None) -> bool:
 
 
 def _decides(name: str, value: object) -> bool:
-    """Return whether a class attribute decides what instances do, as methods and constants do."""
+    """Return whether a class attribute affects what instances do, as methods and constants do.
+
+    Args:
+        name: name of the attribute.
+        value: value of the attribute.
+    """
     if name.startswith(("__annotat", "_abc_")) or isinstance(value, _SLOTS):
         return False
     return isinstance(value, _CALLED) or not (name.startswith("__") and name.endswith("__"))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """Yield the names that code, and the functions defined in it, look up in its module."""
+    """Yield the global names that ``code``, and the functions defined in it, read."""
     for each in dis.get_instructions(code):
         if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield each.argval
@@ -198,7 +207,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _content(cell: Any) -> Any:
-    """Return the value of a closure cell, None if it has none yet."""
+    """Return the value of a closure cell, None if no value has been assigned yet."""
     try:
         return cell.cell_contents
     except ValueError:

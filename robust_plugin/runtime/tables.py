@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]], *, align: str) -> list[str]:
-    r"""Return one line per row, each column as wide as its longest cell, two spaces apart.
+    r"""Return the lines of a text table, one per row of cells.
+
+    Each column is as wide as its longest cell, and two spaces separate columns.
 
     Args:
-        rows: cells by row, the header first if there is one; a short row leaves its last columns
-            empty.
+        rows: the text of the cells, row by row, the header first if there is one; a short row
+            leaves its last columns empty.
         align: one character per column, ``<`` for left and ``>`` for right.
 
     Raises:

@@ -16,18 +16,18 @@ def alternating(
 ) -> tuple[float, float]:
     """Call two functions in turns for about ``seconds``, and return the median time of each.
 
-    In turns, because a slow moment of the machine then meets both functions. There are at least
-    five turns, after a first one that does not count.
+    The calls alternate so that a slow moment of the machine slows both functions. Each is called
+    at least six times, and its first call does not count.
 
     Args:
-        first: first function.
-        second: second function.
-        seconds: seconds that all turns together take at least.
+        first: first function to time.
+        second: second function to time.
+        seconds: wall-clock seconds that all calls together take at least.
         clock: function that returns the time in seconds; default: the wall clock. On a shared
-            machine, ``time.process_time`` counts the work of one thread alone.
+            machine give ``time.process_time``, which counts the CPU time of this process alone.
 
     Returns:
-        tuple: median seconds of ``first`` and of ``second``.
+        tuple: median seconds per call of ``first`` and of ``second``.
     """
     clock = time.perf_counter if clock is None else clock
     turns: list[tuple[float, float]] = []

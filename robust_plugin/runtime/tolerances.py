@@ -1,8 +1,8 @@
 """How far two computations of the same values may lie apart: one constant per purpose.
 
-Two ways to compute the same outputs differ by rounding, and by how much depends on what is
-compared. A difference above the constant means that something else was computed. Except where a
-sentence says otherwise, a constant is relative to the largest output that is compared.
+Two ways to compute the same outputs differ by rounding, and how much depends on what is compared. A
+difference above the constant means that the two did not compute the same. Unless the comment above
+it says otherwise, a constant is relative to the largest output that is compared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the adversary may change, and in which units.
 
 Start with ``model.py``: ``ThreatModel`` holds the norm, eps and the legal range of the inputs,
-and projects points onto the allowed set. ``units.py`` reads eps ("8/255") and checks noise levels
-and the range of inputs. ``layers.py`` has the layers that change the units of inputs, and
+and projects points onto the allowed set. ``units.py`` reads an eps such as "8/255" and checks noise
+levels and the range of inputs. ``layers.py`` has the layers that change the units of inputs, and
 ``projection.py`` the projection onto the L1 ball.
 
 Not here: attacks (``attacks``), which search inside a threat model.

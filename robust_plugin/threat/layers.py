@@ -1,4 +1,4 @@
-"""Layers that change the units of inputs, so that eps is in pixels and attacks see [0, 1].
+"""Layers that change the units of inputs, so that eps is in pixel units or inputs are in [0, 1].
 
 A radius is in the units of the inputs that a network gets. If the data loader normalises images,
 a ball of 8/255 in pixels becomes a ball of eps / std in each channel, and [0, 1] no longer bounds
@@ -29,8 +29,8 @@ class Normalize(nn.Module):
 
     Raises:
         TypeError: if ``mean`` or ``std`` is a single number or does not hold numbers.
-        ValueError: if the two have different lengths, a number is not finite, or a number of
-            ``std`` is not positive.
+        ValueError: if the two have different lengths, a value is not finite, or a value of ``std``
+            is not positive.
 
     >>> from robust_plugin import IBP, ThreatModel
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 10))
@@ -60,7 +60,18 @@ class Normalize(nn.Module):
 
 
 def _channels(name: str, value: Sequence[float] | Tensor) -> Tensor:
-    """Return one number per channel, shape [C], in torch's default dtype on the CPU."""
+    """Check a mean or a standard deviation per channel, and return it as a tensor of shape [C].
+
+    The tensor has torch's default dtype and is on the CPU.
+
+    Args:
+        name: "mean" or "std", for the error message.
+        value: the values, as ``Normalize`` gets them.
+
+    Raises:
+        TypeError: if ``value`` is a single number or does not hold numbers.
+        ValueError: for another shape than [C] or [1, C, 1, 1], or a value that is not finite.
+    """
     try:
         # A float64 array would make the network's inputs float64.
         given = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
@@ -85,18 +96,20 @@ class UnitBox(nn.Module):
 
     Args:
         model: network for inputs in [low, high].
-        threat: threat model of ``model``. If its box is very wide or has no bounds, the wrapper
-            scales a smaller box to [0, 1]; every point that the attack may reach is inside it.
+        threat: threat model of ``model``, with the box [low, high]. If that box is very wide or has
+            no bounds, the wrapper scales a smaller box to [0, 1], which still holds every input
+            that the attack may reach.
         x: all inputs to attack, shape [B, ...].
-        reach: how far the attack may search beyond the values of ``x``, in input units; None means
-            eps.
+        reach: how far the attack may search below the smallest and above the largest value of
+            ``x``, in input units; None means eps.
 
     Attributes:
-        threat: the threat model for inputs in [0, 1], with radius eps / (high - low).
+        threat: the threat model for inputs in [0, 1]; its radius is eps divided by the width of the
+            box that is scaled.
 
     Raises:
-        ValueError: if eps is so small compared with the range of the values that rounding would
-            lose it.
+        ValueError: if eps is so small compared with the width of the box that is scaled that
+            rounding would lose it.
     """
 
     def __init__(
@@ -124,9 +137,9 @@ class UnitBox(nn.Module):
         return logits
 
     def shrunk(self, x: Tensor) -> Tensor:
-        """Scale inputs of the network from [low, high] to [0, 1]."""
+        """Return inputs ``x`` of the network, scaled from its range [low, high] to [0, 1]."""
         return x if (self.low, self.width) == (0, 1) else (x - self.low) / self.width
 
     def grown(self, x: Tensor) -> Tensor:
-        """Scale inputs from [0, 1] to [low, high], the range of the network."""
+        """Return inputs ``x`` scaled from [0, 1] to [low, high], the range of the network."""
         return x if (self.low, self.width) == (0, 1) else self.low + self.width * x

@@ -45,8 +45,8 @@ class ThreatModel:
     Raises:
         ValueError: if the norm is unknown, eps is not a finite number >= 0, a bound is not a
             single number, or low >= high. Also if an Linf radius is wider than the whole box (8
-            where "8/255" was meant), or if a radius for [0, 1] is given with a box of grey levels
-            (8/255 where 8 was meant).
+            where "8/255" was meant), or if the radius is too small for a box of grey levels, 255
+            wide (8/255 where 8 was meant).
 
     >>> ThreatModel("Linf", eps="8/255").eps
     0.03137254901960784
@@ -97,8 +97,8 @@ class ThreatModel:
     def fraction(self) -> str:
         """The radius as papers write it, as text.
 
-        An Linf radius of whole 255ths, up to 32/255, in the box [0, 1] is written as a fraction.
-        Every other radius is written as a number.
+        In the box [0, 1], the Linf radii 1/255, 2/255, ..., 32/255 are written as fractions. Every
+        other radius is written as a decimal number.
 
         >>> ThreatModel("Linf", 8 / 255).fraction, ThreatModel("L2", 0.5).fraction
         ('8/255', '0.5')
@@ -130,10 +130,13 @@ class ThreatModel:
         return norms
 
     def direction(self, grad: Tensor) -> Tensor:
-        """Return the direction of steepest ascent of each point, for the norms Linf and L2.
+        """Return the direction of steepest ascent of each point, with the shape of ``grad``.
 
-        It is sign(grad) for Linf and grad / ``||grad||_2`` for L2, with the shape of ``grad``. The
-        size of the gradient does not matter: it may be as small as floats get.
+        The direction is sign(grad) for Linf and grad / ``||grad||_2`` for L2. It does not depend on
+        the size of the gradient, also for gradients as small as floats get.
+
+        Args:
+            grad: gradient by the inputs, shape [B, ...].
         """
         if self.norm == "Linf":
             return grad.sign()
@@ -147,13 +150,15 @@ class ThreatModel:
     def narrowed(self, x: Tensor, *, reach: float) -> ThreatModel:
         """Return the threat model with a smaller box if its box is too wide for the radius.
 
-        Some attacks compute in units of the box. If the box has no bounds, or is more than 10,000
-        radii wide, rounding would lose the radius. In every norm, no point of the ball lies more
-        than ``eps`` beyond the values of ``x``, so a box that ends there allows the same attacks.
+        Some attacks scale the box to [0, 1]. If the box has no bounds, or is wider than 1 and more
+        than 10,000 radii wide, rounding would lose the radius. In every norm, the values of a point
+        of the ball lie at most ``eps`` beyond the smallest and the largest value of ``x``, so a box
+        that ends there allows the same adversarial inputs.
 
         Args:
             x: inputs of finite values, shape [B, ...].
-            reach: how far the box goes beyond the values of ``x``, in input units, at least eps.
+            reach: how far the smaller box goes below the smallest and above the largest value of
+                ``x``, in input units, at least eps; 0 counts as 1.
         """
         width = self.high - self.low
         if width <= 1 or (math.isfinite(width) and self.eps >= _FINE * width):
@@ -164,20 +169,22 @@ class ThreatModel:
         return ThreatModel(self.norm, self.eps, low=low, high=high)
 
     def with_radius(self, eps: float) -> ThreatModel:
-        """Return the threat model with another radius.
+        """Return a copy of the threat model with the radius ``eps``, in input units.
 
-        Schedules of eps use it. The radius is not compared with the width of the box.
+        Objectives whose eps grows during training use it. Unlike the constructor, it does not
+        compare the radius with the width of the box.
         """
         found = copy.copy(self)
         object.__setattr__(found, "eps", float(eps))
         return found
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Return the allowed point nearest to each point of ``x_adv``, shape [B, ...].
+        """Project each point of ``x_adv`` onto the inputs that are allowed instead of ``x``.
 
-        The result is exact for Linf. For L2 and L1 the points are projected onto the ball first and
-        onto the box second, as attacks do. The second step keeps a point in the ball: it only moves
-        the point nearer to ``x``, which lies inside the box.
+        The result has the shape [B, ...]. For Linf it is the nearest allowed point. For L2 and L1
+        the points are projected onto the ball first and onto the box second, as attacks do. The
+        second step keeps a point in the ball: it only moves the point nearer to ``x``, which lies
+        inside the box.
 
         Args:
             x_adv: points to project, shape [B, ...].
@@ -193,12 +200,12 @@ class ThreatModel:
         return (x + delta).clamp(self.low, self.high)
 
     def check_inputs(self, x: Tensor) -> None:
-        """Raise an error unless ``x`` holds finite floats within [low, high].
+        """Raise an error unless ``x``, a batch of inputs, holds floats within [low, high].
 
         Raises:
             TypeError: if ``x`` is not a tensor.
-            ValueError: if ``x`` does not hold floats, is empty, or has values that are not finite
-                or outside of [low, high].
+            ValueError: if ``x`` does not hold floats, is empty, or has values that are NaN or
+                outside of [low, high].
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs are a {type(x).__name__}; give a tensor.")
@@ -217,7 +224,18 @@ class ThreatModel:
             )
 
     def check_result(self, x_adv: Tensor, x: Tensor) -> None:
-        """Raise a ValueError unless ``x_adv`` is finite, in the box and within eps of ``x``."""
+        """Check what an attack returned: it must be finite, in the box and in the ball.
+
+        Small differences, as by rounding, are allowed.
+
+        Args:
+            x_adv: result of the attack.
+            x: clean inputs, shape [B, ...].
+
+        Raises:
+            ValueError: if ``x_adv`` differs in shape from ``x``, or has a value that is not finite
+                or lies outside [low, high], or a point farther than eps from its clean input.
+        """
         if x_adv.shape != x.shape:
             raise ValueError(
                 f"the attack returned shape {tuple(x_adv.shape)} for inputs of {tuple(x.shape)}."
@@ -255,5 +273,5 @@ def check_threat(threat: object) -> ThreatModel:
 
 
 def per_point(values: Tensor, like: Tensor) -> Tensor:
-    """Return a view of ``values``, shape [B], that broadcasts over ``like``, shape [B, ...]."""
+    """Return a view of ``values`` [B] as [B, 1, ...], which broadcasts over ``like`` [B, ...]."""
     return values.view(-1, *[1] * (like.dim() - 1))

@@ -7,13 +7,14 @@ from torch import Tensor
 
 
 def project_on_l1_ball(delta: Tensor, radius: float) -> Tensor:
-    """Return the point of the L1 ball around 0 that is nearest to each row of ``delta``.
+    """Return the nearest point of the L1 ball around 0 for each point of ``delta``, shape [B, n].
 
-    The nearest point is sign(d) max(``|d|`` - c, 0): every entry shrinks by the same amount c. The
-    largest entries determine c (Duchi et al. 2008, figure 1). A row inside the ball stays as it is.
+    The nearest point is sign(d) max(``|d|`` - c, 0): every coordinate shrinks by the same amount c,
+    which the largest coordinates determine (Duchi et al. 2008, figure 1). A point inside the ball
+    stays as it is.
 
     Args:
-        delta: points to project, shape [B, n].
+        delta: points to project, one per row, shape [B, n].
         radius: L1 radius of the ball, >= 0.
     """
     ordered = delta.abs().sort(dim=1, descending=True).values

@@ -76,13 +76,14 @@ def check_box(low: float, high: float) -> None:
 def check_units(x: Tensor, low: float, high: float, name: str) -> None:
     """Raise an error unless the inputs are floats within [low, high].
 
-    Sigma and certified radii are in the unit of this range.
+    The caller's noise level sigma and certified radii are in the same unit as this range.
 
     Args:
         x: inputs, shape [B, ...].
         low: smallest legal input value.
         high: largest legal input value.
-        name: name of the function or class that takes ``low`` and ``high``, for the error message.
+        name: name of the function or class that the user gave ``low`` and ``high`` to, for the
+            error message.
 
     Raises:
         TypeError: if ``x`` is not a tensor.

@@ -1,5 +1,6 @@
 """Counts that are multiples of a step: channels in blocks, and n:m patterns, within the budget."""
 
+import copy
 import itertools
 import random
 
@@ -84,15 +85,20 @@ def multiples(pruner, round_to: int) -> list[int]:
     return counts
 
 
+@pytest.fixture(scope="module")
+def whole_resnet18():
+    """A full ResNet-18 and its channel groups, which take seconds to find."""
+    model = resnet18(10, SHAPE).eval()
+    return model, channel_groups(model, X[:1])
+
+
 @pytest.mark.parametrize("round_to", [1, 8, 16])
 @pytest.mark.parametrize("budget", ["flops", "params", "channels"])
-def test_a_resnet18_keeps_blocks_within_a_percent(round_to, budget):
-    model = resnet18(10, SHAPE).eval()
-    groups = channel_groups(model, X[:1])
+def test_a_resnet18_keeps_blocks_within_a_percent(round_to, budget, whole_resnet18):
+    model, groups = copy.deepcopy(whole_resnet18)
     pruner = MagnitudePruner(
-        model, 0.3, rates="lamp", budget=budget, groups=groups, round_to=round_to,
-        example_inputs=X[:1],
-    )  # fmt: skip
+        model, 0.3, rates="lamp", budget=budget, groups=groups, round_to=round_to
+    )
     counts = multiples(pruner, round_to)
     assert any(count % 8 for count in counts) == (round_to == 1)
     assert 0.99 * pruner.budget.total <= pruner.kept <= pruner.budget.total

@@ -26,5 +26,6 @@ def test_results_come_first_and_unknown_files_are_left_out() -> None:
     first, *others = (line.split() for line in lines.splitlines())
     assert first[:3] == ["model.safetensors", "2.3", "MB"]
     assert [words[0] for words in others] == [names[2], names[3], names[0]]
-    assert "prune after its last epoch" in lines and "pretrain after its best epoch" in lines
+    assert "prune after its last epoch" in lines
+    assert "pretrain after the epoch with the best validation" in lines
     assert "MB" not in files_of(names) and phrase("notes.txt") == ""

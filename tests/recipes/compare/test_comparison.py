@@ -296,7 +296,7 @@ def test_jobs_end_with_their_parent_and_two_give_what_one_gives(
     tmp_path: Path, workplace: Path, at_workplace: Path
 ) -> None:
     data = {"name": "folder", "folder": "images", "batch_size": 16, "validation": 0.25}
-    base = {**BASE, "data": data, "finetune": {"epochs": 100}}
+    base = {**BASE, "data": data, "finetune": {"epochs": 60}}
     rows = {"LWM": ROWS["LWM uniform"], "HARP": ROWS["HARP"]}
     content = {"base": base, "rows": rows, "densities": [0.3], "lrs": [0.05]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
