@@ -75,7 +75,7 @@ folder of a finished run with --structure channels.
 _LIST = """\
 usage: robust-plugin list
 
-Print all presets, the endings that their names may have, and the densities that papers have
+Print all presets, the suffixes that their names may have, and the densities that papers have
 published accuracies for.
 """
 

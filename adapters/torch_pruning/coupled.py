@@ -12,7 +12,7 @@ from robust_plugin.adapters.torch_pruning.graph import ROOTS, Inputs, as_tuple, 
 from robust_plugin.channels.cut import removable
 from robust_plugin.channels.groups import Axis, channel_group, layer_axes, placed
 from robust_plugin.channels.reach import warn_of_unseen
-from robust_plugin.copies.copied import copied
+from robust_plugin.copies.deep_copy import copied
 from robust_plugin.masks.groups import Group, Groups
 from robust_plugin.masks.prunable import below, refuse_masked, refuse_tied, refuse_wrapped
 

@@ -1,4 +1,4 @@
-"""The list of presets, with the densities that papers report and the endings of preset names."""
+"""The list of presets, with the densities that papers report and the suffixes of preset names."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def listing() -> str:
         if own:
             width = max(map(len, own))
             lines += ["", command, *(_line(command, name, width) for name in own)]
-            lines += _endings(command, width)
+            lines += _suffixes(command, width)
     return "\n".join(lines)
 
 
 def published_presets(command: str) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield the name of each preset for which papers report numbers, and the densities of these.
 
-    Names with the ending ``-channels`` are included if papers report numbers for channels. No other
-    ending has published numbers of its own.
+    Names with the suffix ``-channels`` are included if papers report numbers for channels. No other
+    suffix has published numbers of its own.
 
     Args:
         command: magnitude, hydra or harp; magnitude also takes the presets of hydra and harp.
@@ -83,21 +83,21 @@ def _shown(densities: tuple[float, ...]) -> str:
     return ", ".join(f"{100 * density:g}" for density in densities)
 
 
-def _endings(command: str, width: int) -> Iterator[str]:
+def _suffixes(command: str, width: int) -> Iterator[str]:
     """Yield the lines below the presets of a command.
 
-    They list the endings that names of presets may have, and the other names that the command takes
+    They list the suffixes that preset names may have, and the other names that the command takes
     and for which papers report numbers.
 
     Args:
         command: command that the lines are listed under.
         width: width of the column of names, in characters.
     """
-    endings = [each for each in variants().values() if command in each.commands]
-    if not endings:
+    suffixes = [each for each in variants().values() if command in each.commands]
+    if not suffixes:
         return
-    yield "  endings of their names, one of each kind:"
-    yield from (f"    {each.axis:<10}  -{each.name:<11}  {each.about}" for each in endings)
+    yield "  suffixes of preset names, one of each kind:"
+    yield from (f"    {each.axis:<10}  -{each.name:<11}  {each.about}" for each in suffixes)
     listed = [name for name in preset_names() if name.startswith(f"{command}/")]
     others = [(name, found) for name, found in published_presets(command) if name not in listed]
     if others:

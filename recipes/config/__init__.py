@@ -4,7 +4,7 @@ Start with ``schema.py``, which has the settings of a recipe. ``objective.py`` h
 its loss, ``evaluate.py`` and ``compare.py`` have those of the commands ``evaluate`` and
 ``compare``. ``read.py`` fills these dataclasses from YAML files, ``options.py`` from the command
 line.
-``presets.py`` finds the YAML file of a preset and applies the endings of its name, which
+``presets.py`` finds the YAML file of a preset and applies the suffixes of its name, which
 ``variants.yaml`` defines. ``resume_check.py`` says which settings the trained weights of a run
 depend on.
 

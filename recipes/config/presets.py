@@ -1,8 +1,8 @@
 """Presets: YAML files of settings in ``recipes/configs``.
 
-A preset may extend another file. A preset's name may have endings, each of which changes a few
-settings: ``hydra/digits-erk`` is the file ``hydra/digits.yaml`` and the ending ``-erk``.
-``variants.yaml`` defines the endings.
+A preset may extend another file. A preset's name may have suffixes, each of which changes a few
+settings: ``hydra/digits-erk`` is the file ``hydra/digits.yaml`` and the suffix ``-erk``.
+``variants.yaml`` defines the suffixes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _EXTENDS, _ABOUT = "extends", "about"
 
 @dataclass(frozen=True)
 class Variant:
-    """An ending that the names of presets may have, such as ``-erk``.
+    """A suffix that the names of presets may have, such as ``-erk``.
 
     Attributes:
-        name: the ending without its hyphen.
-        axis: what the ending decides, such as rates; a preset's name may have only one ending with
+        name: the suffix without its hyphen.
+        axis: what the suffix decides, such as rates; a preset's name may have only one suffix with
             the same axis.
         about: description in a few words.
-        commands: commands whose presets may have the ending.
+        commands: commands whose presets may have the suffix.
         settings: settings that replace those of the preset; sections may be partial.
     """
 
@@ -44,13 +44,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one source, a file or an ending of a preset's name.
+    """Settings from one source, a file or a suffix of a preset's name.
 
     A preset consists of several layers; a later layer replaces the settings of the layers before
     it.
 
     Attributes:
-        where: path of the file, or the ending; error messages begin with it.
+        where: path of the file, or the suffix; error messages begin with it.
         settings: the settings as nested mappings; a section may leave settings out.
         about: one-line description from the source; empty if it has none.
     """
@@ -68,7 +68,7 @@ def preset_names() -> list[str]:
 
 @lru_cache
 def variants() -> Mapping[str, Variant]:
-    """Return all endings that the names of presets may have, by name without the hyphen."""
+    """Return all suffixes that the names of presets may have, by name without the hyphen."""
     return {
         name: Variant(name, axis, each["about"], tuple(each["commands"]), each["settings"])
         for axis, names in yaml.safe_load(_VARIANTS.read_text()).items()
@@ -80,22 +80,22 @@ def preset_layers(name: str | Path) -> tuple[Layer, ...]:
     """Return the settings of a preset as layers; each replaces settings of those before it.
 
     The layers are those of the file that the preset extends, if any, then the preset's own file,
-    then its endings: ``harp/cifar10-vgg16-mart-channels`` is the file ``harp/cifar10-vgg16.yaml``
-    and the endings ``-mart`` and ``-channels``.
+    then its suffixes: ``harp/cifar10-vgg16-mart-channels`` is the file ``harp/cifar10-vgg16.yaml``
+    and the suffixes ``-mart`` and ``-channels``.
 
     Args:
-        name: name of a preset, with or without endings, or a path to a YAML file.
+        name: name of a preset, with or without suffixes, or a path to a YAML file.
 
     Raises:
-        ValueError: for an unknown preset or ending, two endings that decide the same thing (such as
-            ``-erk`` and ``-lamp``, which both choose the rates), a file that is no YAML mapping, or
-            files that extend one another in a circle.
+        ValueError: for an unknown preset or suffix, two suffixes that decide the same thing (such
+            as ``-erk`` and ``-lamp``, which both choose the rates), a file that is no YAML mapping,
+            or files that extend one another in a circle.
     """
     return _layers(str(name), beside=None, above=())
 
 
 def _layers(name: str, *, beside: Path | None, above: tuple[Path, ...]) -> tuple[Layer, ...]:
-    path, endings = _located(name, beside)
+    path, suffixes = _located(name, beside)
     if path in above:
         chain = " -> ".join(str(each) for each in (*above[above.index(path) :], path))
         raise ValueError(f"presets extend one another in a circle: {chain}.")
@@ -105,26 +105,26 @@ def _layers(name: str, *, beside: Path | None, above: tuple[Path, ...]) -> tuple
     if _EXTENDS in content:
         below = _layers(str(content[_EXTENDS]), beside=path, above=(*above, path))
     own = Layer(str(path), settings, str(content.get(_ABOUT, "")))
-    return (*below, own, *(Layer(f"-{each.name}", each.settings, each.about) for each in endings))
+    return (*below, own, *(Layer(f"-{each.name}", each.settings, each.about) for each in suffixes))
 
 
 def _located(name: str, beside: Path | None) -> tuple[Path, tuple[Variant, ...]]:
-    """Return the path of the file that a preset's name stands for, and the endings of the name.
+    """Return the path of the file that a preset's name stands for, and the suffixes of the name.
 
     Args:
-        name: name of a preset, with or without endings, or a path to a YAML file.
+        name: name of a preset, with or without suffixes, or a path to a YAML file.
         beside: path of the file that extends ``name``; a path is first looked for in the folder of
             this file. None if no file extends it.
     """
-    base, endings = name, list[Variant]()
+    base, suffixes = name, list[Variant]()
     while True:
         if (path := CONFIGS / f"{base}.yaml").is_file():
-            _check_axes(name, endings)
-            return path, tuple(endings)
+            _check_axes(name, suffixes)
+            return path, tuple(suffixes)
         shorter, hyphen, last = base.rpartition("-")
         if not hyphen or last not in variants():
             break
-        base, endings = shorter, [variants()[last], *endings]
+        base, suffixes = shorter, [variants()[last], *suffixes]
     for folder in [Path()] if beside is None else [beside.parent, Path()]:
         if (path := folder / name).is_file():
             return path, ()
@@ -133,14 +133,14 @@ def _located(name: str, beside: Path | None) -> tuple[Path, tuple[Variant, ...]]
     extended = "" if beside is None else f", which {beside} extends"
     raise ValueError(
         f"there is no preset or file {name}{extended}; robust-plugin list shows the presets and "
-        f"the endings of their names{such_as}."
+        f"the suffixes of their names{such_as}."
     )
 
 
-def _check_axes(name: str, endings: Iterable[Variant]) -> None:
-    """Raise a ValueError if two endings of a name decide the same thing."""
+def _check_axes(name: str, suffixes: Iterable[Variant]) -> None:
+    """Raise a ValueError if two suffixes of a name decide the same thing."""
     seen: dict[str, Variant] = {}
-    for each in endings:
+    for each in suffixes:
         if each.axis in seen:
             raise ValueError(
                 f"{name}: -{seen[each.axis].name} and -{each.name} both choose the {each.axis}; "

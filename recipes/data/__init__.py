@@ -4,8 +4,8 @@ Start with ``load.py``, which loads the data that a run's settings name. ``datas
 data set by its name: ``digits.py`` loads scikit-learn's digits, ``image_sets.py`` loads image
 folders, CIFAR and SVHN, and ``train_val_test.py`` has the class of the result. ``splits.py``
 chooses the validation points, ``images.py`` keeps images in memory and augments them,
-``pixels.py`` decodes an image file, and ``extra.py`` adds extra training images. ``batches.py``
-puts points into batches, and ``epoch_loader.py`` loads the batches.
+``pixels.py`` decodes an image file, and ``extra_images.py`` adds extra training images.
+``batches.py`` puts points into batches, and ``epoch_loader.py`` loads the batches.
 
 Uses: config, runtime.
 Used by: training, evaluate, dry.

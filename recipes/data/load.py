@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from robust_plugin.recipes.config.schema import DataConfig
 from robust_plugin.recipes.data.datasets import load_data
-from robust_plugin.recipes.data.extra import with_extra
+from robust_plugin.recipes.data.extra_images import with_extra
 from robust_plugin.recipes.data.train_val_test import Data
 
 

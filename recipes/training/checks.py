@@ -51,6 +51,11 @@ def check_settings(config: RecipeConfig) -> None:
             if not right:
                 value = getattr(stage, setting)
                 raise ValueError(f"{name}.{setting} is {value}; legal: {legal}.")
+        if stage.decay_scores and name != "prune":
+            raise ValueError(
+                f"{name}.decay_scores is True, but only the prune phase trains scores; set "
+                "prune.decay_scores, or leave it out."
+            )
     for name, value in (
         ("evaluation.autoattack", config.evaluation.autoattack),
         ("evaluation.verify", config.evaluation.verify),

@@ -5,11 +5,12 @@ layer. Its *entries* are these weights or channels, and its *count* is how many 
 Its *rate* is its density, the share of its entries that it keeps.
 
 Start with ``budget.py``: the largest cost that may be kept, in parameters, FLOPs or channels, and
-counts with at most this cost. ``quadratic.py`` computes the cost of given counts. ``rates.py`` has
-the fixed layer densities (uniform, ERK, LAMP, global), ``control.py`` the learned ones (HARP), and
-``logits.py`` the logits by which they are learned. ``patterns_and_blocks.py`` has budgets for n:m
-patterns and for channels in blocks. ``costs.py`` counts the cost of each weight or channel in a
-network, and ``plan.py`` computes the budget and the first counts of a pruner.
+counts with at most this cost. ``quadratic.py`` computes the cost of given counts. ``rates.py``
+has the fixed layer densities (uniform, ERK, LAMP, global), ``control.py`` the learned ones
+(HARP), and ``density_logits.py`` the logits by which they are learned. ``patterns_and_blocks.py``
+has budgets for n:m patterns and for channels in blocks. ``costs.py`` counts the cost of each
+weight or channel in a network, and ``plan.py`` computes the budget and the first counts of a
+pruner.
 
 Not here: which entries are kept (``masks``, ``pruning/scores.py``).
 

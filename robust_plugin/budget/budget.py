@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robust_plugin.budget.logits import MAX_LOGIT
+from robust_plugin.budget.density_logits import MAX_LOGIT
 from robust_plugin.budget.quadratic import Products, Terms, spend
 from robust_plugin.budget.rates import bisect
 from robust_plugin.masks.select import kept_count

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from robust_plugin.budget.budget import Budget
-from robust_plugin.budget.logits import densities, limited, rate_logit, rate_logits, set_logits
+from robust_plugin.budget.density_logits import (
+    densities,
+    limited,
+    rate_logit,
+    rate_logits,
+    set_logits,
+)
 from robust_plugin.masks.attach import GroupMask
 
 Control = Literal["held", "hinge"]

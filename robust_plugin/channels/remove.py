@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robust_plugin.budget.costs import total_multiply_adds
 from robust_plugin.channels.cut import History, Replay, cut
 from robust_plugin.copies.agreement import Trial, doubled, outputs, relative_difference, run, trials
-from robust_plugin.copies.copied import copied
+from robust_plugin.copies.deep_copy import copied
 from robust_plugin.masks.detach import finalize
 from robust_plugin.masks.group_checks import check_channels, check_groups
 from robust_plugin.masks.prunable import refuse_masked

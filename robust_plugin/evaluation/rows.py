@@ -41,8 +41,8 @@ class AttackRow:
         made_of: the attack with its settings, in words.
         versions: versions of the libraries behind the attack, by name.
         room: number of points that the attack may still get.
-        flags: for each point so far, whether it is classified correctly under the attack; False if it
-            is misclassified without an attack.
+        flags: for each point so far, whether it is classified correctly under the attack; False if
+            it is misclassified without an attack.
         distances: distance of each point so far to its adversarial example, in input units; 0 if
             the point is misclassified without an attack, infinite if it was not fooled.
         images: batches of adversarial inputs, stored only with ``keep``; the clean input for a

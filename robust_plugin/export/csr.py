@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.copies.agreement import same_gradients
-from robust_plugin.copies.copied import copied
+from robust_plugin.copies.deep_copy import copied
 from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear
 from robust_plugin.export.replace_layers import with_layers
 from robust_plugin.masks.attach import masked_weights

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_plugin.copies.copied import copied
+from robust_plugin.copies.deep_copy import copied
 from robust_plugin.export.csr_layers import SparseLayer, filled
 
 # The attributes in which torch stores the hooks of a module.

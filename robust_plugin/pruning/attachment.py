@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust_plugin.budget.budget import Budget, Unit
 from robust_plugin.budget.control import Control, RateControl, control_of
-from robust_plugin.budget.logits import rate_logit
+from robust_plugin.budget.density_logits import rate_logit
 from robust_plugin.budget.patterns_and_blocks import check_learns_rates
 from robust_plugin.budget.plan import Plan, planner
 from robust_plugin.budget.rates import Rates

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from robust_plugin.budget.budget import Unit
 from robust_plugin.budget.control import Control, FixedRates, Schedule
-from robust_plugin.budget.logits import densities as rate_densities
-from robust_plugin.budget.logits import rate_logits
+from robust_plugin.budget.density_logits import densities as rate_densities
+from robust_plugin.budget.density_logits import rate_logits
 from robust_plugin.budget.rates import Rates
 from robust_plugin.masks import detach
 from robust_plugin.masks.group_checks import check_groups

@@ -204,8 +204,8 @@ class ThreatModel:
 
         Raises:
             TypeError: if ``x`` is not a tensor.
-            ValueError: if ``x`` does not hold floats, is empty, or has values that are NaN or
-                outside of [low, high].
+            ValueError: if ``x`` does not hold floats, is empty, or has values that are not finite
+                or outside of [low, high].
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs are a {type(x).__name__}; give a tensor.")
@@ -216,7 +216,8 @@ class ThreatModel:
         if x.numel() == 0:
             raise ValueError(f"inputs have shape {tuple(x.shape)}; the batch is empty.")
         low, high = (float(v) for v in x.aminmax())
-        if not (self.low - TOLERANCE <= low and high <= self.high + TOLERANCE):
+        finite = math.isfinite(low) and math.isfinite(high)  # the range itself may be unbounded
+        if not (finite and self.low - TOLERANCE <= low and high <= self.high + TOLERANCE):
             raise ValueError(
                 f"inputs span [{low:g}, {high:g}], outside the threat model's "
                 f"[{self.low:g}, {self.high:g}]; normalise inside the model (Normalize), or give "

@@ -14,7 +14,7 @@ from robust_plugin.budget.control import (
     HingeRates,
     Schedule,
 )
-from robust_plugin.budget.logits import densities
+from robust_plugin.budget.density_logits import densities
 from robust_plugin.masks.attach import GroupMask
 
 SIZES = (200, 3000, 40)

@@ -69,6 +69,14 @@ def test_bad_inputs(x, says):
         ThreatModel("Linf", eps=0.1).check_inputs(x)
 
 
+def test_infinite_inputs_are_refused_in_an_unbounded_range():
+    threat = ThreatModel("Linf", eps=0.1, low=-math.inf, high=math.inf)
+    threat.check_inputs(torch.tensor([[-1e30, 1e30]]))
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ValueError, match="inputs span"):
+            threat.check_inputs(torch.tensor([[0.0, value]]))
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_result_inside_the_ball_passes_and_outside_raises(norm):
     threat = ThreatModel(norm, eps=0.1)

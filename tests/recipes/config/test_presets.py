@@ -1,4 +1,4 @@
-"""Every system of the papers by its own command: presets, what they extend, endings of names."""
+"""Every system of the papers by its own command: presets, what they extend, suffixes of names."""
 
 import json
 import shlex
@@ -97,8 +97,8 @@ def test_every_name_that_the_list_offers_parses() -> None:
     # A recipe's own settings aside, the baseline of every preset is the preset itself.
     for name in SYSTEMS:
         if not name.endswith("-hinge"):
-            for ending in ("", "-erk", "-lamp", "-iterative"):
-                assert settings(name + ending, "magnitude").model == found[name].model
+            for suffix in ("", "-erk", "-lamp", "-iterative"):
+                assert settings(name + suffix, "magnitude").model == found[name].model
 
 
 @pytest.mark.parametrize(
@@ -307,9 +307,9 @@ def test_every_ending_is_among_them() -> None:
 
 
 @pytest.mark.usefixtures("at_workplace")
-@pytest.mark.parametrize("ending", ["", "-erk"])
-def test_magnitude_takes_the_presets_of_the_others(ending: str, out: Path) -> None:
-    name = f"hydra/svhn-vgg16{ending}"
+@pytest.mark.parametrize("suffix", ["", "-erk"])
+def test_magnitude_takes_the_presets_of_the_others(suffix: str, out: Path) -> None:
+    name = f"hydra/svhn-vgg16{suffix}"
     run(name, out, command="magnitude", model="tiny_networks:net", data_folder="images")
     config = json.loads((out / "config.json").read_text())
     assert config["recipe"] == "MagnitudeConfig" and config["objective"]["name"] == "trades"

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_plugin import HarpPruner, ThreatModel, evaluate, pgd
-from robust_plugin.budget.logits import rate_logits
+from robust_plugin.budget.density_logits import rate_logits
 from robust_plugin.masks.select import kept_count
 from robust_plugin.recipes.data.datasets import load_data
 from robust_plugin.recipes.data.epoch_loader import loader

@@ -30,6 +30,8 @@ def test_the_settings_of_a_small_run_are_legal(recipe: str) -> None:
         ("hydra", {"round_to": 0}, r"round_to is 0; legal: 1 \(any count\) or more"),
         ("harp", {"learn": "scores", "pattern": "n:4"}, "pattern is 'n:4', whose n each layer"),
         ("harp", {"gamma_step": 0.1}, "gamma_step is 0.1, but control is 'held'"),
+        ("hydra", {"pretrain": {"decay_scores": True}}, "pretrain.decay_scores is True, but only"),
+        ("harp", {"finetune": {"decay_scores": True}}, "finetune.decay_scores is True, but only"),
         ("hydra", {"evaluation": {"votes": 0}}, "n 0 and batch_size 1000"),
         ("hydra", {"objective": {"name": "trades", "steps": 0}}, "steps is 0"),
         ("magnitude", {"finetune": {"epochs": 0}}, "finetune.epochs is 0; legal: at least 1"),

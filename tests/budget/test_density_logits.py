@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from robust_plugin.budget.logits import densities, limited, rate_logit, rate_logits, set_logits
+from robust_plugin.budget.density_logits import (
+    densities,
+    limited,
+    rate_logit,
+    rate_logits,
+    set_logits,
+)
 from robust_plugin.masks.attach import GroupMask
 
 

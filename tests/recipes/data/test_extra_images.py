@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from robust_plugin.recipes.data.batches import steps_of
 from robust_plugin.recipes.data.epoch_loader import loader
-from robust_plugin.recipes.data.extra import Mixed, with_extra
+from robust_plugin.recipes.data.extra_images import Mixed, with_extra
 from robust_plugin.recipes.data.train_val_test import Data
 
 N, EXTRA = 40, 24
@@ -114,7 +114,7 @@ def test_batches_are_a_function_of_seed_and_epoch(data: Data, tmp_path: Path) ->
         ({"images": images().astype(np.float32), "labels": labels()}, "dtype float32 and shape"),
         ({"images": images()[:, :3], "labels": labels()}, r"legal here: uint8, \[N, 4, 6, 3\] or"),
         ({"images": images()[0], "labels": labels()}, r"shape \(4, 6, 3\)"),
-        ({"images": images(), "labels": labels()[:-1]}, "for 24 images; legal: one integer an"),
+        ({"images": images(), "labels": labels()[:-1]}, "for 24 images; legal: one integer per"),
         ({"images": images(), "labels": labels().astype(float)}, "labels of dtype float64"),
         ({"images": images(), "labels": labels() + 1}, "labels from 1 to 4; legal: 0 to 3"),
         ({"images": images(), "labels": labels() - 1}, "labels from -1 to 2"),

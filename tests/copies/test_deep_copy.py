@@ -7,7 +7,7 @@ from torch import nn
 from robust_plugin import MagnitudePruner, sparsity
 from robust_plugin.adapters.onnx import export_onnx
 from robust_plugin.adapters.torch_pruning import channel_groups
-from robust_plugin.copies.copied import copied
+from robust_plugin.copies.deep_copy import copied
 from robust_plugin.export.csr import sparse
 
 X = torch.rand(2, 3, 8, 8)
