@@ -38,7 +38,7 @@ test: .venv
 
 # One process: benchmarks that share the machine measure each other.
 bench: .venv
-	$(ONE_THREAD) $(BIN)/pytest -m bench -s tests/benchmarks $(PYTEST_ARGS)
+	$(ONE_THREAD) $(BIN)/pytest -m bench -s $(PYTEST_ARGS)
 
 docs: .venv
 	$(ONE_THREAD) $(BIN)/sphinx-build -W --keep-going -b html docs build/docs

@@ -184,7 +184,7 @@ class TorchAttack:
         """Within the context, turn any error of the library into a ValueError with one sentence.
 
         Args:
-            x: inputs of the attack; the sentence has their shape.
+            x: inputs of the attack; the error message names their shape.
         """
         try:
             yield

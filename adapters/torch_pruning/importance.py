@@ -60,7 +60,7 @@ def learned_importance(pruner: Pruner) -> Callable[[Any], Tensor | None]:
 
 
 def learned_ratios(pruner: Pruner) -> dict[nn.Module, float]:
-    """Return the share of output channels to remove from each layer, as the scores have learned it.
+    """Return the share of output channels to remove from each layer, by the learned scores.
 
     Give it to a torch-pruning pruner as ``pruning_ratio_dict``. It has an entry for every
     convolution and linear layer, because torch-pruning would remove half of the channels of a layer
@@ -70,8 +70,9 @@ def learned_ratios(pruner: Pruner) -> dict[nn.Module, float]:
         pruner: pruner with groups from ``channel_groups``.
 
     Raises:
-        ValueError: if the pruner's groups are not groups of channels, or a layer is frozen:
-            torch-pruning would not cut it, or would cut only its inputs or only its outputs.
+        ValueError: if the pruner's groups are not groups of channels, or if a layer is frozen,
+            because torch-pruning would not cut it, or would cut only its inputs or only its
+            outputs.
     """
     ratios = ranking.learned_ratios(pruner)
     for name, layer in pruner.model.named_modules():

@@ -22,20 +22,21 @@ class DataConfig:
     Attributes:
         name: data set: digits (scikit-learn's 8x8 images, nothing to download), folder (your own
             image folder), cifar10, cifar100 or svhn.
-        folder: folder with the files of the data set. For the data set folder it needs
+        folder: folder with the files of the data set. For the data set "folder" it needs
             train/<class>/ and test/<class>/ (or val/<class>/); cifar10, cifar100 and svhn need the
             files as torchvision stores them; digits needs no folder.
         validation: share of the training points that is held out as validation points, to choose
             epochs and learning rates by, in (0, 1). None for 200 points of digits, and for 0.1 of
             other data sets.
         image_size: side in pixels of the square that images are resized and cropped to, only for
-            the data set folder. None keeps their size, except with the augmentation
+            the data set "folder". None keeps their size, except with the augmentation
             resized-crop+flip, where it is 224.
         augmentation: random changes of the training images: none, crop, flip or crop+flip; the data
-            set folder also allows resized-crop+flip, which is usual for ImageNet. None for the
+            set "folder" also allows resized-crop+flip, which is usual for ImageNet. None for the
             default of the data set (crop+flip for cifar10 and cifar100, crop for svhn, otherwise
             none).
-        test: number of test points, only for the data set digits; None for 400 of its 1797 points.
+        test: number of test points of the data set "digits"; None for 400 of its 1797 points. Other
+            data sets have test points of their own.
         extra: file or folder with additional training images, such as pseudo-labelled ones: an .npz
             with images and labels, or a folder with images.npy and labels.npy. None adds none.
         extra_share: share of each training batch that is taken from the additional images of
@@ -98,9 +99,9 @@ class StageConfig:
         select: epoch whose weights this training phase ends with: last, or best, the epoch with the
             best robust accuracy on the validation points.
         ramp: share of this training phase's epochs, 0 to 1, during which eps and the loss weights
-            go to their final values in the losses certified, mixtrain and smoothadv. 0 uses the
-            final values from the first step, which suits a network that was already trained with a
-            ramp.
+            go to their final values in the losses "certified", "mixtrain" and "smoothadv". 0 uses
+            the final values from the first step, which suits a network that was already trained
+            with a ramp.
     """
 
     epochs: int = 100
@@ -184,11 +185,11 @@ class RecipeConfig:
         structure: units that are pruned: single weights, or whole channels. With channels, a
             smaller network without the removed channels is written too.
         budget: quantity that density is a share of: params (number of weights), flops, or channels,
-            which needs the structure channels. With channels, the network may use as many FLOPs as
+            which needs --structure channels. With channels, the network may use as many FLOPs as
             one that keeps this share of the channels in every layer.
         round_to: the number of channels that a layer keeps is a multiple of this number, such as 8
-            or 16, which hardware computes faster; 1 allows any number of channels. Only for the
-            structure channels.
+            or 16, which hardware computes faster; 1 allows any number of channels. Only with
+            --structure channels.
         exclude: names of layers that are not pruned, separated by spaces, as in
             model.named_modules().
         seed: seed of the random numbers: initial weights, order of the training points and noise.

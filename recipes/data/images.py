@@ -168,7 +168,8 @@ class ResidentLoader:
     """A loader for images in memory; it is iterated like a ``DataLoader``.
 
     Args:
-        dataset: data set that returns whole batches.
+        dataset: data set whose ``batch`` method returns the images and labels of a list of
+            indices, augmented.
         batches: indices of the points of each batch, in all processes together.
         rows: for each batch, the positions in it of the points that this process computes.
         seed: seed of the run. The random numbers of the augmentation depend on (seed, epoch) and

@@ -34,8 +34,8 @@ class HarpConfig(RecipeConfig):
         control: method by which the learned layer densities meet the budget: held projects them
             onto the budget after every step; hinge adds the penalty of the HARP paper to the loss
             while they exceed the budget.
-        gamma_step: growth per epoch of the weight of the penalty, only for the control hinge; the
-            paper uses 0.01, and 0.1 for ImageNet.
+        gamma_step: growth per epoch of the weight of the penalty for exceeding the budget, only
+            with --control hinge; the paper uses 0.01, and 0.1 for ImageNet.
         pattern: n:4 or n:8 keeps n of every 4 or 8 weights, where n is learned for each layer; none
             prunes without a pattern.
     """

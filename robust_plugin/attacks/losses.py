@@ -122,7 +122,10 @@ def warn_of_gradients() -> None:
 
 
 def followable(grad: Tensor) -> Tensor:
-    """Return the input gradient with NaN and infinity replaced as by ``finite``, without a warning.
+    """Return the input gradient with NaN and infinity replaced, without a warning.
+
+    As in ``finite``, NaN becomes 0, and an infinite value gets the largest finite magnitude in the
+    gradient of the same point.
 
     The function does not find out whether there were any, because that would wait for the GPU.
 

@@ -139,12 +139,12 @@ class Budget:
         return self.terms.cost(counts)
 
     def prices(self, counts: Sequence[float], *, more: int = 0) -> list[float]:
-        """Return the derivative of the cost with respect to the count of each group.
+        """Return how much the cost changes with the count of each group, one number per group.
 
         Args:
             counts: number of kept entries of each group.
-            more: 0 for the derivative; 1 for the cost of one more entry in each group; -1 for the
-                cost that one entry less in each group saves.
+            more: 0 for the derivative; 1 for the cost of one more entry in that group alone; -1 for
+                the cost saved by one entry fewer in that group alone.
         """
         return self.terms.prices(counts, more=more)
 
@@ -153,7 +153,7 @@ class Budget:
         return replace(self, total=math.floor(total))
 
     def scaled(self, densities: Sequence[float]) -> list[float]:
-        """Multiply densities by the common factor with which they cost the total of the budget.
+        """Scale densities by a common factor to the total cost, and return them as counts.
 
         Args:
             densities: share of its entries that each group should keep.

@@ -94,9 +94,9 @@ class PlainCopy:
         return pulled
 
     def _norm_tensors(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Yield name and value of each BatchNorm tensor that is not a copy of the original's.
+        """Yield the name in the copy and the value of each BatchNorm tensor that ``model`` lacks.
 
-        These are weights and biases where the original has none, and all tensors of BatchNorms that
+        These are weights and biases where ``model`` has none, and all tensors of BatchNorms that
         use the statistics of the clean batch (see ``following``).
 
         Args:

@@ -97,8 +97,8 @@ class UnitBox(nn.Module):
     Args:
         model: network for inputs in [low, high].
         threat: threat model of ``model``, with the box [low, high]. If that box is very wide or has
-            no bounds, the wrapper scales a smaller box to [0, 1], which still holds every input
-            that the attack may reach.
+            no bounds, the wrapper uses a smaller box, scaled to [0, 1]; this smaller box still
+            holds every input that the attack may reach.
         x: all inputs to attack, shape [B, ...].
         reach: how far the attack may search below the smallest and above the largest value of
             ``x``, in input units; None means eps.

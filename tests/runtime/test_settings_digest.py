@@ -173,7 +173,7 @@ def test_another_process_finds_the_same_descriptions():
     """Under other seeds of hashes, which decide the order of sets, and so other addresses."""
     program = (
         f"import sys; sys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\n"
-        "import test_description as t\n"
+        "import test_settings_digest as t\n"
         "print([t.description(make()) for pair in t.PAIRS.values() for make in pair])"
     )
     found = [

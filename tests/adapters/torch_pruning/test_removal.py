@@ -69,7 +69,9 @@ CASES = [
         name,
         dtype,
         id=f"{name}-{str(dtype)[6:]}",
-        marks=[pytest.mark.slow] * (name in LARGE),
+        # Large networks are compared in float64 here, and in float32 too by `make bench`.
+        marks=[pytest.mark.slow] * (name in LARGE)
+        + [pytest.mark.bench] * (name in LARGE and dtype == torch.float32),
     )
     for name in BUILD
     for dtype in (torch.float32, torch.float64)
