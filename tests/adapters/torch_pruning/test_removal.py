@@ -1,6 +1,7 @@
 """The masked network and the removed one are the same network; and the budget counts the latter."""
 
 import copy
+import functools
 import itertools
 import json
 
@@ -107,6 +108,18 @@ def test_masked_equals_removed(name, dtype):
             assert apart(model(x), small.eval()(x)) < bound  # the running statistics moved alike
 
 
+@functools.cache
+def found(name):
+    """A network and its channel groups, which take seconds to find."""
+    model = build(name)
+    return model, channel_groups(model, images(1))
+
+
+def grouped(name):
+    """A copy of a network and its channel groups."""
+    return copy.deepcopy(found(name))
+
+
 def norms(model):
     return any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
 
@@ -131,13 +144,20 @@ def chain(widths):
     return nn.Sequential(*layers[:-1])
 
 
+@pytest.fixture(scope="module")
+def wide_chain():
+    """Groups of 2 to 128 channels in one network."""
+    model = chain([4, *range(2, 129), 3])
+    return model, channel_groups(model, torch.rand(2, 4))
+
+
 @pytest.mark.parametrize(
     "shift", [0, 1, 63, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 127, 4))]
 )
-def test_every_count_of_every_width_up_to_128(shift):
-    """Groups of 2 to 128 channels in one network; over the shifts, every count of each."""
-    model, x = chain([4, *range(2, 129), 3]), torch.rand(2, 4)
-    pruner = MagnitudePruner(model, 1.0, groups=channel_groups(model, x))
+def test_every_count_of_every_width_up_to_128(shift, wide_chain):
+    """Over the shifts, every count of each group."""
+    (model, groups), x = copy.deepcopy(wide_chain), torch.rand(2, 4)
+    pruner = MagnitudePruner(model, 1.0, groups=groups)
     assert [g.size for g in pruner.groups] == list(range(2, 129))
     keep(pruner, lambda n: 1 + (n - 1 + shift) % n)
     small = remove_channels(pruner, x).model
@@ -162,12 +182,10 @@ def test_a_coupled_group_has_one_answer():
 @pytest.mark.parametrize("name", ["resnet18", "concat", "densenet", "mobilenet-v2", "resnext"])
 @pytest.mark.parametrize("budget", ["flops", "params", "channels"])
 def test_the_removed_network_costs_the_budget(name, budget):
-    dense, x = build(name), images(1)
+    (dense, _), x = grouped(name), images(1)
     for density in (0.5, 0.25):
-        model = copy.deepcopy(dense)
-        pruner = MagnitudePruner(
-            model, density, budget=budget, groups=channel_groups(model, x), example_inputs=x
-        )
+        model, groups = grouped(name)
+        pruner = MagnitudePruner(model, density, budget=budget, groups=groups)
         removed = remove_channels(pruner, x)
         assert removed.multiply_adds == (multiply_adds(dense), multiply_adds(removed.model))
         sizes = tuple(sum(p.numel() for p in m.parameters()) for m in (dense, removed.model))
@@ -198,9 +216,9 @@ def train(pruner, optimizer, x, y, steps):
 @pytest.mark.parametrize("budget", ["flops", "params", "channels"])
 @pytest.mark.parametrize("kind", ["hydra", "held", "hinge", "rates"])
 def test_learned_to_the_end(kind, budget):
-    model, x = build("resnet18"), images(16)
+    (model, groups), x = grouped("resnet18"), images(16)
     y = torch.arange(16) % 10
-    options = {"budget": budget, "groups": channel_groups(model, x[:1]), "example_inputs": x[:1]}
+    options = {"budget": budget, "groups": groups}
     if kind == "hydra":
         pruner = HydraPruner(model, 0.25, **options)
     elif kind == "rates":
