@@ -25,11 +25,11 @@ class EvaluateConfig:
         data: the data set whose test points are used. The settings data.extra, data.extra_share,
             data.batch_size and data.workers are for training and have no effect here.
         threat: the threat model: how far an attack may change the input.
-        attacks: names of the attacks, separated by spaces: pgd, autoattack, autoattack-plus,
-            autoattack-rand, screen (only the attacks apgd-ce and apgd-t of AutoAttack: faster, but
-            weaker), fab (finds the nearest adversarial example of each point, for the security
-            curve, which is the accuracy at several eps), and torchattacks.NAME for an attack of the
-            library torchattacks.
+        attacks: names of the attacks, separated by spaces: pgd, autoattack, autoattack-plus (with
+            more attacks), autoattack-rand (for networks with random outputs), screen (only the
+            attacks apgd-ce and apgd-t of AutoAttack: faster, but weaker), fab (finds the nearest
+            adversarial example of each point, for the security curve, which is the accuracy at
+            several eps), and torchattacks.NAME for an attack of the library torchattacks.
         certify: method that proves test points robust: none, ibp, crown-ibp, cascade (IBP, CROWN
             and alpha-CROWN in turn, until the point is decided), or cascade-fixed (faster: the same
             without the last step, in which alpha-CROWN also optimises the bounds of the inner

@@ -1,4 +1,4 @@
-"""The settings of a recipe's loss, as a frozen dataclass: one objective for all three phases."""
+"""The settings of a recipe's loss, which is the same in pretrain, prune and finetune."""
 
 from __future__ import annotations
 

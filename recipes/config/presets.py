@@ -32,7 +32,8 @@ class Variant:
             the same axis.
         about: description in a few words.
         commands: commands whose presets may have the suffix.
-        settings: settings that replace those of the preset; sections may be partial.
+        settings: settings that replace those of the preset; a section may name only some of its
+            settings.
     """
 
     name: str

@@ -27,7 +27,8 @@ class MagnitudeConfig(RecipeConfig):
     Attributes:
         rounds: number of times the network is pruned and then fine-tuned; 1 is one-shot pruning.
             With more rounds (iterative pruning), every round keeps the same share of the weights
-            that the rounds before it have left.
+            that the rounds before it have left: at density 0.01, each of 2 rounds keeps 10 % of
+            them.
     """
 
     rounds: int = 1

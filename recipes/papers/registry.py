@@ -49,7 +49,7 @@ class Recipe:
 
 
 def _dense_stages(config: RecipeConfig) -> dict[str, StageConfig]:
-    """Return the stage that trains the dense network; none if a checkpoint is given."""
+    """Return the stage that trains the dense network; an empty dict if a checkpoint is given."""
     return {} if config.checkpoint is not None else {"pretrain": config.pretrain}
 
 

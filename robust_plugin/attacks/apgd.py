@@ -113,7 +113,7 @@ def _losses_at(
 
     Args:
         points: points of the batch; stores the adversarial inputs found.
-        run: state of the attack; it gets the gradients, and loses the fooled points.
+        run: state of the attack; it gets the gradients, and fooled points are removed from it.
         loss: as for ``apgd``.
 
     Returns:

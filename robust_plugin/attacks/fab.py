@@ -163,7 +163,7 @@ def _nearest(points: Survivors, search: _Search) -> tuple[Tensor, Tensor]:
 
 
 def _random_start(points: Survivors, x: Tensor) -> Tensor:
-    """Return one random start per clean input in ``x``, at distance eps / 2, clamped to [0, 1]."""
+    """Return one random start per clean input in ``x``, at distance eps / 2, within [0, 1]."""
     linf = points.threat.norm == "Linf"
     noise = (2 * torch.rand(x.shape) - 1 if linf else torch.randn(x.shape)).to(x)
     size = 2 * points.threat.norms(noise) / points.threat.eps

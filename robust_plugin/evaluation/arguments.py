@@ -23,7 +23,7 @@ def rows_of(
     *,
     keep: bool,
 ) -> dict[str, Row]:
-    """Check attacks, certifier and limits, and return an object for each that collects its results.
+    """Check the arguments, and return an object per attack and certifier that collects its results.
 
     Each object stands for one row of the report's table. The key is the name of the attack in the
     report, or ``"certified"`` for the certifier.

@@ -19,7 +19,7 @@ def save_sparse(path: str | Path, model: nn.Module) -> None:
 
     Args:
         path: the file; its folder must exist.
-        model: a network that ``sparse`` returned.
+        model: network with CSR layers, the first value that ``sparse`` returns.
 
     Raises:
         ValueError: if the folder of the file does not exist.
