@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from robust_plugin.runtime.tables import table
+
 _PHRASES = {
     "model.safetensors": "weights of the final network, under the names of the dense network",
     "small.safetensors": "the final network without the removed channels",
@@ -58,14 +60,11 @@ def files_of(names: Sequence[str], *, sizes: dict[str, int] | None = None) -> st
         (name for name in names if phrase(name)),
         key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name),
     )
-    width = max((len(name) for name in known), default=0)
-    lines = []
-    for name in known:
-        size = ""
-        if sizes is not None:
-            size = f"{f'{sizes[name] / 1e6:.1f} MB' if name in sizes else '':>10}  "
-        lines.append(f"  {name:<{width}}  {size}{phrase(name)}")
-    return "\n".join(lines)
+    if sizes is None:
+        return "\n".join(table([["", name, phrase(name)] for name in known], align="<<<"))
+    shown = {name: f"{size / 1e6:.1f} MB" for name, size in sizes.items()}
+    rows = [["", name, shown.get(name, ""), phrase(name)] for name in known]
+    return "\n".join(table(rows, align="<<><"))
 
 
 def written(folder: Path) -> str:

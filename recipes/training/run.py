@@ -198,30 +198,20 @@ class Run:
             best: whether this epoch is the best one so far on the validation points.
         """
         if is_first():
-            self._save_epoch(name, model, pruner, optimizer, records, best)
+            self._write_config()
+            log = self.folder / "log.jsonl"
+            lines = log.read_text().splitlines() if log.is_file() else []
+            others = [line for line in lines if json.loads(line)["stage"] != name]
+            write_text(
+                log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n"
+            )
+            meta = {"identity": self.identity, "records": records, "versions": versions()}
+            if best:
+                checkpoint.save(self._path(name, best=True), model=model, pruner=pruner, meta=meta)
+            checkpoint.save(
+                self._path(name), model=model, pruner=pruner, optimizer=optimizer, meta=meta
+            )
         wait_for_all()
-
-    def _save_epoch(
-        self,
-        name: str,
-        model: nn.Module,
-        pruner: Pruner | None,
-        optimizer: torch.optim.Optimizer,
-        records: list[dict[str, Any]],
-        best: bool,
-    ) -> None:
-        """Write the files of ``save_epoch``; only the first process calls this function."""
-        self._write_config()
-        log = self.folder / "log.jsonl"
-        lines = log.read_text().splitlines() if log.is_file() else []
-        others = [line for line in lines if json.loads(line)["stage"] != name]
-        write_text(log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n")
-        meta = {"identity": self.identity, "records": records, "versions": versions()}
-        if best:
-            checkpoint.save(self._path(name, best=True), model=model, pruner=pruner, meta=meta)
-        checkpoint.save(
-            self._path(name), model=model, pruner=pruner, optimizer=optimizer, meta=meta
-        )
 
     def _write_config(self) -> None:
         """Create the folder, and write the settings and the name of their class to config.json."""

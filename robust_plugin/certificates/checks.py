@@ -23,7 +23,7 @@ from robust_plugin.runtime.tolerances import (
     BOUNDS_OF_THE_NETWORK,
     PROVED_MARGIN,
 )
-from robust_plugin.threat.model import ThreatModel, per_point
+from robust_plugin.threat.model import ThreatModel
 
 
 def checked_margins(
@@ -144,10 +144,8 @@ def check_bounds(
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             (grad,) = torch.autograd.grad(_margin(model, leaf, y, j).sum(), leaf)
-        length = per_point(threat.norms(grad).clamp(min=1e-12), grad)
-        step = grad.sign() if threat.norm == "Linf" else grad / length
         with torch.no_grad():
-            worst = _margin(model, threat.project(x - threat.eps * step, x), y, j)
+            worst = _margin(model, threat.project(x - threat.eps * threat.direction(grad), x), y, j)
         if bool((worst < claimed[:, j] - BOUNDS_BY_TWO_METHODS * (1 + claimed[:, j].abs())).any()):
             raise ValueError(
                 f"{name} is unsound on this network: an input of the threat model has a margin "
