@@ -21,7 +21,7 @@ from learned_steps import (
 from torch import nn
 from torch.nn import functional as F
 
-from robust_plugin import pgd, trades
+from robust_plugin import pgd, recompute_statistics, trades
 
 
 def ddp(model: nn.Module) -> nn.Module:
@@ -92,6 +92,16 @@ def forwards_of_the_wrapper(rank: int) -> tuple[int, int]:
     return attacked, len(calls)
 
 
+def shared_statistics(rank: int, ranks: int) -> list[torch.Tensor]:
+    """BatchNorm's statistics of three batches, of which rank 0 has two."""
+    model = network(dtype=torch.float64)
+    mine = [batch_of(step, 8 + 4 * step, torch.float64) for step in range(3)]
+    if ranks > 1:
+        mine = [batch for step, batch in enumerate(mine) if step % ranks == rank]
+    recompute_statistics(ddp(model) if ranks > 1 else model, mine)
+    return [buffer for name, buffer in model.named_buffers() if "running" in name]
+
+
 def two_processes(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -105,6 +115,7 @@ def two_processes(rank: int, folder: Path) -> None:
         finetune(trace, rank, 2)
         trace.pruner.finalize()
         results[f"{kind} trained"] = [p.detach() for p in trace.pruner.model.parameters()]
+    results["statistics"] = shared_statistics(rank, 2)
     results["calls"] = forwards_of_the_wrapper(rank)
     results["too early"] = wrapped_too_early(rank)
     torch.save(results, folder / f"rank{rank}.pt")
