@@ -14,11 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.copies.agreement import run
 from robust_plugin.export.replace_layers import dense_copy
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.prunable import refuse_fixed
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.files import replacing
 from robust_plugin.runtime.tolerances import ONNX_OUTPUTS
+from robust_plugin.runtime.values import check_path, is_number
+
+__all__ = ["OnnxFile", "export_onnx"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class OnnxFile:
         )
 
 
+@explain_wrong_calls
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -75,9 +81,9 @@ def export_onnx(
     """
     onnxruntime = _libraries()
     refuse_fixed(model)
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"path is {path}, a folder; give the name of a file.")
+    path = check_path(path, written=True)
+    if not (is_number(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance is {tolerance!r}; legal: at least 0.")
     if next(masked_weights(model), None) is not None:
         raise ValueError("a pruner is attached to the network; call pruner.finalize() first.")
     if not path.parent.is_dir():
@@ -92,6 +98,12 @@ def export_onnx(
         )
     plain = dense_copy(model).cpu().eval().requires_grad_(False)
     inputs = tuple(each.detach().cpu() for each in inputs)
+    try:
+        with torch.no_grad():
+            plain(*inputs)
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        run(plain, inputs)  # raises an error that names the shapes
+        raise
     with replacing(path) as partial:
         _write(plain, partial, inputs)
         difference, sizes = _compare(onnxruntime, plain, partial, inputs, tolerance)
@@ -200,3 +212,7 @@ def _libraries() -> Any:
     if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
         raise ImportError(f"ONNX export needs torch 2.6 or newer; this is {torch.__version__}.")
     return onnxruntime
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -22,9 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attacks.contract import guarded
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.random import forked
 from robust_plugin.threat.layers import UnitBox
-from robust_plugin.threat.model import ThreatModel, per_point
+from robust_plugin.threat.model import ThreatModel, check_threat, per_point
+
+__all__ = ["TorchAttack", "torchattack"]
 
 # Classes that are refused because they do not do what their name says, each with the reason and an
 # alternative.
@@ -47,6 +50,7 @@ _OUTSIDE = 1e-4
 _GIVEN = ("model", "norm", "seed", "n_classes", *_RADIUS)
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class TorchAttack:
     """An attack of torchattacks as ``attack(model, x, y) -> x_adv``.
@@ -79,9 +83,12 @@ class TorchAttack:
 
     def __post_init__(self) -> None:
         library = _library()
+        check_threat(self.threat)
         kind = self.attack if isinstance(self.attack, type) else type(self.attack)
         if not issubclass(kind, library.attack.Attack):
-            raise TypeError(f"attack is {self.attack!r}; give a class of torchattacks.")
+            raise TypeError(
+                f"attack is {self.attack!r}; give a class of torchattacks, as torchattacks.PGD."
+            )
         for each in kind.__mro__:  # a subclass of a refused class is refused, too
             if each.__name__ in _REFUSED and each.__module__.startswith(library.__name__):
                 raise ValueError(f"torchattacks.{each.__name__}: {_REFUSED[each.__name__]}.")
@@ -236,6 +243,7 @@ class TorchAttack:
         return arguments
 
 
+@explain_wrong_calls
 def torchattack(name: str, threat: ThreatModel, *, seed: int | None = None) -> TorchAttack:
     """Return an attack by the name of its class, with the default options of that class.
 
@@ -279,3 +287,7 @@ def _library() -> Any:
             "requests of 2020 is not needed)"
         ) from error
     return torchattacks
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

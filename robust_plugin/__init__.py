@@ -38,6 +38,7 @@ from robust_plugin.channels import (
     carry_optimizer,
 )
 from robust_plugin.evaluation import (
+    Comparison,
     Report,
     SecurityCurve,
     evaluate,
@@ -78,11 +79,15 @@ from robust_plugin.pruning import (
     MagnitudePruner,
     Pruner,
     Sparsity,
+    recompute_statistics,
     scaled_magnitude,
     snip_scores,
     sparsity,
 )
 from robust_plugin.pruning import checkpoint as checkpoint
+from robust_plugin.runtime import (
+    Progress,
+)
 from robust_plugin.stats import (
     mcnemar,
     wilson_interval,
@@ -99,6 +104,7 @@ __all__ = [
     "Budget",
     "Certificates",
     "Certifier",
+    "Comparison",
     "Free",
     "Group",
     "HarpPruner",
@@ -110,6 +116,7 @@ __all__ = [
     "Normalize",
     "Objective",
     "PGD",
+    "Progress",
     "Pruner",
     "Ramp",
     "Report",
@@ -136,6 +143,7 @@ __all__ = [
     "mixtrain",
     "obfuscation",
     "pgd",
+    "recompute_statistics",
     "replay",
     "save_compressed",
     "scaled_magnitude",
@@ -150,3 +158,7 @@ __all__ = [
     "weight_groups",
     "wilson_interval",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "checkpoint"])

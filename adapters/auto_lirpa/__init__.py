@@ -12,3 +12,7 @@ from robust_plugin.adapters.auto_lirpa.certifier import (
 )
 
 __all__ = ["LiRPA", "Method", "proof_methods"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

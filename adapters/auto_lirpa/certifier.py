@@ -26,8 +26,10 @@ from robust_plugin.certificates.checks import checked_margins, proved
 from robust_plugin.certificates.contract import Prover
 from robust_plugin.certificates.ibp import IBP, ibp_margins
 from robust_plugin.certificates.propagation import traced
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.contexts import exact
 from robust_plugin.runtime.distributed import innermost
+from robust_plugin.runtime.values import check_call, is_whole
 from robust_plugin.threat.model import ThreatModel, check_threat
 
 Method = Literal["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alpha-CROWN-fixed"]
@@ -37,6 +39,7 @@ Method = Literal["IBP", "CROWN-IBP", "CROWN", "same-slope", "alpha-CROWN", "alph
 _NORM = "the threat model's norm is {}; LiRPA takes Linf. L2: IBP(threat), or smoothing."
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class LiRPA:
     """Proofs by linear relaxation, as ``certifier(model, x, y)`` for a batch of points.
@@ -73,10 +76,10 @@ class LiRPA:
             raise ValueError(f"method is {self.method!r}; legal: {', '.join(get_args(Method))}.")
         if check_threat(self.threat).norm != "Linf":
             raise ValueError(_NORM.format(self.threat.norm))
-        if min(self.iterations, self.batch_size) < 1:
+        if not all(is_whole(each) and each >= 1 for each in (self.iterations, self.batch_size)):
             raise ValueError(
-                f"iterations is {self.iterations} and batch_size {self.batch_size}; legal: at "
-                "least 1."
+                f"iterations is {self.iterations!r} and batch_size {self.batch_size!r}; legal: at "
+                "least 1, whole."
             )
 
     @property
@@ -99,7 +102,7 @@ class LiRPA:
         Raises:
             ValueError: for everything that ``margins`` refuses.
         """
-        return proved(self.margins(model, x, y), y)
+        return proved(self.margins(model, x, y), y.long())
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return lower bounds of f_y - f_j over the threat model, without a graph.
@@ -118,7 +121,8 @@ class LiRPA:
             ValueError: for everything that ``bounds`` refuses, logits that are not finite or of
                 half precision, forward hooks, and bounds that the network's own margins contradict.
         """
-        self.threat.check_inputs(x)  # it also raises for an empty batch
+        check_call(model, x, y)  # it also raises for an empty batch
+        self.threat.check_inputs(x)
         check_pairs(x, y)
         size = self.batch_size
         found = [
@@ -156,8 +160,10 @@ class LiRPA:
         threat = threat or self.threat
         if threat.norm != "Linf":
             raise ValueError(_NORM.format(threat.norm))
+        check_call(model, x, y)
         threat.check_inputs(x)
         check_pairs(x, y)
+        y = y if y.is_floating_point() else y.long()  # floats are refused below
         model = innermost(model)
         built = self._built.get(model)
         if built is None or built.form != form_of(model, x):
@@ -178,6 +184,7 @@ class LiRPA:
             return built.margins(model, x, y, threat, method)
 
 
+@explain_wrong_calls
 def proof_methods(threat: ThreatModel) -> dict[str, Prover | Attack]:
     """Return provers and an attack (PGD) for ``verify``, by name, from the fastest to the slowest.
 

@@ -16,3 +16,7 @@ from robust_plugin.adapters.autoattack.attack import (
 )
 
 __all__ = ["AutoAttack", "Version"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,6 @@ Finished batches can be kept in a folder, the journal, from which an interrupted
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,13 +16,15 @@ from torch import Tensor, nn
 
 from robust_plugin.adapters.autoattack.component import Component
 from robust_plugin.adapters.autoattack.library import library
-from robust_plugin.attacks.cascade import CascadeProgress, cascade
+from robust_plugin.attacks.cascade import cascade
 from robust_plugin.attacks.contract import Attack, SuspectNetwork, guarded
 from robust_plugin.attacks.logits import check_logits
 from robust_plugin.copies.fast import fast_copy
 from robust_plugin.evaluation.sanity import findings, refuse_random
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.distributed import rank_and_world
 from robust_plugin.runtime.journal import Fingerprint, Journal
+from robust_plugin.runtime.progress import ProgressOption, check_progress
 from robust_plugin.threat.layers import UnitBox
 from robust_plugin.threat.model import ThreatModel, check_threat
 
@@ -42,6 +43,7 @@ _LEAST_CLASSES = 4
 _CHECKED = 32
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class AutoAttack:
     """AutoAttack as an attack: ``attack(model, x, y) -> x_adv``.
@@ -60,8 +62,10 @@ class AutoAttack:
         batch_size: number of points attacked at once; the results depend on it.
         journal: folder in which finished batches are kept, so that an interrupted evaluation
             continues from there; None to keep nothing.
-        progress: function that is called after each batch with a CascadeProgress; None to call
-            nothing.
+        progress: True for a progress bar of tqdm, or a function that is called with a ``Progress``
+            at the start of each component, after each of its batches and at its end; False to
+            report nothing. The total of a component is the number of points that no component
+            before it has fooled (under torch.distributed, of the points of the first process).
 
     Raises:
         TypeError: if ``threat`` is not a ThreatModel.
@@ -81,12 +85,11 @@ class AutoAttack:
     seed: int | None = None
     batch_size: int = 250
     journal: Path | None = field(default=None, repr=False, compare=False)
-    progress: Callable[[CascadeProgress], None] | None = field(
-        default=None, repr=False, compare=False
-    )
+    progress: ProgressOption = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_threat(self.threat)
+        check_progress(self.progress)
         if self.version not in get_args(Version):
             raise ValueError(f"version is {self.version!r}; legal: {', '.join(_COMPONENTS)}.")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
@@ -201,6 +204,7 @@ class AutoAttack:
             batch_size=self.batch_size,
             journal=journal,
             progress=self.progress,
+            title=self.name,
         )
 
     def _check_network(self, model: nn.Module, x: Tensor, y: Tensor) -> None:

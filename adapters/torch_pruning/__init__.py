@@ -42,3 +42,7 @@ __all__ = [
     "remove_channels",
     "save",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

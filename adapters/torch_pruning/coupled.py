@@ -15,8 +15,10 @@ from robust_plugin.channels.reach import warn_of_unseen
 from robust_plugin.copies.deep_copy import copied
 from robust_plugin.masks.groups import Group, Groups
 from robust_plugin.masks.prunable import below, refuse_masked, refuse_tied, refuse_wrapped
+from robust_plugin.runtime.calls import explain_wrong_calls
 
 
+@explain_wrong_calls
 def channel_groups(
     model: nn.Module, example_inputs: Inputs, *, ignored: Collection[str | nn.Module] = ()
 ) -> Groups:

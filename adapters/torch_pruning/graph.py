@@ -67,5 +67,13 @@ def as_tuple(example_inputs: Inputs) -> tuple[Tensor, ...]:
     """Return the inputs as a tuple.
 
     torch-pruning would take a bare tensor as one input for each example of the batch.
+
+    Raises:
+        TypeError: if no input is a tensor.
     """
-    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if not any(isinstance(each, Tensor) for each in inputs):
+        raise TypeError(
+            f"example_inputs is {example_inputs!r}; give a tensor or a tuple of tensors, as x[:1]."
+        )
+    return inputs

@@ -10,9 +10,14 @@ from robust_plugin.adapters.torch_pruning.graph import Inputs, as_tuple, replay
 from robust_plugin.channels import remove
 from robust_plugin.channels.remove import Removed
 from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.runtime.calls import explain_wrong_calls
+from robust_plugin.runtime.progress import ProgressOption
 
 
-def remove_channels(pruner: Pruner, example_inputs: Inputs | None = None) -> Removed:
+@explain_wrong_calls
+def remove_channels(
+    pruner: Pruner, example_inputs: Inputs | None = None, *, progress: ProgressOption = False
+) -> Removed:
     """Return a copy of the network without its masked channels, checked against the masked one.
 
     Args:
@@ -20,6 +25,9 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs | None = None) -> Rem
             MagnitudePruner: in any phase). Neither it nor its model is changed.
         example_inputs: inputs of one forward pass, on which the outputs are compared; None takes
             those that ``channel_groups`` or the pruner was given.
+        progress: True for a progress bar of tqdm, or a function that is called with a ``Progress``
+            at the start, after the cut, after each comparison of outputs and at the end; False to
+            report nothing.
 
     Raises:
         ValueError: if the numbers of kept channels are not final yet, the groups are not groups of
@@ -39,15 +47,20 @@ def remove_channels(pruner: Pruner, example_inputs: Inputs | None = None) -> Rem
     >>> small.model[0], small.counts
     (Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1)), {'0': 4, '1': 4})
     """
+    if not isinstance(pruner, Pruner):
+        raise TypeError(
+            f"pruner is a {type(pruner).__name__}; give the pruner that masks the channels."
+        )
     inputs = pruner.example_inputs if example_inputs is None else example_inputs
     if inputs is None:
         raise ValueError(
             "example_inputs is None, and the pruner was given none; give what one forward pass "
             "takes, as x[:1]."
         )
-    return remove.remove(pruner, as_tuple(inputs), replay)
+    return remove.remove(pruner, as_tuple(inputs), replay, progress=progress)
 
 
+@explain_wrong_calls
 def load(path: str | Path, model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """Return the smaller network that ``save`` wrote, with the same weights bit for bit.
 

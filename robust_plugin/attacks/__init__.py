@@ -28,3 +28,7 @@ from robust_plugin.attacks.projected_gradient import (
 )
 
 __all__ = ["Attack", "NotFiniteGradient", "SuspectNetwork", "guarded", "MinimumNorm", "PGD", "pgd"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

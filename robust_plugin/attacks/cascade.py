@@ -8,8 +8,8 @@ processes or of interruptions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,24 +17,8 @@ from torch import Tensor, distributed, nn
 from robust_plugin.attacks.contract import Attack
 from robust_plugin.runtime.distributed import rank_and_world
 from robust_plugin.runtime.journal import Journal, each_unit
+from robust_plugin.runtime.progress import ProgressOption, reporting
 from robust_plugin.runtime.random import forked
-
-
-@dataclass(frozen=True)
-class CascadeProgress:
-    """How far ``cascade`` is in this process.
-
-    Attributes:
-        attack: name of the attack that has just finished a batch.
-        done: number of batches that this process has finished; a batch counts once per attack.
-        total: number of all batches of this process; a batch counts once per attack.
-        left: number of points of this process that are not fooled yet.
-    """
-
-    attack: str
-    done: int
-    total: int
-    left: int
 
 
 def cascade(
@@ -46,7 +30,8 @@ def cascade(
     seed: int,
     batch_size: int,
     journal: Journal | None = None,
-    progress: Callable[[CascadeProgress], None] | None = None,
+    progress: ProgressOption = False,
+    title: str = "attacks",
 ) -> Tensor:
     """Return the first adversarial input found for each point, or its clean input if none is found.
 
@@ -64,7 +49,10 @@ def cascade(
         batch_size: number of points per batch.
         journal: journal that stores the results of finished batches, so that they are not computed
             again; None for no journal.
-        progress: function called after each batch of each attack.
+        progress: False, True for a progress bar, or a function that takes a ``Progress``. Each
+            attack is a task of its own, whose total is the number of points of this process that no
+            earlier attack has fooled; an attack without such points is no task.
+        title: what the attacks are together, for ``progress``.
     """
     rank, world = rank_and_world()
     x_adv, robust = x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -72,28 +60,28 @@ def cascade(
         slice(first, first + batch_size)
         for first in range(rank * batch_size, len(x), world * batch_size)
     ]
-    units = {
-        f"{name}-{batch.start // batch_size:05d}": (name, batch)
-        for name in attacks
-        for batch in batches
-    }
 
     def robust_rows(batch: slice) -> Tensor:
         rows: Tensor = batch.start + robust[batch].nonzero().flatten()
         return rows
 
-    def compute(unit: tuple[str, slice]) -> dict[str, Tensor]:
-        name, rows = unit[0], robust_rows(unit[1])
+    def compute(attack: Attack, batch: slice) -> dict[str, Tensor]:
+        rows = robust_rows(batch)
         with forked(seed, x.device):
-            return _fooled(model, x[rows], y[rows], attacks[name])
+            return _fooled(model, x[rows], y[rows], attack)
 
-    for done, ((name, batch), found) in enumerate(each_unit(units, compute, journal), 1):
-        fooled = robust_rows(batch)[found["rows"].to(x.device)]
-        x_adv[fooled] = found["x_adv"].to(x_adv)
-        robust[fooled] = False
-        if progress is not None:
-            left = sum(int(robust[each].sum()) for each in batches)
-            progress(CascadeProgress(name, done, len(units), left))
+    for name, attack in attacks.items():
+        units = {f"{name}-{batch.start // batch_size:05d}": batch for batch in batches}
+        left, done = sum(int(robust[batch].sum()) for batch in batches), 0
+        told = progress if left else False
+        with reporting(told, f"{title}: {name}", total=left, unit="points") as show:
+            for batch, found in each_unit(units, partial(compute, attack), journal):
+                rows = robust_rows(batch)
+                fooled = rows[found["rows"].to(x.device)]
+                x_adv[fooled] = found["x_adv"].to(x_adv)
+                robust[fooled] = False
+                done += len(rows)
+                show(done)
     return _gathered(x_adv, batches) if world > 1 else x_adv
 
 

@@ -7,6 +7,7 @@ the threat model, or raises an error.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from robust_plugin.attacks.logits import naming_inputs
 from robust_plugin.masks.attach import held_weights
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.contexts import evaluating
 from robust_plugin.runtime.distributed import unwrapped
+from robust_plugin.runtime.values import check_call, check_model
 from robust_plugin.threat.model import ThreatModel, check_threat
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -48,8 +51,7 @@ def attacked(model: nn.Module) -> Iterator[None]:
         ValueError: if the model has no evaluation mode, or if the code within the context wrote to
             a parameter.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    check_model(model)
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     versions = {name: _version(p) for name, p in model.named_parameters()}
     # Masks are bool and as large as the weights. Only their pruner changes them: no copy is needed.
@@ -83,6 +85,36 @@ def _version(parameter: Tensor) -> int:
     return 0 if parameter.is_inference() else parameter._version
 
 
+def check_attack(attack: object) -> None:
+    """Raise a TypeError unless an object can be called as ``attack(model, x, y)``."""
+    shown = getattr(attack, "__name__", type(attack).__name__)
+    if isinstance(attack, type):
+        if not any("__call__" in vars(kind) for kind in attack.__mro__):
+            raise TypeError(f"{shown} is a class, and no attack; give attacks, as pgd(threat).")
+        raise TypeError(f"{shown} is a class; give an attack made of it, such as {shown}(threat).")
+    if not callable(attack):
+        raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
+    if hasattr(attack, "margins") or hasattr(attack, "decide"):
+        raise TypeError(f"{shown} is a certifier, and no attack; give it as certifier=.")
+    if any(kind.__module__.startswith("torchattacks.") for kind in type(attack).__mro__):
+        raise TypeError(
+            f"torchattacks.{shown} is called as attack(x, y), on a model of its own; give "
+            f"TorchAttack(torchattacks.{shown}, threat) of robust_plugin.adapters.torchattacks."
+        )
+    try:
+        signature = inspect.signature(attack)
+    except (TypeError, ValueError):  # some callables written in C have none
+        return
+    try:
+        signature.bind("model", "x", "y")
+    except TypeError as error:
+        raise TypeError(
+            f"{shown} cannot be called as attack(model, x, y) ({error}); if it makes an attack, "
+            f"give what it returns, such as {shown}(threat)."
+        ) from error
+
+
+@explain_wrong_calls
 def guarded(attack: Attack, threat: ThreatModel) -> Attack:
     """Wrap an attack so that it restores the model and stays in the threat model.
 
@@ -101,8 +133,12 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
         TypeError: if ``threat`` is not a ThreatModel.
     """
     check_threat(threat)
+    if isinstance(attack, type) or not callable(attack):
+        check_attack(attack)  # not for every attack: it takes longer than the rest of this function
 
     def guarded_attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_call(model, x, y)
+        x = x.detach()
         threat.check_inputs(x)
         model = unwrapped(model)
         with attacked(model):
@@ -110,7 +146,7 @@ def guarded(attack: Attack, threat: ThreatModel) -> Attack:
             # mode cannot take part in a backward pass.
             labels = y.clone() if y.is_floating_point() else y.clone().long()
             with naming_inputs(model, x):
-                x_adv = attack(model, x.detach().clone(), labels)
+                x_adv = attack(model, x.clone(), labels)
         if not isinstance(x_adv, Tensor):
             raise TypeError(f"the attack returned a {type(x_adv).__name__}; legal: a tensor.")
         threat.check_result(x_adv.detach(), x)

@@ -9,6 +9,19 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.runtime.values import KIND, PAIRS
+
+
+def outputs_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Run a model in its present mode, and return what it returns, unchecked.
+
+    Raises:
+        ValueError: for inputs whose shape, dtype or device the model cannot take.
+    """
+    with naming_inputs(model, x):
+        found: Tensor = model(x)
+    return found
+
 
 def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Run a model in its present mode, check its logits and return them, shape [B, classes].
@@ -24,9 +37,7 @@ def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             cannot take, and for logits or labels that ``check_logits`` refuses.
     """
     check_pairs(x, y)
-    with naming_inputs(model, x):
-        logits = model(x)
-    return check_logits(logits, y)
+    return check_logits(outputs_of(model, x), y)
 
 
 def check_pairs(x: Tensor, y: Tensor) -> None:
@@ -41,12 +52,9 @@ def check_pairs(x: Tensor, y: Tensor) -> None:
         ValueError: for other shapes; the message gives them.
     """
     if not isinstance(y, Tensor):
-        raise TypeError(f"labels are a {type(y).__name__}; give a tensor.")
+        raise TypeError(KIND.format("labels", type(y).__name__))
     if y.dim() != 1 or x.dim() < 1 or len(y) != len(x):
-        raise ValueError(
-            f"labels have shape {tuple(y.shape)} and inputs {tuple(x.shape)}; legal: one label a "
-            "point, shapes [B] and [B, ...]. One point is x[:1] and y[:1]."
-        )
+        raise ValueError(PAIRS.format(tuple(y.shape), tuple(x.shape)))
 
 
 @contextmanager
@@ -92,7 +100,16 @@ def refuse_inputs(model: nn.Module, x: Tensor, error: Exception) -> NoReturn:
     own = isinstance(error, ValueError) and not _raised_by_torch(error)
     if own or isinstance(error, torch.cuda.OutOfMemoryError):
         raise error
+    if "more than 1 value per channel" in str(error):  # torch's BatchNorm in training mode
+        raise ValueError(
+            "the batch has one point, and BatchNorm in training mode needs two or more; give the "
+            "DataLoader drop_last=True."
+        ) from error
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weight is not None and not x.is_floating_point():
+        raise ValueError(
+            f"inputs are {x.dtype}; give floats, as x.float() / 255 for images of bytes."
+        ) from error
     if weight is not None and weight.dtype != x.dtype:
         raise ValueError(
             f"inputs are {x.dtype} and the model's weights {weight.dtype}; give x.to({weight.dtype}"
@@ -159,7 +176,10 @@ def check_labels(logits: object, y: Tensor) -> Tensor:
             "alone, e.g. a wrapper whose forward picks them."
         )
     if y.dim() != 1:
-        raise ValueError(f"labels have shape {tuple(y.shape)}; legal: one integer per point.")
+        raise ValueError(
+            f"labels have shape {tuple(y.shape)}; legal: one integer per point, shape [B]. Of "
+            "one-hot labels give y.argmax(1)."
+        )
     if logits.dim() != 2 or len(logits) != len(y):
         raise ValueError(
             f"the model returned shape {tuple(logits.shape)} for {len(y)} labels; legal: "
@@ -170,10 +190,15 @@ def check_labels(logits: object, y: Tensor) -> Tensor:
             "the model returned one output per point; legal: one for each of two classes or more. "
             "Of a single logit z make two, torch.cat([-z, z], 1)."
         )
+    if y.device != logits.device:
+        raise ValueError(
+            f"labels are on {y.device} and the model's outputs on {logits.device}; give y.to("
+            f"{str(logits.device)!r})."
+        )
     if y.is_floating_point():
         raise ValueError(
             f"labels are {y.dtype}; legal: integers 0 to {logits.shape[1] - 1}, the model has "
-            f"{logits.shape[1]} classes."
+            f"{logits.shape[1]} classes. Give y.long()."
         )
     whole = y.long()
     if not bool(((whole >= 0) & (whole < logits.shape[1])).all()):

@@ -21,7 +21,9 @@ from robust_plugin.attacks.losses import (
     soft_margin,
     warn_of_gradients,
 )
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.random import normal_like, uniform_like
+from robust_plugin.runtime.values import is_whole
 from robust_plugin.threat.model import ThreatModel, check_threat, per_point
 from robust_plugin.threat.units import parse_eps
 
@@ -37,6 +39,7 @@ _LOST = 1e-6
 _LEAST_WAY = 0.1
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class PGD:
     """Projected gradient ascent on a loss, by steps of fixed size in the threat model's norm.
@@ -226,6 +229,7 @@ def _better(kept: Tensor, best: Tensor, x_adv: Tensor, value: Tensor) -> tuple[T
     return torch.where(per_point(take, x_adv), x_adv, kept), torch.where(take, value, best)
 
 
+@explain_wrong_calls
 def pgd(
     threat: ThreatModel,
     *,
@@ -267,7 +271,7 @@ def pgd(
             raise ValueError(f"{name} is {value!r}; legal: {', '.join(legal)}.")
     check_threat(threat)
     for name, count in (("steps", steps), ("restarts", restarts)):
-        if not isinstance(count, int) or count < 1:
+        if not (is_whole(count) and count >= 1):
             raise ValueError(f"{name} is {count!r}; legal: at least 1, whole.")
     if threat.norm == "L1":
         raise ValueError(
@@ -279,6 +283,7 @@ def pgd(
     size = 2.5 * threat.eps / steps
     if step_size is not None:
         size = parse_eps(step_size, name="step_size")
+        threat.check_width("step_size", step_size, size)
         if steps * size < _LEAST_WAY * threat.eps:
             raise ValueError(
                 f"step_size is {step_size!r}: {steps} steps of it lead {steps * size:g} far, and "

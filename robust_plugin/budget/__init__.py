@@ -23,3 +23,7 @@ from robust_plugin.budget.budget import (
 )
 
 __all__ = ["Budget"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

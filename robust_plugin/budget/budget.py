@@ -18,15 +18,23 @@ from robust_plugin.budget.density_logits import MAX_LOGIT
 from robust_plugin.budget.quadratic import Products, Terms, spend
 from robust_plugin.budget.rates import bisect
 from robust_plugin.masks.select import kept_count
+from robust_plugin.runtime.values import is_number
 
 Unit = Literal["params", "flops", "channels"]
 
 
 def check_density(density: float | None) -> float:
     """Return ``density`` as a float; raise a ValueError unless it is a number in (0, 1]."""
-    if isinstance(density, int | float) and not isinstance(density, bool) and 0 < density <= 1:
-        return float(density)
-    hint = " Densities by name go to rates=." if isinstance(density, Mapping) else ""
+    hint = ""
+    if density is not None and is_number(density):
+        if 0 < density <= 1:
+            return float(density)
+        if 1 < density <= 100:
+            hint = f" {density:g} % is density={density / 100:g}."
+    if isinstance(density, Mapping):
+        hint = " Densities by name go to rates=."
+    if isinstance(density, str):
+        hint = " Give a number, without quotes."
     raise ValueError(f"density is {density!r}; legal: 0 < density <= 1, the share kept.{hint}")
 
 
@@ -64,6 +72,13 @@ class Budget:
     products: Products = ()
     fixed: int = 0
     whole: bool = False
+
+    def __repr__(self) -> str:
+        """Return one line: the number of groups, the density, and the largest cost."""
+        return (
+            f"{type(self).__name__}({len(self.sizes)} groups, density {self.density:.4g}, at most "
+            f"{self.total:,} of {self.full:,})"
+        )
 
     @classmethod
     def of(

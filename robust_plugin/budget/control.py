@@ -24,6 +24,7 @@ from robust_plugin.budget.density_logits import (
     set_logits,
 )
 from robust_plugin.masks.attach import GroupMask
+from robust_plugin.runtime.values import is_number
 
 Control = Literal["held", "hinge"]
 
@@ -261,4 +262,6 @@ def control_of(
     logits, k_min = rate_logits(masks), masks[0].k_min
     if control == "held":
         return HeldRates(budget, logits, k_min)
+    if not (is_number(gamma_step) and gamma_step >= 0):
+        raise ValueError(f"gamma_step is {gamma_step!r}; legal: at least 0; 0.01 in the paper.")
     return HingeRates(budget, logits, k_min, gamma_step=gamma_step)

@@ -123,7 +123,14 @@ def multiply_adds(
                 if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
             ]
             with _FunctionalUse({id(layer.weight): name for name, layer in layers}) as functional:
-                model(*inputs)
+                try:
+                    model(*inputs)
+                except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                    shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
+                    raise ValueError(
+                        f"the model cannot take example_inputs of shape {shapes} ({error}); give "
+                        "what one forward pass takes, as x[:1]."
+                    ) from error
     finally:
         for handle in handles:
             if handle is not None:

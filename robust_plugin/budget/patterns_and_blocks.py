@@ -59,7 +59,7 @@ def block_sizes(groups: Sequence[Group], round_to: int) -> tuple[int, ...]:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlockBudget(Budget):
     """Budget where every group keeps whole blocks of its channels or weights, at least one block.
 
@@ -144,7 +144,7 @@ def check_learns_rates(pattern: Pattern, control: str) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PatternBudget(BlockBudget):
     """Budget for n:m patterns, where each layer keeps its own n of every ``m`` weights.
 

@@ -8,6 +8,7 @@ group l has n_l weights or channels.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Literal
@@ -126,7 +127,7 @@ def initial_rates(
             raise ValueError(f"rates lack {missing} and hold unknown {extra}; legal: {list(names)}")
         found = [rates[name] for name in names]
     elif callable(rates):
-        found = rates(weights, costs, density)
+        found = _asked(rates, names, weights, costs, density)
     else:
         raise ValueError(
             f"rates is {rates!r}; legal: {', '.join(_FUNCTIONS)}, a function, or a dict of "
@@ -136,6 +137,42 @@ def initial_rates(
         if not (isinstance(value, Real) and 0 < value <= 1):
             raise ValueError(f"the rate of {name} is {value!r}; legal: 0 < rate <= 1.")
     return found
+
+
+def _asked(
+    rates: Callable[[Sequence[Tensor], Sequence[float], float], list[float]],
+    names: Sequence[str],
+    weights: Sequence[Tensor],
+    costs: Sequence[float],
+    density: float,
+) -> list[float]:
+    """Return what a user's function gives as the density of each group, as a list.
+
+    Args:
+        rates: the function.
+        names: names of the groups.
+        weights: weights of each group, or magnitudes of its channels.
+        costs: cost of one weight or channel of each group.
+        density: share of the cost of all groups that is kept.
+
+    Raises:
+        TypeError: if the function does not take three arguments.
+        ValueError: unless it returns one density per group.
+    """
+    try:
+        inspect.signature(rates).bind(weights, costs, density)
+    except TypeError as error:
+        raise TypeError(
+            f"rates cannot be called as rates(weights, costs, density) ({error}); give a function "
+            f"of these three, or one of {', '.join(_FUNCTIONS)}."
+        ) from error
+    found = rates(weights, costs, density)
+    if not isinstance(found, Sequence) or len(found) != len(names):
+        raise ValueError(
+            f"rates returned {found!r}; legal: a list of {len(names)} densities, those of "
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}."
+        )
+    return list(found)
 
 
 def bisect(

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.attacks.logits import outputs_of
 from robust_plugin.certificates.rules import NORMS, kind_of
 from robust_plugin.runtime.distributed import innermost
 
@@ -50,12 +51,12 @@ def clean_pass(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
         layer: [] for layer in network.modules() if kind_of(layer) in NORMS and layer.training
     }
     if seen and _is_replaced(model, network):
-        logits = model(x)
+        logits = outputs_of(model, x)
         with _unmoved(seen), _recorded(seen):
             network.forward(x)
     else:
         with _recorded(seen):
-            logits = model(x)
+            logits = outputs_of(model, x)
     before = _SEEN.set(seen)
     try:
         yield logits

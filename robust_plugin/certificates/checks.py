@@ -23,6 +23,7 @@ from robust_plugin.runtime.tolerances import (
     BOUNDS_OF_THE_NETWORK,
     PROVED_MARGIN,
 )
+from robust_plugin.runtime.values import check_call
 from robust_plugin.threat.model import ThreatModel
 
 
@@ -50,6 +51,7 @@ def checked_margins(
             error for, and bounds that cannot be right: at eps = 0 they differ from the network's
             margins, or a bound lies above the margin of the clean input.
     """
+    check_call(model, x, y)
     model = innermost(model)
     refuse_unseen(model)
     with attacked(model), torch.no_grad(), exact(x):

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from robust_plugin.attacks.logits import check_logits, check_pairs
 from robust_plugin.certificates.checks import checked_margins, proved
 from robust_plugin.certificates.propagation import Propagation
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.distributed import innermost
+from robust_plugin.runtime.values import check_call
 from robust_plugin.threat.model import ThreatModel, check_threat
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class IBP:
     """Certifier by interval bounds: ``certifier(model, x, y)`` returns which points are proved.
@@ -49,7 +52,7 @@ class IBP:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return which points are proved; bool, shape [B]."""
-        return proved(self.margins(model, x, y), y)
+        return proved(self.margins(model, x, y), y.long())
 
     def margins(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return lower bounds of the logit margins f_y - f_j, shape [B, classes].
@@ -59,6 +62,7 @@ class IBP:
         return checked_margins(ibp_margins, model, x, y, self.threat)
 
 
+@explain_wrong_calls
 def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
     """Return differentiable lower bounds of the logit margins f_y - f_j over the threat model.
 
@@ -82,7 +86,9 @@ def ibp_margins(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> 
         ValueError: for inputs outside [low, high], labels out of range, or a norm, layer or
             operation without a rule.
     """
+    check_call(model, x, y)
     check_pairs(x, y)
+    y = y if y.is_floating_point() else y.long()  # floats are refused below
     with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse here
         last, z = Propagation(innermost(model), x, threat).last_linear()
         if last is None:

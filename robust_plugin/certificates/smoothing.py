@@ -18,16 +18,22 @@ from torch import Tensor, nn
 from robust_plugin.attacks.contract import attacked
 from robust_plugin.attacks.logits import check_logits, check_pairs, logits_of
 from robust_plugin.certificates.radii import ABSTAIN, Certificates
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.distributed import unwrapped
 from robust_plugin.runtime.journal import Fingerprint, Journal, by_points
+from robust_plugin.runtime.progress import ProgressOption, check_progress, reporting
+from robust_plugin.runtime.values import check_call, check_model, is_number, is_whole
 from robust_plugin.threat.units import check_box, check_sigma, check_units
 
 # Number of noise samples drawn at once, independent of the batch size.
 _BLOCK = 100
 # Number of points in one file of the journal.
 _UNIT = 50
+# A function that is told how many points are finished.
+Tell = Callable[[int], None]
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Smoothed:
     """A smoothed classifier, estimated by Monte Carlo with noise seeded per point.
@@ -74,14 +80,16 @@ class Smoothed:
     high: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_sigma(self.sigma)
         check_box(self.low, self.high)
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha is {self.alpha}; legal: between 0 and 1.")
-        if min(self.n0, self.n, self.batch_size) < 1:
-            raise ValueError(
-                f"n0 is {self.n0}, n {self.n} and batch_size {self.batch_size}; legal: at least 1."
-            )
+        check_sigma(self.sigma, self.low, self.high)
+        if not (is_number(self.alpha) and 0 < self.alpha < 1):
+            raise ValueError(f"alpha is {self.alpha!r}; legal: between 0 and 1.")
+        for name in ("n0", "n", "batch_size"):
+            count = getattr(self, name)
+            if not (is_whole(count) and count >= 1):
+                raise ValueError(f"{name} is {count!r}; legal: at least 1, whole.")
+        if not is_whole(self.seed):
+            raise ValueError(f"seed is {self.seed!r}; legal: a whole number.")
 
     def certify(
         self,
@@ -90,7 +98,7 @@ class Smoothed:
         y: Tensor,
         *,
         journal: str | Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressOption = False,
     ) -> Certificates:
         """Return the smoothed classifier's predictions with certified L2 radii.
 
@@ -105,8 +113,9 @@ class Smoothed:
             y: labels, shape [B].
             journal: folder in which finished points are kept, so that an interrupted call continues
                 from there; None to keep nothing.
-            progress: function called with the number of finished points and the number of all
-                points.
+            progress: True for a progress bar of tqdm, or a function that is called with a
+                ``Progress`` at the start, after each point or a few of them, and at the end; False
+                to report nothing.
 
         Raises:
             ValueError: for inputs outside [low, high] (they would be in another unit than sigma) or
@@ -116,11 +125,12 @@ class Smoothed:
         """
         from scipy.stats import beta, norm
 
+        check_call(model, x, y)
         model = unwrapped(model)
 
-        def vote(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        def vote(x: Tensor, y: Tensor, tell: Tell) -> dict[str, Tensor]:
             chosen = self._votes(model, x, y, "choose", self.n0).argmax(1)
-            votes = self._votes(model, x, y, "certify", self.n)
+            votes = self._votes(model, x, y, "certify", self.n, tell)
             return {"chosen": chosen, "count": votes.gather(1, chosen[:, None])[:, 0]}
 
         found = self._by_units("certify", model, x, y, vote, journal, progress)
@@ -140,7 +150,7 @@ class Smoothed:
         x: Tensor,
         *,
         journal: str | Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressOption = False,
     ) -> Tensor:
         """Return the smoothed classifier's prediction for each point, shape [B].
 
@@ -153,8 +163,9 @@ class Smoothed:
             x: inputs, shape [B, ...], within [low, high].
             journal: folder in which finished points are kept, so that an interrupted call continues
                 from there; None to keep nothing.
-            progress: function called with the number of finished points and the number of all
-                points.
+            progress: True for a progress bar of tqdm, or a function that is called with a
+                ``Progress`` at the start, after each point or a few of them, and at the end; False
+                to report nothing.
 
         Raises:
             ValueError: for inputs outside [low, high] or that the model cannot take, logits that
@@ -163,11 +174,12 @@ class Smoothed:
         """
         from scipy.stats import binomtest
 
+        check_model(model)
         check_units(x, self.low, self.high, "Smoothed")
         model, none = unwrapped(model), torch.zeros(len(x), dtype=torch.long, device=x.device)
 
-        def vote(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-            votes = self._votes(model, x, y, "predict", self.n)
+        def vote(x: Tensor, y: Tensor, tell: Tell) -> dict[str, Tensor]:
+            votes = self._votes(model, x, y, "predict", self.n, tell)
             top = votes.topk(min(2, votes.shape[1]), dim=1)
             return {"votes": top.values, "classes": top.indices}
 
@@ -182,9 +194,9 @@ class Smoothed:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        vote: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        vote: Callable[[Tensor, Tensor, Tell], dict[str, Tensor]],
         journal: str | Path | None,
-        progress: Callable[[int, int], None] | None,
+        progress: ProgressOption,
     ) -> dict[str, Tensor]:
         """Call ``vote`` on 50 points at a time, and return its tensors for all points.
 
@@ -194,26 +206,37 @@ class Smoothed:
             model: the base classifier f, without wrappers.
             x: inputs, shape [B, ...].
             y: labels, shape [B].
-            vote: function of some inputs and their labels; it returns tensors by name, whose first
-                dimension is the point.
+            vote: function of some inputs, their labels, and a function to tell how many of these
+                points are finished; it returns tensors by name, whose first dimension is the point.
             journal: folder of the journal, which has one file per 50 points, or None.
-            progress: function called with the number of finished points and the number of all
-                points, or None.
+            progress: as in ``certify``.
         """
         check_units(x, self.low, self.high, "Smoothed")
         check_pairs(x, y)
+        check_progress(progress)
         opened = None
         if journal is not None:
             opened = Journal(journal, {"purpose": purpose, **self._fingerprint(model, x, y)})
             with attacked(model), torch.no_grad():
                 opened.check_answers(logits_of(model, x[:_UNIT], y[:_UNIT]))
 
-        def compute(rows: slice) -> dict[str, Tensor]:
-            return vote(x[rows], y[rows])
+        task = f"randomized smoothing: {purpose}"
+        with reporting(progress, task, total=len(x), unit="points") as show:
 
-        return by_points(len(x), _UNIT, compute, journal=opened, progress=progress)
+            def compute(rows: slice) -> dict[str, Tensor]:
+                return vote(x[rows], y[rows], lambda done: show(rows.start + done))
 
-    def _votes(self, model: nn.Module, x: Tensor, y: Tensor, purpose: str, samples: int) -> Tensor:
+            return by_points(len(x), _UNIT, compute, journal=opened, show=show)
+
+    def _votes(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        purpose: str,
+        samples: int,
+        tell: Tell | None = None,
+    ) -> Tensor:
         """Classify noisy copies of each point, and return how many votes each class gets.
 
         Args:
@@ -223,6 +246,7 @@ class Smoothed:
             purpose: name of the votes, such as ``"choose"``; votes with different names have
                 independent noise.
             samples: number of votes per point.
+            tell: function that is told the number of finished points each time that it grows.
 
         Returns:
             Tensor: number of votes per point and class, shape [B, classes].
@@ -231,7 +255,7 @@ class Smoothed:
         blocks = [
             (row, start) for row in range(len(x)) for start in range(0, samples, _BLOCK)
         ]  # several points share a forward pass if a block is smaller than a batch
-        together = max(1, self.batch_size // _BLOCK)
+        together, finished = max(1, self.batch_size // _BLOCK), 0
         with attacked(model), torch.no_grad():
             classes = logits_of(model, x[:1], y[:1]).shape[1]
             votes = torch.zeros(len(x), classes, dtype=torch.long)
@@ -243,6 +267,8 @@ class Smoothed:
                     noisy.append(x[row] + noise)
                     rows.append(torch.full((size,), row))
                 votes += self._counted(model, torch.cat(noisy), torch.cat(rows), y, votes.shape)
+                if tell is not None and row > finished:  # the points before the last one begun
+                    tell(finished := row)
         return votes
 
     def _counted(

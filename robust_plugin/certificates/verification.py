@@ -7,11 +7,11 @@ trained by IBP), so a point is verified if any prover verifies it, and the resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,20 @@ from robust_plugin.attacks.logits import check_pairs, logits_of
 from robust_plugin.certificates.batch import Batch
 from robust_plugin.certificates.contract import VERDICTS, Prover, Verdict, counted
 from robust_plugin.copies.fast import fast_copy
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.distributed import unwrapped
 from robust_plugin.runtime.journal import Fingerprint, Journal, by_points
+from robust_plugin.runtime.plots import bars
+from robust_plugin.runtime.progress import ProgressOption, check_progress, reporting
 from robust_plugin.runtime.random import forked
 from robust_plugin.runtime.settings_digest import description
+from robust_plugin.runtime.tables import html_lines, html_table, listed
+from robust_plugin.runtime.values import check_call, is_number, is_whole
 from robust_plugin.stats import wilson_interval
 from robust_plugin.threat.model import ThreatModel
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Verification:
     """The verdict on each of n points, and the method that gave it.
@@ -65,7 +71,7 @@ class Verification:
 
     def share(self, verdict: Verdict) -> float:
         """Return the share of points with the given verdict, in [0, 1]."""
-        return self.verdicts.count(verdict) / len(self.verdicts)
+        return self._count(verdict) / len(self.verdicts)
 
     def interval(self, verdict: Verdict) -> tuple[float, float]:
         """Return the Wilson 95 % interval of the share of points with the given verdict.
@@ -73,7 +79,39 @@ class Verification:
         Returns:
             tuple: lower and upper end, in [0, 1].
         """
-        return wilson_interval(self.verdicts.count(verdict), len(self.verdicts))
+        return wilson_interval(self._count(verdict), len(self.verdicts))
+
+    def _count(self, verdict: Verdict) -> int:
+        if verdict not in VERDICTS:
+            raise ValueError(f"verdict is {verdict!r}; legal: {', '.join(VERDICTS)}.")
+        return self.verdicts.count(verdict)
+
+    def __repr__(self) -> str:
+        """Return one line: the number of points for each verdict and method."""
+        shown = [f"{count} {words}" for words, count in counted(self.words).items()]
+        return f"Verification(n={len(self.verdicts)}: {listed(shown)})"
+
+    def _repr_html_(self) -> str:
+        """Return the table of ``str`` in HTML for notebooks."""
+        above, *_, below = str(self).splitlines()
+        rows = [[words, str(count)] for words, count in counted(self.words).items()]
+        table = html_table([["verdict", "points"], *rows], align="<>")
+        return "\n".join([html_lines([above]), table, html_lines([below])])
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """Draw the number of points for each verdict and method, as bars.
+
+        Args:
+            ax: matplotlib axes to draw on; None for a new figure.
+
+        Returns:
+            tuple: matplotlib's figure and axes.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        label = f"points of {len(self.verdicts)}"
+        return bars(counted(self.words), {}, ax, label=label, limit=len(self.verdicts))
 
     def __str__(self) -> str:
         """Return a table with the number of points for each verdict and method.
@@ -89,6 +127,7 @@ class Verification:
         return "\n".join(lines)
 
 
+@explain_wrong_calls
 def verify(
     model: nn.Module,
     x: Tensor,
@@ -99,7 +138,7 @@ def verify(
     seconds: float | None = None,
     seed: int = 0,
     journal: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressOption = False,
 ) -> Verification:
     """Run provers and attacks in the given order, and return the verdict on each point.
 
@@ -122,8 +161,8 @@ def verify(
             from there; None to keep nothing. The folder can be used again only with the same model,
             points, arguments and methods; two methods are the same if ``description`` (in
             ``runtime/settings_digest.py``) returns the same text for them.
-        progress: function called after each batch with the number of finished points and the number
-            of all points.
+        progress: True for a progress bar of tqdm, or a function that is called with a ``Progress``
+            at the start, after each batch and at the end; False to report nothing.
 
     Raises:
         TypeError: if ``methods`` is not a mapping, or, with a journal, if the state of a method
@@ -131,13 +170,18 @@ def verify(
         ValueError: for methods of several threat models or none, a journal of another computation,
             and if an attack finds an adversarial example for a verified point.
     """
+    check_call(model, x, y)
     threat = threat_of(methods)
     threat.check_inputs(x)
     check_pairs(x, y)
-    if not isinstance(batch_size, int) or batch_size < 1:
+    y = y if y.is_floating_point() else y.long()  # floats are refused below
+    if not (is_whole(batch_size) and batch_size >= 1):
         raise ValueError(f"batch_size is {batch_size!r}; legal: at least 1, whole.")
-    if seconds is not None and not seconds > 0:
-        raise ValueError(f"seconds is {seconds}; legal: above 0, or None for no limit.")
+    if seconds is not None and not (is_number(seconds) and seconds > 0):
+        raise ValueError(f"seconds is {seconds!r}; legal: above 0, or None for no limit.")
+    if not is_whole(seed):
+        raise ValueError(f"seed is {seed!r}; legal: a whole number.")
+    check_progress(progress)
     model, opened = unwrapped(model), None
     if journal is not None:
         opened = Journal(journal, _fingerprint(model, x, y, methods, batch_size, seconds, seed))
@@ -158,7 +202,9 @@ def verify(
                 batch.run(number, name, method, seconds)
         return batch.result()
 
-    found = by_points(len(x), batch_size, decided, journal=opened, progress=progress)
+    task = f"verify: {', '.join(methods)}"
+    with reporting(progress, task, total=len(x), unit="points") as show:
+        found = by_points(len(x), batch_size, decided, journal=opened, show=show)
     return _verification(found, list(methods), threat)
 
 
@@ -193,6 +239,13 @@ def threat_of(methods: Mapping[str, Prover | Attack]) -> ThreatModel:
     """
     if not isinstance(methods, Mapping):
         raise TypeError(f"methods is {methods!r}; give a dict of provers and attacks by name.")
+    for name, each in methods.items():
+        if isinstance(each, type) or not (callable(each) or isinstance(each, Prover)):
+            shown = each.__name__ if isinstance(each, type) else repr(each)
+            raise TypeError(
+                f"the method {name!r} is {shown}; give what it makes, such as IBP(threat) or "
+                "pgd(threat)."
+            )
     threats = {name: each.threat for name, each in methods.items() if hasattr(each, "threat")}
     if len(set(threats.values())) != 1:
         raise ValueError(

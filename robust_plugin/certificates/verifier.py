@@ -7,7 +7,7 @@ report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from robust_plugin.attacks.contract import Attack
 from robust_plugin.certificates.contract import Prover
 from robust_plugin.certificates.verification import Verification, threat_of, verify
+from robust_plugin.runtime.calls import explain_wrong_calls
+from robust_plugin.runtime.progress import ProgressOption, check_progress
+from robust_plugin.runtime.tables import listed
 from robust_plugin.threat.model import ThreatModel
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Verifier:
     """A certifier that runs several provers and attacks, one after another, by calling ``verify``.
@@ -33,8 +37,8 @@ class Verifier:
         seconds: time limit per point, in seconds; None for no limit.
         journal: folder in which finished batches are kept, so that an interrupted verification
             continues from there; None to keep nothing.
-        progress: function called after each batch with the number of finished points and the number
-            of all points.
+        progress: True for a progress bar of tqdm, or a function that is called with a ``Progress``
+            at the start, after each batch and at the end; False to report nothing.
 
     Raises:
         TypeError: if ``methods`` is not a mapping.
@@ -45,15 +49,29 @@ class Verifier:
     batch_size: int = 50
     seconds: float | None = None
     journal: str | Path | None = None
-    progress: Callable[[int, int], None] | None = field(default=None, compare=False)
+    progress: ProgressOption = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         threat_of(self.methods)
+        check_progress(self.progress)
         if not self._provers():
             raise ValueError(
                 f"methods are {list(self.methods)}; none of them is a prover: give one, such as "
                 "IBP(threat)."
             )
+
+    def __repr__(self) -> str:
+        """Return one line: the names of the methods, without their settings."""
+        more = "" if self.seconds is None else f", {self.seconds} s per point"
+        return f"Verifier({listed(self.methods)}; {self.threat}{more})"
+
+    @property
+    def settings(self) -> str:
+        """The methods with all their settings, and those of this object, for reports."""
+        return (
+            f"Verifier(methods={dict(self.methods)!r}, batch_size={self.batch_size}, "
+            f"seconds={self.seconds})"
+        )
 
     @property
     def threat(self) -> ThreatModel:

@@ -18,3 +18,7 @@ from robust_plugin.channels.optimizer import (
 )
 
 __all__ = ["carry_optimizer"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

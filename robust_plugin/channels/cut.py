@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robust_plugin.channels.kept_entries import kept_entries, select
 from robust_plugin.copies.agreement import Trial, doubled, outputs, relative_difference, trials
 from robust_plugin.masks.groups import Group
+from robust_plugin.runtime.calls import user_level
 from robust_plugin.runtime.tolerances import MAGNIFIED_CHANNELS_POWER
 
 # The removals in order, each as (layer name, True for output channels, indices of the removed
@@ -136,7 +137,7 @@ def removable(
         warnings.warn(
             f"{len(found)} groups of channels; {len(dense)} others stay dense, such as those of "
             f"{listed}. Name these layers in ignored to turn this warning off.",
-            stacklevel=3,
+            stacklevel=user_level(),
         )
     return found
 

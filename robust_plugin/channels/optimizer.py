@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from robust_plugin.channels.kept_entries import kept_entries, select
 from robust_plugin.masks.detach import dense_names
 from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.runtime.calls import explain_wrong_calls
 
 
+@explain_wrong_calls
 def carry_optimizer(
     optimizer: torch.optim.Optimizer, pruner: Pruner, small: nn.Module
 ) -> torch.optim.Optimizer:
@@ -31,10 +33,18 @@ def carry_optimizer(
         small: the network without these channels, as ``remove_channels`` returns it.
 
     Raises:
+        TypeError: if an argument is of another kind.
         ValueError: if the optimizer holds a parameter that the network does not have, if ``small``
             is not the network that these masks leave, or if the state of a cut parameter has a
             tensor of another shape that holds more than one number.
     """
+    kinds = (optimizer, torch.optim.Optimizer), (pruner, Pruner), (small, nn.Module)
+    if not all(isinstance(each, kind) for each, kind in kinds):
+        given = ", ".join(type(each).__name__ for each, _ in kinds)
+        raise TypeError(
+            f"the arguments are ({given}); give carry_optimizer(optimizer, pruner, small), with "
+            "small as remove_channels(pruner).model."
+        )
     model = pruner.model
     under = dict(model.named_parameters())
     names = {under[place]: name for name, place in dense_names(model).items() if place in under}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robust_plugin.budget.costs import multiply_adds
 from robust_plugin.copies.agreement import outputs, trials
 from robust_plugin.masks.prunable import prunable_members
+from robust_plugin.runtime.calls import user_level
 
 
 def warn_of_unseen(
@@ -47,7 +48,7 @@ def warn_of_unseen(
             f"{_listed(outside)} run outside the graph that is traced, in training mode only or "
             "without gradients, and stay dense, as do the channels that they read. Name them in "
             "ignored to turn this warning off.",
-            stacklevel=3,
+            stacklevel=user_level(),
         )
     if never:
         warnings.warn(
@@ -55,7 +56,7 @@ def warn_of_unseen(
             "stay dense. If they read channels that are removed, they fail when they run: give "
             "example_inputs that reach them, or name in ignored the layers that make what they "
             "read. Name them there too to turn this warning off.",
-            stacklevel=3,
+            stacklevel=user_level(),
         )
 
 

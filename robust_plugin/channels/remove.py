@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,11 @@ from robust_plugin.masks.detach import finalize
 from robust_plugin.masks.group_checks import check_channels, check_groups
 from robust_plugin.masks.prunable import refuse_masked
 from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.contexts import exact
 from robust_plugin.runtime.files import read_tensors, write_tensors
+from robust_plugin.runtime.progress import ProgressOption, Show, reporting
+from robust_plugin.runtime.tables import html_lines, html_table, table
 from robust_plugin.runtime.tolerances import MAGNIFIED_CHANNELS_POWER, REMOVED_CHANNELS_POWER
 
 
@@ -48,8 +51,40 @@ class Removed:
     parameters: tuple[int, int]
     difference: float
 
+    def __repr__(self) -> str:
+        """Return one line: parameters and multiply-adds before and after, and the difference."""
+        sizes = [
+            f"{name} {before:,} -> {after:,}"
+            for name, (before, after) in (
+                ("parameters", self.parameters),
+                ("multiply-adds", self.multiply_adds),
+            )
+        ]
+        return (
+            f"Removed({len(self.counts)} groups, {', '.join(sizes)}, outputs within "
+            f"{self.difference:.1e})"
+        )
 
-def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Removed:
+    def __str__(self) -> str:
+        """Return a table of the channels that each group keeps, and the sizes below it."""
+        return "\n".join([*table(self._rows(), align="<>"), repr(self)])
+
+    def _repr_html_(self) -> str:
+        """Return the table of ``str`` in HTML for notebooks."""
+        return f"{html_table(self._rows(), align='<>')}\n{html_lines([repr(self)])}"
+
+    def _rows(self) -> list[list[str]]:
+        """Return the cells of the table, the header first."""
+        return [["group", "kept"], *([name, f"{kept:,}"] for name, kept in self.counts.items())]
+
+
+def remove(
+    pruner: Pruner,
+    inputs: tuple[Tensor, ...],
+    replay: Replay,
+    *,
+    progress: ProgressOption = False,
+) -> Removed:
     """Return a copy of the pruner's network without the masked channels.
 
     Args:
@@ -58,6 +93,7 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
         inputs: inputs of one forward pass; on these and on random ones the outputs are compared.
         replay: function ``replay(model, inputs, history)`` that removes the channels listed in
             ``history`` from ``model``, in place.
+        progress: False, True for a progress bar, or a function that takes a ``Progress``.
 
     Raises:
         ValueError: if the numbers of kept channels are not final, the groups are not groups of
@@ -76,11 +112,14 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
     masked = copy.deepcopy(pruner.model)
     with exact(inputs[0]):
         run(copy.deepcopy(masked), inputs)
+        passes = trials(masked, inputs)
     if pruner.phase != "finalized":
         finalize(plain)
-    small, history = cut(plain, inputs, pruner.groups, [m.mask for m in pruner.masks], replay)
-    with exact(inputs[0]):
-        difference = _compared(masked, small, inputs)
+    with reporting(progress, "remove channels", total=1 + len(passes), unit="steps") as show:
+        small, history = cut(plain, inputs, pruner.groups, [m.mask for m in pruner.masks], replay)
+        show(1)
+        with exact(inputs[0]):
+            difference = _compared(masked, small, passes, show)
     return Removed(
         small,
         history,
@@ -91,7 +130,7 @@ def remove(pruner: Pruner, inputs: tuple[Tensor, ...], replay: Replay) -> Remove
     )
 
 
-def _compared(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+def _compared(masked: nn.Module, small: nn.Module, passes: Sequence[Trial], show: Show) -> float:
     """Return the largest relative difference between the outputs in evaluation mode.
 
     The outputs in training mode are checked too, in float64, because the statistics of small
@@ -100,13 +139,14 @@ def _compared(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -
     Args:
         masked: the network with masks.
         small: the network without the masked channels.
-        inputs: inputs of one forward pass; the networks are also compared on random inputs.
+        passes: the inputs and modes in which the networks are compared.
+        show: function that is told after each comparison how many steps of the removal are done.
 
     Raises:
         ValueError: if the difference is larger than rounding errors, in either mode.
     """
     worst = 0.0
-    for trial in trials(masked, inputs):
+    for number, trial in enumerate(passes, 1):
         one, other, used = masked, small, trial.inputs
         if trial.training:
             (one, used), (other, _) = doubled(masked, used), doubled(small, used)
@@ -125,6 +165,7 @@ def _compared(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -
                 "layer mixes the channels: name the layers that make them in ignored."
             )
         worst = worst if trial.training else max(worst, difference)
+        show(1 + number)
     return worst
 
 
@@ -132,6 +173,7 @@ def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@explain_wrong_calls
 def save(path: str | Path, removed: Removed) -> None:
     """Write a smaller network to one safetensors file: the list of removals and its state_dict.
 

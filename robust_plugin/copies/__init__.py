@@ -16,3 +16,7 @@ from robust_plugin.copies.fast import (
 )
 
 __all__ = ["fast_copy"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from robust_plugin.attacks.contract import Attack
+from robust_plugin.attacks.contract import Attack, check_attack
 from robust_plugin.certificates.contract import Certifier
 from robust_plugin.evaluation.rows import AttackRow, ProofRow, Row, described
+from robust_plugin.runtime.progress import ProgressOption, check_progress, with_progress
 from robust_plugin.threat.model import ThreatModel
 
 # Names that mean something else in a report, or in the file of adversarial images.
@@ -22,6 +22,7 @@ def rows_of(
     limits: Mapping[str, int],
     *,
     keep: bool,
+    progress: ProgressOption = False,
 ) -> dict[str, Row]:
     """Check the arguments, and return an object per attack and certifier that collects its results.
 
@@ -35,6 +36,8 @@ def rows_of(
         limits: for an attack's name, or ``"certified"``, the largest number of points that it gets;
             no limit if the name is not in the dict.
         keep: whether the adversarial inputs are stored.
+        progress: what attacks and certifier get as ``progress`` if they have a field of this name
+            that is not set.
 
     Raises:
         TypeError: if the attacks are not a list of callables, the certifier is not callable, or the
@@ -46,12 +49,13 @@ def rows_of(
         raise TypeError(f"attacks is {attacks!r}; give a list of attacks.")
     if not (certifier is None or callable(certifier)):
         raise TypeError(f"certifier is {certifier!r}; give a callable, such as IBP(threat).")
+    check_progress(progress)
     if not isinstance(limits, Mapping):
         raise TypeError(f"limits is {limits!r}; give a dict of points by the row's name.")
     rows: dict[str, Row] = {}
     given = attacks.items() if isinstance(attacks, Mapping) else ((None, a) for a in attacks)
     for title, attack in given:
-        _check_attack(attack)
+        check_attack(attack)
         own, name = getattr(attack, "threat", threat), title or _name(attack)
         if own is None:
             raise ValueError(f"{name} says no threat model; give evaluate(..., threat=...).")
@@ -60,7 +64,7 @@ def rows_of(
                 f"two rows would be called {name!r}; give attacks={{name: attack}} with names of "
                 "your own."
             )
-        rows[name] = AttackRow.for_attack(attack, own, keep=keep)
+        rows[name] = AttackRow.for_attack(with_progress(attack, progress), own, keep=keep)
     if certifier is not None:
         own = getattr(certifier, "threat", threat)
         if own is None:
@@ -68,7 +72,12 @@ def rows_of(
         whole = bool(getattr(certifier, "whole", False))
         versions = getattr(certifier, "versions", {})
         rows["certified"] = ProofRow(
-            certifier, own, _name(certifier), whole, described(certifier), versions
+            with_progress(certifier, progress),
+            own,
+            _name(certifier),
+            whole,
+            described(certifier),
+            versions,
         )
     if unknown := set(limits) - set(rows):
         raise ValueError(f"limits name {sorted(unknown)}; the rows are {list(rows)}.")
@@ -77,31 +86,6 @@ def rows_of(
             raise ValueError(f"the limit of {name} is {room!r}; legal: at least 1 point, whole.")
         rows[name].room = room
     return rows
-
-
-def _check_attack(attack: object) -> None:
-    """Raise a TypeError unless an object can be called as ``attack(model, x, y)``."""
-    shown = getattr(attack, "__name__", type(attack).__name__)
-    if isinstance(attack, type):
-        raise TypeError(f"{shown} is a class; give an attack made of it, such as {shown}(threat).")
-    if not callable(attack):
-        raise TypeError(f"{attack!r} is no attack; give callables, such as pgd(threat).")
-    if any(kind.__module__.startswith("torchattacks.") for kind in type(attack).__mro__):
-        raise TypeError(
-            f"torchattacks.{shown} is called as attack(x, y), on a model of its own; give "
-            f"TorchAttack(torchattacks.{shown}, threat) of robust_plugin.adapters.torchattacks."
-        )
-    try:
-        signature = inspect.signature(attack)
-    except (TypeError, ValueError):  # some callables written in C have none
-        return
-    try:
-        signature.bind("model", "x", "y")
-    except TypeError as error:
-        raise TypeError(
-            f"{shown} cannot be called as attack(model, x, y) ({error}); if it makes an attack, "
-            f"give what it returns, such as {shown}(threat)."
-        ) from error
 
 
 def _name(method: Any) -> str:

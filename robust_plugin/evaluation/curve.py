@@ -10,12 +10,17 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from robust_plugin.runtime.calls import explain_wrong_calls
+from robust_plugin.runtime.plots import steps
+from robust_plugin.runtime.tables import html_lines, html_table
 from robust_plugin.stats import wilson_interval
 from robust_plugin.threat.model import Norm, ThreatModel
 from robust_plugin.threat.units import parse_eps
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class SecurityCurve:
     """Robust accuracy by radius, from each point's distance to its closest adversarial example.
@@ -32,6 +37,10 @@ class SecurityCurve:
 
     norm: Norm
     distances: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.distances) == 0:
+            raise ValueError("distances is empty; give one distance per point.")
 
     def accuracy(self, eps: float | str) -> float:
         """Return the robust accuracy at a radius, in [0, 1].
@@ -70,6 +79,51 @@ class SecurityCurve:
         n = len(self.distances)
         return tuple((d, 1 - (i + 1) / n) for i, d in enumerate(finite))
 
+    def __repr__(self) -> str:
+        """Return one line: the norm, the number of points and the median distance."""
+        n = len(self.distances)
+        return f"SecurityCurve({self.norm}, n={n}, median distance {self.median:.4g})"
+
+    def _repr_html_(self) -> str:
+        """Return a table in HTML for notebooks, with six radii up to the largest distance."""
+        farthest = max((d for d in self.distances if math.isfinite(d)), default=0.0)
+        rows = [["eps", "robust accuracy, %", "95 % interval"]]
+        for eps in sorted({farthest * part / 5 for part in range(6)}):
+            low, high = (100 * end for end in self.interval(eps))
+            rows.append(
+                [f"{eps:.4f}", f"{100 * self.accuracy(eps):.1f}", f"{low:.1f} to {high:.1f}"]
+            )
+        above = [f"robust accuracy against eps, {self.norm}, n={len(self.distances)}"]
+        return f"{html_lines(above)}\n{html_table(rows, align='>>>')}"
+
+    def plot(self, ax: Any = None, *, label: str | None = None) -> tuple[Any, Any]:
+        """Draw the robust accuracy in per cent against the radius, with its 95 % band.
+
+        Args:
+            ax: matplotlib axes to draw on; None for a new figure. Several curves can be drawn on
+                the same axes.
+            label: name of the curve in the legend; None for no legend.
+
+        Returns:
+            tuple: matplotlib's figure and axes.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        n, zeros = len(self.distances), self.distances.count(0.0)
+        finite = [d for d in sorted(self.distances) if 0 < d < math.inf]
+        counts = [n - zeros - fooled for fooled in range(len(finite) + 1)]
+        return steps(
+            [0.0, *finite],
+            [count / n for count in counts],
+            [wilson_interval(count, n) for count in counts],
+            ax,
+            where="post",
+            xlabel=f"{self.norm} radius, input units",
+            ylabel=f"robust accuracy, %; n={n}",
+            label=label,
+        )
+
     def table(self, radii: Sequence[float | str]) -> str:
         """Return a table, as text, with one line per radius.
 
@@ -79,6 +133,8 @@ class SecurityCurve:
         Args:
             radii: radii in input units, numbers or fractions.
         """
+        if isinstance(radii, str) or not isinstance(radii, Sequence):
+            raise TypeError(f'radii is {radii!r}; give a list, such as ["4/255", "8/255"].')
         lines = [f"robust accuracy against eps, {self.norm}, n={len(self.distances)}"]
         for eps in radii:
             low, high = self.interval(eps)

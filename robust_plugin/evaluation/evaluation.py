@@ -18,12 +18,16 @@ from robust_plugin.evaluation.arguments import rows_of
 from robust_plugin.evaluation.one_pass import Seen, run_rows
 from robust_plugin.evaluation.report import Report
 from robust_plugin.evaluation.rows import AttackRow, ProofRow, Row
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.files import write_bytes
 from robust_plugin.runtime.journal import Fingerprint
+from robust_plugin.runtime.progress import ProgressOption
+from robust_plugin.runtime.values import check_model
 from robust_plugin.threat.model import ThreatModel
 from robust_plugin.version import __version__
 
 
+@explain_wrong_calls
 def evaluate(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
@@ -33,6 +37,7 @@ def evaluate(
     threat: ThreatModel | None = None,
     limits: Mapping[str, int] | None = None,
     adversarial: str | Path | None = None,
+    progress: ProgressOption = False,
 ) -> Report:
     """Measure the clean, robust and certified accuracy of a model on the same points.
 
@@ -55,6 +60,11 @@ def evaluate(
         adversarial: file to write the adversarial images to, or None. It gets a dict with the
             tensors ``inputs`` and ``labels`` and one tensor per attack, which
             ``torch.load(..., weights_only=True)`` reads.
+        progress: True for progress bars of tqdm, or a function that is called with a ``Progress``
+            at the start, after each batch and at the end; False to report nothing. Attacks and
+            certifiers that have a field ``progress`` of their own, such as AutoAttack and
+            ``Verifier``, report to the same place, unless that field is set. If the loader has no
+            length, the total is one more than what is done, until the end.
 
     Returns:
         Report: whether each point is classified correctly, clean and under each attack, and
@@ -77,15 +87,23 @@ def evaluate(
     >>> report.accuracy(), report.accuracy("PGD-10"), report.accuracy("certified")
     (1.0, 0.75, 0.5)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
-    if not isinstance(loader, Iterable):
-        raise TypeError(f"loader is a {type(loader).__name__}; give batches (x, y).")
+    check_model(model)
+    if not isinstance(loader, Iterable) or isinstance(loader, str):
+        raise TypeError(
+            f"loader is a {type(loader).__name__}; give batches (x, y), as a DataLoader yields."
+        )
     if adversarial is not None and not isinstance(adversarial, str | Path):
         raise TypeError(f"adversarial is {adversarial!r}; give the name of a file.")
     if adversarial is not None and Path(adversarial).is_dir():
         raise ValueError(f"adversarial is {adversarial}, a folder; give the name of a file.")
-    rows = rows_of(attacks, certifier, threat, limits or {}, keep=adversarial is not None)
+    rows = rows_of(
+        attacks,
+        certifier,
+        threat,
+        limits or {},
+        keep=adversarial is not None,
+        progress=progress,
+    )
     keep = adversarial is not None or any(row.at_once for row in rows.values())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     before = str(Fingerprint(*model.parameters()))
@@ -94,7 +112,7 @@ def evaluate(
         attacked(model),
         _findings_of_attacks() as lost,
     ):
-        seen = run_rows(model, loader, rows, device, keep=keep)
+        seen = run_rows(model, loader, rows, device, keep=keep, progress=progress)
     if lost and not any("NaN" in finding for finding in seen.findings):
         seen.findings.append(lost[0])
     if str(Fingerprint(*model.parameters())) != before:

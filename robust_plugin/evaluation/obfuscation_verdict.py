@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from robust_plugin.runtime.tables import html_lines, html_table, listed
+
 # The smallest number of points of which 2 %, the share that may stay robust at an unbounded radius,
 # is one whole point. With fewer, a single point on which PGD fails would give a wrong alarm, and no
 # alarm would mean little: 0 of 50 still allows up to 6 % of all points (95 %, the rule of three).
 _ENOUGH = 50
+# The result of a check in words.
+_MARKS = {True: "holds", False: "FAILS", None: "not run"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,20 @@ class Obfuscation:
             return f"no sign of obfuscated gradients in {ran} checks on {self.n} points"
         return f"robust accuracy is not to be trusted, for these do not hold: {names}"
 
+    def __repr__(self) -> str:
+        """Return one line: the number of checks and of points, and the verdict."""
+        return (
+            f"Obfuscation({len(self.checks)} checks, {len(self.failed)} failed, n={self.n}: "
+            f"{listed([self.verdict])})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return a table in HTML for notebooks, with one row per check."""
+        rows = [["", "check", "measured"]]
+        rows += [[_MARKS[check.passed], check.name, check.detail] for check in self.checks]
+        return f"{html_table(rows, align='<<<')}\n{html_lines([self.verdict])}"
+
     def __str__(self) -> str:
         """Return one line per check, then the verdict."""
-        marks = {True: "holds", False: "FAILS", None: "not run"}
-        lines = [f"{marks[c.passed]:<8}{c.name}: {c.detail}" for c in self.checks]
+        lines = [f"{_MARKS[c.passed]:<8}{c.name}: {c.detail}" for c in self.checks]
         return "\n".join([*lines, self.verdict])

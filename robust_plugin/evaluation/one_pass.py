@@ -13,6 +13,7 @@ from robust_plugin.attacks.logits import check_logits, naming_inputs
 from robust_plugin.evaluation.rows import AttackRow, Row
 from robust_plugin.evaluation.sanity import findings, is_random, refuse_random
 from robust_plugin.runtime.journal import Fingerprint
+from robust_plugin.runtime.progress import ProgressOption, reporting
 
 
 @dataclass
@@ -46,6 +47,7 @@ def run_rows(
     device: torch.device,
     *,
     keep: bool,
+    progress: ProgressOption = False,
 ) -> Seen:
     """Run attacks and certifier on the points of a loader, and return the points and clean results.
 
@@ -58,36 +60,56 @@ def run_rows(
         rows: the attacks and the certifier with their results so far, by name.
         device: device of the model.
         keep: whether the batches are kept in the result; needed if ``at_once`` is True anywhere.
+        progress: as in ``evaluate``; what runs on all points at the end reports by itself.
 
     Raises:
         TypeError, ValueError: for batches, labels or logits that are not valid, an empty loader,
             and everything that ``_check_first`` or an attack or the certifier raises an error for.
     """
     seen = Seen()
-    for batch in loader:
-        x, y = _points(batch)
-        for point in x:  # one by one, so that the fingerprint does not depend on the batch size
-            seen.inputs.add(point)
-        x, y = x.to(device), y.to(device)
-        with torch.no_grad(), naming_inputs(model, x):
-            logits = check_logits(model(x), y)
-            if not seen.labels:
-                _check_first(model, x, y, logits, rows, seen)
-        right = logits.argmax(1) == y
-        for row in rows.values():
-            if not row.at_once:
-                row.run(model, x, y, right)
-        seen.clean += right.tolist()
-        seen.labels += y.tolist()
-        seen.batches += [(x, y)] if keep else []
+    batches = _length(loader)
+    names = ["clean", *(name for name, row in rows.items() if not row.at_once)]
+    task = f"evaluate: {', '.join(names)}"
+    with reporting(progress, task, total=batches or 1, unit="batches") as show:
+        number = 0
+        for number, batch in enumerate(loader, 1):
+            x, y = _points(batch)
+            for point in x:  # one by one, so that the fingerprint does not depend on the batch size
+                seen.inputs.add(point)
+            x, y = x.to(device), y.to(device)
+            with torch.no_grad(), naming_inputs(model, x):
+                logits = check_logits(model(x), y)
+                if not seen.labels:
+                    _check_first(model, x, y, logits, rows, seen)
+            right = logits.argmax(1) == y
+            for row in rows.values():
+                if not row.at_once:
+                    row.run(model, x, y, right)
+            seen.clean += right.tolist()
+            seen.labels += y.tolist()
+            seen.batches += [(x, y)] if keep else []
+            show(number, max(number, batches) if batches else number + 1)
+        if not batches and number:
+            show(number, number)
     if not seen.labels:
-        raise ValueError("the loader is empty; nothing to evaluate.")
+        raise ValueError(
+            "the loader is empty; nothing to evaluate. A generator can be used only once: give a "
+            "DataLoader, or a list of batches."
+        )
     at_once = [row for row in rows.values() if row.at_once]
     if at_once:
         x, y = seen.together()
         for row in at_once:
             row.run(model, x, y, torch.tensor(seen.clean, device=device))
     return seen
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    """Return the number of batches of a loader; None if the loader does not know it."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:  # also from a DataLoader of a data set without a length
+        return None
 
 
 def _check_first(
@@ -135,13 +157,23 @@ def _points(batch: Any) -> tuple[Tensor, Tensor]:
         ValueError: if the inputs are not finite floats, or there are none.
     """
     if not (isinstance(batch, list | tuple) and len(batch) == 2):
-        raise TypeError(f"the loader gives a {type(batch).__name__}; legal: batches (x, y).")
+        if isinstance(batch, Mapping):
+            keys = [f"batch[{key!r}]" for key in list(batch)[:2]]
+            fix = f"Give [({', '.join(keys)}) for batch in loader]"
+        elif isinstance(batch, Tensor):
+            fix = "Give [(x, y)] for one batch, and a loader that yields labels too"
+        else:
+            fix = "Give [(x, y) for x, y, *_ in loader]"
+        raise TypeError(f"the loader gives a {type(batch).__name__}; legal: batches (x, y). {fix}.")
     x, y = batch
     if not (isinstance(x, Tensor) and x.is_floating_point() and len(x)):
         shown = (
             f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         )
-        raise ValueError(f"inputs are {shown}; legal: floats, at least one point.")
+        raise ValueError(
+            f"inputs are {shown}; legal: a tensor of floats, at least one point, such as x.float() "
+            "/ 255 of images of bytes."
+        )
     if not bool(x.isfinite().all()):
         raise ValueError("the inputs hold NaN or infinity.")
     if not isinstance(y, Tensor):

@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from robust_plugin.certificates.contract import counted
+from robust_plugin.evaluation.comparison import Comparison
 from robust_plugin.evaluation.curve import SecurityCurve
-from robust_plugin.stats import mcnemar, wilson_interval
+from robust_plugin.runtime.calls import explain_wrong_calls
+from robust_plugin.runtime.tables import listed
+from robust_plugin.stats import wilson_interval
 from robust_plugin.threat.model import ThreatModel
 
 # A row gets a remark if another attack fools more of its points than this share and this number.
 _MORE, _FEW = 0.05, 4
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Results:
     """Which points a model classifies correctly, clean and under each attack.
@@ -64,7 +68,7 @@ class Results:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """Why the robust accuracy under an attack may be too high, by the attack's name.
+        """Why the robust accuracy under an attack may be wrong, by the attack's name.
 
         There are two reasons: ``findings``, which concern the model and so all attacks, and another
         attack within the same ball that fools many points which this attack did not fool. An attack
@@ -126,6 +130,13 @@ class Results:
             return None
         return ", ".join(f"{n} {words}" for words, n in counted(self.verdicts).items())
 
+    def __repr__(self) -> str:
+        """Return one line: the number of points and the accuracies in per cent."""
+        more = ["worst case"] if len(self.flags) > 2 else []
+        more += [] if self.certified is None else ["certified"]
+        shown = [f"{row} {100 * self.accuracy(row):.1f} %" for row in (*self.rows, *more)]
+        return f"{type(self).__name__}(n={self.n}: {listed(shown)})"
+
     def accuracy(self, row: str = "clean") -> float:
         """Return the share of points that are classified correctly (or certified), in [0, 1].
 
@@ -185,13 +196,27 @@ class Results:
             raise ValueError(f"row is {row!r}; legal: {[*self.rows, *more]}.")
         return self.flags[row]
 
-    def compare(self, other: Results, row: str = "clean") -> float:
-        """Return the exact p-value of McNemar's test that two models are right equally often.
+    def compare(
+        self,
+        other: Results,
+        row: str = "clean",
+        *,
+        name: str = "this network",
+        other_name: str = "the other network",
+        extra_epochs: int = 0,
+    ) -> Comparison:
+        """Return which of two networks is better on the same points, by how much, and how surely.
+
+        If one report has more points in this row, the first points are compared, which both have.
 
         Args:
-            other: the report of the other model, on the same points.
+            other: the report of the other network, on the same points.
             row: what to compare: ``"clean"``, the name of an attack, ``"worst case"`` or
                 ``"certified"``.
+            name: what the text calls the network of this report.
+            other_name: what the text calls the network of ``other``.
+            extra_epochs: by how many epochs the network of this report was trained longer. A pruned
+                network is usually trained longer than its dense parent, and the text then says so.
 
         Raises:
             TypeError: if ``other`` is not a report.
@@ -199,14 +224,26 @@ class Results:
         """
         if not isinstance(other, Results):
             raise TypeError(f"other is a {type(other).__name__}; give a Report.")
-        mine, theirs = self._row(row), other._row(row)
+        pairs = list(zip(self._row(row), other._row(row), strict=False))
         if self.labels != other.labels or self.inputs != other.inputs:
-            raise ValueError("the two reports are not of the same test points.")
+            raise ValueError(
+                "the two reports are not of the same test points; evaluate both networks on one "
+                "loader that does not shuffle."
+            )
         one, two = (report._threats_of(row) for report in (self, other))
         if one != two:
             shown = [", ".join(map(str, each)) or "no threat model" for each in (one, two)]
             raise ValueError(f"one report's {row} is of {shown[0]}, the other's of {shown[1]}.")
-        return mcnemar(mine, theirs)
+        return Comparison(
+            row,
+            name,
+            other_name,
+            n11=pairs.count((True, True)),
+            n10=pairs.count((True, False)),
+            n01=pairs.count((False, True)),
+            n00=pairs.count((False, False)),
+            extra_epochs=extra_epochs,
+        )
 
     def _threats_of(self, row: str) -> list[ThreatModel]:
         """Return the threat models behind an accuracy: none, one, or those of all attacks.

@@ -219,9 +219,10 @@ Row = AttackRow | ProofRow
 def described(method: object) -> str:
     """Return an attack or certifier with its settings in words, the same in every process.
 
-    That is its repr. If the repr has a memory address, it is the name of the function or class.
+    That is its attribute ``settings``, or its repr without such an attribute. If the text has a
+    memory address, it is the name of the function or class.
     """
-    text = repr(method)
+    text = str(getattr(method, "settings", None) or repr(method))
     if " at 0x" not in text:
         return text
     function = method if hasattr(method, "__qualname__") else type(method)

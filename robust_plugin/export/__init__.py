@@ -37,3 +37,7 @@ __all__ = [
     "save_sparse",
     "semi_structured",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

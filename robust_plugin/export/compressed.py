@@ -21,7 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.masks.detach import dense_state_dict
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.files import read_tensors, write_tensors
+from robust_plugin.runtime.tables import listed
+from robust_plugin.runtime.values import check_path
 
 # Integer type of the gaps of each encoding, and its largest value L, which means "L zeros, and the
 # gap goes on in the next integer".
@@ -44,6 +47,10 @@ class CompressedFile:
     dense_size: int
     encodings: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        """Return one line: that of ``str`` in parentheses."""
+        return f"CompressedFile({listed([str(self)])})"
+
     def __str__(self) -> str:
         """Return one line with the name of the file, both sizes and their ratio."""
         return (
@@ -52,6 +59,7 @@ class CompressedFile:
         )
 
 
+@explain_wrong_calls
 def save_compressed(path: str | Path, model: nn.Module) -> CompressedFile:
     """Write the state_dict of a model to a compressed safetensors file, atomically.
 
@@ -65,6 +73,7 @@ def save_compressed(path: str | Path, model: nn.Module) -> CompressedFile:
     Raises:
         ValueError: if the folder of the file does not exist.
     """
+    path = check_path(path, written=True)
     tensors: dict[str, Tensor] = {}
     shapes, encodings = {}, {}
     size = 0
@@ -75,9 +84,10 @@ def save_compressed(path: str | Path, model: nn.Module) -> CompressedFile:
         encodings[name], shapes[name] = encoding, list(tensor.shape)
         tensors |= {f"{part}/{name}": each for part, each in parts.items()}
     write_tensors(path, tensors, {"encodings": encodings, "shapes": shapes})
-    return CompressedFile(Path(path), Path(path).stat().st_size, size, encodings)
+    return CompressedFile(path, path.stat().st_size, size, encodings)
 
 
+@explain_wrong_calls
 def load_compressed(path: str | Path) -> dict[str, Tensor]:
     """Return the state_dict that ``save_compressed`` wrote, for ``load_state_dict``.
 
@@ -85,7 +95,7 @@ def load_compressed(path: str | Path) -> dict[str, Tensor]:
         ValueError: if the file is missing or truncated, was not written by ``save_compressed``, or
             has parts that do not fit together.
     """
-    path = Path(path)
+    path = check_path(path)
     tensors, content = read_tensors(path)
     if not {"encodings", "shapes"} <= content.keys():
         raise ValueError(f"{path} is a safetensors file, but was not written by save_compressed.")

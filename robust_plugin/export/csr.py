@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.copies.agreement import same_gradients
+from robust_plugin.copies.agreement import run, same_gradients
 from robust_plugin.copies.deep_copy import copied
 from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear
 from robust_plugin.export.replace_layers import with_layers
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.prunable import refuse_fixed
-from robust_plugin.runtime.tables import table
+from robust_plugin.runtime.calls import explain_wrong_calls
+from robust_plugin.runtime.tables import html_lines, html_table, table
 from robust_plugin.runtime.timing import alternating
 from robust_plugin.runtime.tolerances import SPARSE_OUTPUTS
 
@@ -78,12 +79,27 @@ class SparseReport:
         """The names of the layers that have a CSR weight in the exported network."""
         return tuple(layer.name for layer in self.layers if layer.chosen)
 
+    def __repr__(self) -> str:
+        """Return one line: how many layers have a CSR weight, and the speed-up of the network."""
+        return (
+            f"SparseReport({len(self.chosen)} of {len(self.layers)} layers in CSR, "
+            f"{self.dense / self.sparse:.2f}x)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the table of ``str`` in HTML for notebooks."""
+        return f"{html_table(self._rows(), align='<>>><')}\n{html_lines([self._summary()])}"
+
     def __str__(self) -> str:
         """Return a table with one line per layer, and a line for the whole network below it.
 
         The columns are the layer's name, the share of weights that it keeps, the median
         milliseconds of the dense and of the CSR layer, and the reason of the choice.
         """
+        return "\n".join([*table(self._rows(), align="<>>><"), self._summary()])
+
+    def _rows(self) -> list[list[str]]:
+        """Return the cells of the table, the header first."""
         rows = [["layer", "kept", "dense ms", "CSR ms"]]
         for layer in self.layers:
             times = [
@@ -92,15 +108,18 @@ class SparseReport:
             ]
             share = layer.kept / max(1, layer.size)
             rows.append([layer.name, f"{share:.2%}", *times, layer.reason])
-        lines = table(rows, align="<>>><")
-        lines.append(
+        return rows
+
+    def _summary(self) -> str:
+        """Return the line for the whole network."""
+        return (
             f"network: dense {1e3 * self.dense:.3f} ms, exported {1e3 * self.sparse:.3f} ms, "
             f"{self.dense / self.sparse:.2f}x, {len(self.chosen)} of {len(self.layers)} layers in "
             f"CSR, {self.threads} thread{'s' * (self.threads != 1)}"
         )
-        return "\n".join(lines)
 
 
+@explain_wrong_calls
 def sparse(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
 ) -> tuple[nn.Module, SparseReport]:
@@ -138,8 +157,14 @@ def sparse(
     _refuse(model)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     plain = copied(model).eval().requires_grad_(False)
+    if not all(isinstance(each, Tensor) for each in inputs):
+        raise TypeError(f"example_inputs is a {type(example_inputs).__name__}; give tensors.")
     with torch.no_grad():
-        expected = plain(*inputs)
+        try:
+            expected = plain(*inputs)
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            run(plain, inputs)  # raises an error that names the shapes
+            raise
         if not isinstance(expected, Tensor):
             raise TypeError(
                 f"the network returns a {type(expected).__name__}; wrap it in a module that "

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from robust_plugin.export.csr_layers import SparseConv2d, SparseLayer, SparseLinear
 from robust_plugin.export.replace_layers import with_layers
 from robust_plugin.masks.detach import tensors_of
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.files import read_tensors, write_tensors
+from robust_plugin.runtime.values import check_model, check_path
 
 
+@explain_wrong_calls
 def save_sparse(path: str | Path, model: nn.Module) -> None:
     """Write the state_dict of a network with CSR layers to a safetensors file, atomically.
 
@@ -24,9 +27,10 @@ def save_sparse(path: str | Path, model: nn.Module) -> None:
     Raises:
         ValueError: if the folder of the file does not exist.
     """
-    write_tensors(path, tensors_of(model.state_dict()), {"layers": "csr"})
+    write_tensors(path, tensors_of(check_model(model).state_dict()), {"layers": "csr"})
 
 
+@explain_wrong_calls
 def load_sparse(path: str | Path, model: nn.Module) -> nn.Module:
     """Return a copy of a network with the CSR layers and the state that ``save_sparse`` wrote.
 
@@ -40,7 +44,8 @@ def load_sparse(path: str | Path, model: nn.Module) -> nn.Module:
         ValueError: if the file is truncated, was not written by ``save_sparse`` or is of another
             network, or if its indices do not form a CSR matrix.
     """
-    path = Path(path)
+    path = check_path(path)
+    check_model(model)
     state, content = read_tensors(path)
     if content.get("layers") != "csr":
         raise ValueError(f"{path} was not written by save_sparse.")

@@ -10,6 +10,8 @@ from torch import nn
 from robust_plugin.export.replace_layers import with_layers
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.select import most_kept
+from robust_plugin.runtime.calls import explain_wrong_calls
+from robust_plugin.runtime.values import check_model
 
 # What both of torch's kernels, cuSPARSELt and CUTLASS, accept: floats of 16 bits, rows in
 # multiples of 32 and columns in multiples of 64, on compute capability 8.0 and above.
@@ -18,6 +20,7 @@ _BLOCK = (32, 64)
 _CAPABILITY = (8, 0)
 
 
+@explain_wrong_calls
 def semi_structured(model: nn.Module) -> tuple[nn.Module, Mapping[str, str]]:
     """Return a copy for inference whose 2:4 sparse Linear layers hold compressed weights.
 
@@ -39,7 +42,7 @@ def semi_structured(model: nn.Module) -> tuple[nn.Module, Mapping[str, str]]:
         ValueError: if a pruner is attached, the network is not on a suitable CUDA device, or no
             layer can be compressed, with the reason for each.
     """
-    if next(masked_weights(model), None) is not None:
+    if next(masked_weights(check_model(model)), None) is not None:
         raise ValueError("a pruner is attached to the network; call pruner.finalize() first.")
     _refuse_other_devices(model)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}

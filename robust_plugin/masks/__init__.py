@@ -39,3 +39,7 @@ __all__ = [
     "Member",
     "weight_groups",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

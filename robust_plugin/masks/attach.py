@@ -7,6 +7,7 @@ layers whose input channels are removed together. Its ``GroupMask`` is a submodu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from robust_plugin.masks.groups import Group
 from robust_plugin.masks.select import Pattern, StraightThrough, nm_mask, topk_mask
+from robust_plugin.runtime.calls import user_level
 
 
 class GroupMask(nn.Module):
@@ -40,6 +42,7 @@ class GroupMask(nn.Module):
             ``kept``.
         mask: the mask, bool, same shape as the scores. It is not in the state_dict: loading a state
             computes it again.
+        waits: True while a pruner that learns is attached and its prune phase has not begun.
         unfollowed: True while scores or density are to be learned but ``Pruner.follow`` has not
             been called, so that no optimizer step changes the mask.
     """
@@ -60,6 +63,7 @@ class GroupMask(nn.Module):
         self.scores = nn.Parameter(scores.detach().float().clone(), requires_grad=False)
         self.k_min = k_min
         self.pattern = pattern
+        self.waits = False
         self.unfollowed = False
         device = scores.device
         self.rate: nn.Parameter | None = None
@@ -134,6 +138,7 @@ class GroupMask(nn.Module):
 
 def _choose_after_load(group: GroupMask, _: Any) -> None:
     """Compute the mask from the scores and the number of ones that were just loaded."""
+    group.waits = False  # the scores may have been learned elsewhere
     group.choose()
 
 
@@ -175,7 +180,20 @@ class MaskedWeight(nn.Module):
                     self.index
                 ]  # index -1 reads the appended 1
             mask = mask.view([-1 if d == self.dim else 1 for d in range(weight.dim())])
-        return weight * mask
+        product = weight * mask
+        if self.group.waits and self.training and product.requires_grad:
+            product.register_hook(self._warn_of_waiting)  # type: ignore[no-untyped-call]
+        return product
+
+    def _warn_of_waiting(self, _: Tensor) -> None:
+        """Warn that the weight is trained before its mask is learned; called in backward passes."""
+        self.group.waits = False  # once is enough
+        warnings.warn(
+            "the model is trained while its pruner is in phase 'attached', in which nothing is "
+            "learned; call pruner.set_phase('prune') first, and build the optimizer from what it "
+            "returns.",
+            stacklevel=user_level(),
+        )
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the weight to store when a value is assigned to the masked weight.

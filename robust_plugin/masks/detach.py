@@ -5,6 +5,8 @@ A *dense name* is the name of a parameter or buffer in the state_dict of the net
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,8 +16,11 @@ from torch.nn.utils import parametrize
 
 from robust_plugin.masks.attach import GroupMask, MaskedWeight, chain_of, masked_weights
 from robust_plugin.masks.select import most_kept
+from robust_plugin.runtime.calls import explain_wrong_calls, user_level
+from robust_plugin.runtime.values import check_model
 
 
+@explain_wrong_calls
 def finalize(model: nn.Module) -> None:
     """Turn every masked layer into a plain layer whose pruned weights are zero.
 
@@ -28,10 +33,17 @@ def finalize(model: nn.Module) -> None:
             ones or the n:m pattern that it should have. The latter happens in averages of models
             (EMA) that average the masks too.
     """
-    found = list(masked_weights(model))
+    found = list(masked_weights(check_model(model)))
     if not found:
         raise ValueError(
             "finalize found no masked layer; is it this model a pruner is attached to?"
+        )
+    if any(masked.group.waits for _, _, _, masked in found):
+        # No error: a copy may be from before the prune phase, on purpose.
+        warnings.warn(
+            "the pruner of this model has learned nothing yet, so that its masks are those of the "
+            "initial scores; run the phase 'prune' first, or take MagnitudePruner.",
+            stacklevel=user_level(),
         )
     for name, _, _, masked in found:
         _check_mask(masked.group, name)
@@ -110,6 +122,7 @@ def lend_masks(source: nn.Module, copy: nn.Module) -> None:
     if [(name, key) for name, _, key, _ in ours] != [(name, key) for name, _, key, _ in theirs]:
         raise ValueError("the model is no copy of the network that this pruner is attached to.")
     for (_, _, _, masked), (_, _, _, other) in zip(ours, theirs, strict=True):
+        other.group.waits = masked.group.waits
         other.group.mask.copy_(masked.group.mask)
         other.group.kept.copy_(masked.group.kept)
 
@@ -134,6 +147,7 @@ def dense_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
+@explain_wrong_calls
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return the state_dict that the network would have after ``finalize``: pruned weights are 0.
 
@@ -143,7 +157,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: if the state of the model holds objects that are not tensors.
     """
-    state = tensors_of(model.state_dict())
+    state = tensors_of(check_model(model).state_dict())
     dense: dict[str, Tensor] = {}
     for name, stored in dense_names(model).items():
         dense[name] = state[stored]
@@ -164,7 +178,14 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
             get_extra_state, or ``state`` is a checkpoint with the network's state as one value.
     """
     if not isinstance(state, Mapping):
-        raise TypeError(f"state is a {type(state).__name__}; give a mapping of names to tensors.")
+        hint = ""
+        if isinstance(state, nn.Module):
+            hint = ", as its state_dict()"
+        elif isinstance(state, str | os.PathLike):
+            hint = ", as torch.load(path, weights_only=True) reads it"
+        raise TypeError(
+            f"state is a {type(state).__name__}; give a mapping of names to tensors{hint}."
+        )
     for name, value in state.items():
         if isinstance(value, Tensor):
             continue
@@ -195,6 +216,7 @@ _EXTRA = "_extra_state"
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 
 
+@explain_wrong_calls
 def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load the state of a network without masks into a model with or without a pruner attached.
 
@@ -210,7 +232,10 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
         ValueError: naming the tensors that are missing, unknown or of another shape, or a value
             that is not a tensor.
     """
-    state, own = tensors_of(state), tensors_of(model.state_dict(keep_vars=True))
+    if isinstance(model, Mapping):
+        raise TypeError("model is a state_dict; the order is load_dense_state_dict(model, state).")
+    own = tensors_of(check_model(model).state_dict(keep_vars=True))
+    state = tensors_of(state)
     expected = {name: own[stored] for name, stored in dense_names(model).items()}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in state) and not expected.keys() & state.keys():

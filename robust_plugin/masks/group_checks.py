@@ -42,9 +42,15 @@ def check_groups(
         exclude: layers to leave dense; must be empty, because the groups say what is pruned.
 
     Raises:
+        TypeError: if ``groups`` is not a sequence of groups.
         ValueError: if there are no groups, ``exclude`` is not empty, or a member is not a parameter
             of the model, would be masked twice, or has a shape that does not fit its group.
     """
+    if not isinstance(groups, Sequence) or not all(isinstance(each, Group) for each in groups):
+        raise TypeError(
+            f"groups is {groups!r}; give groups as channel_groups(model, x[:1]) or "
+            "weight_groups(model) returns them. Layers that stay dense go to exclude=."
+        )
     if not groups or exclude:
         raise ValueError(
             f"there are {len(groups)} groups, and exclude is {exclude!r}; give at least one group, "

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.runtime.tables import listed
+
 
 @dataclass(frozen=True)
 class Member:
@@ -35,6 +37,10 @@ class Member:
     dim: int | None = None
     index: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Return one line: the name of the parameter, and the dimension that is masked."""
+        return f"Member({self.name!r}" + ("" if self.dim is None else f", dim={self.dim}") + ")"
+
     @property
     def name(self) -> str:
         """The name of the parameter in the state_dict of the model without masks."""
@@ -43,7 +49,8 @@ class Member:
     @property
     def weight(self) -> Tensor:
         """The parameter as the model computes with it, times its mask if it has one, detached."""
-        weight: Tensor = getattr(self.layer, self.parameter)
+        with torch.no_grad():  # also before the optimizer is followed, when training is refused
+            weight: Tensor = getattr(self.layer, self.parameter)
         return weight.detach()
 
     def multiply_adds(self, macs: Mapping[tuple[str, str], int]) -> int:
@@ -90,6 +97,13 @@ class Group:
             )
         if not self.name:
             object.__setattr__(self, "name", self.members[0].name)
+
+    def __repr__(self) -> str:
+        """Return one line: the name, the size, and the number of parameters that share the mask."""
+        kind = "weights" if self.channels is None else "channels"
+        more = len(self.members) - 1
+        shared = f", {1 + more} members" if more else ""
+        return f"Group({listed([repr(self.name)])}, {self.size:,} {kind}{shared})"
 
     @property
     def size(self) -> int:
@@ -182,6 +196,11 @@ class Groups(tuple[Group, ...]):
         made = super().__new__(cls, groups)
         made.example_inputs = example_inputs
         return made
+
+    def __repr__(self) -> str:
+        """Return one line: the number of groups, and the first ones by name."""
+        shown = [f"{group.name} ({group.size})" for group in self]
+        return f"Groups({len(self)} groups: {listed(shown)})"
 
     def __getnewargs__(self) -> tuple[tuple[Group, ...], tuple[Tensor, ...]]:
         """Return the arguments that copying and unpickling pass to ``__new__``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 
@@ -10,6 +11,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize, prune
 
 from robust_plugin.masks.groups import Group, Member
+from robust_plugin.runtime.calls import explain_wrong_calls, user_level
+from robust_plugin.runtime.values import check_model
 
 _PRUNABLE: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
@@ -84,6 +87,7 @@ def refuse_tied(model: nn.Module, group: Group) -> None:
             raise ValueError(f"{' and '.join(sorted(names[parameter]))} are one parameter")
 
 
+@explain_wrong_calls
 def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
     """Return one group (the parameters of one mask) per convolution, linear or attention weight.
 
@@ -97,7 +101,7 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
         ValueError: if nothing is left to prune, an excluded layer is not in the model, a weight
             is tied to a parameter that cannot be masked, or a layer is parametrized already.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(check_model(model).named_modules(remove_duplicate=False))
     dense = below(modules, exclude)
     owners: dict[nn.Parameter, list[Member]] = {}
     for member in prunable_members(model):
@@ -147,7 +151,7 @@ def warn_of_uncovered(model: nn.Module, groups: Collection[Group]) -> None:
         warnings.warn(
             f"masks cover {1 - sum(sizes.values()) / total:.1%} of the {total:,} parameters; the "
             f"rest stays dense, the largest being {', '.join(largest)}.",
-            stacklevel=4,
+            stacklevel=user_level(),
         )
 
 
@@ -176,15 +180,17 @@ def below(modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
         TypeError: if ``exclude`` is a single layer or name instead of a list.
         ValueError: if an excluded layer is not in the model.
     """
-    if isinstance(exclude, str | nn.Module):
+    if isinstance(exclude, str | nn.Module) or not isinstance(exclude, Collection):
         raise TypeError(f"exclude is {exclude!r}; give a list of layers or of their names.")
     found: set[nn.Module] = set()
     for entry in exclude:
         layer = modules.get(entry) if isinstance(entry, str) else entry
         if layer is None or layer not in modules.values():
+            names = [name for name in modules if name]
+            close = difflib.get_close_matches(str(entry), names, n=1)
+            hint = f" Give {close[0]!r}." if close else ""
             raise ValueError(
-                f"exclude names {entry!r}, which is not in the model; it has "
-                f"{[name for name in modules if name]}."
+                f"exclude names {entry!r}, which is not in the model; it has {names}.{hint}"
             )
         found.update(layer.modules())
     return found
@@ -208,8 +214,7 @@ def refuse_fixed(model: nn.Module) -> None:
         ValueError: if it was made by TorchScript or torch.export and so has a graph instead of
             layers.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module.")
+    check_model(model)
     made_by = None
     if isinstance(model, torch.jit.ScriptModule):
         made_by = "TorchScript"

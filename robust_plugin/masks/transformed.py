@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from robust_plugin.masks.groups import Member
+from robust_plugin.runtime.calls import user_level
 
 _FUNCTIONS = (
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d,
@@ -128,7 +129,7 @@ def refuse_transformed(members: Iterable[Member]) -> None:
             f"{len(unknown)} layers with a forward of their own could not be tried alone, such as "
             f"{unknown[0]!r}: if they compute with another weight than the one they hold, its mask "
             "prunes nothing. Name them in exclude, or see that zeros stay zeros.",
-            stacklevel=4,
+            stacklevel=user_level(),
         )
     found = {name: layer for name, (layer, keeps) in judged.items() if keeps is False}
     if found:

@@ -7,6 +7,7 @@ passes whose outputs enter the loss run in the model's present mode, usually tra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_plugin.attacks.contract import Attack
-from robust_plugin.attacks.logits import check_labels, check_logits
+from robust_plugin.attacks.contract import Attack, SuspectNetwork, check_attack
+from robust_plugin.attacks.logits import check_labels, check_logits, outputs_of
 from robust_plugin.attacks.losses import kl_divergence
 from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.runtime.calls import explain_wrong_calls, user_level
 from robust_plugin.runtime.distributed import unwrapped
-from robust_plugin.threat.model import ThreatModel, per_point
+from robust_plugin.runtime.values import check_call, is_number, is_whole
+from robust_plugin.threat.model import ThreatModel, check_threat, per_point
 from robust_plugin.threat.units import parse_eps
 
 Batch = TypeVar("Batch")
@@ -50,6 +53,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
         ValueError: for NaN, infinity or another shape, or labels outside 0..classes-1, also for the
             label -100, whose points torch's cross-entropy leaves out.
     """
+    _warn_of_probabilities(logits)
     return F.cross_entropy(check_logits(logits, y), y.long())
 
 
@@ -58,9 +62,26 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
     With mixed precision, a GradScaler skips the steps whose gradients are not finite.
     """
+    _warn_of_probabilities(logits)
     return F.cross_entropy(check_labels(logits, y), y.long())
 
 
+def _warn_of_probabilities(logits: Tensor) -> None:
+    """Warn if the network ends in a softmax or a sigmoid: the losses apply a softmax themselves.
+
+    The name of the last operation says so, so that no value is read.
+    """
+    last = type(getattr(logits, "grad_fn", None)).__name__
+    if last in ("SoftmaxBackward0", "SigmoidBackward0"):
+        warnings.warn(
+            f"the model ends in a {last.removesuffix('Backward0').lower()}, and the loss applies "
+            "a softmax to its outputs again, which makes gradients vanish; return logits.",
+            SuspectNetwork,
+            stacklevel=user_level(),
+        )
+
+
+@explain_wrong_calls
 def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return CE(f(x), y), the loss of standard training without an adversary.
 
@@ -77,12 +98,13 @@ def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         TypeError: if the model does not return a tensor.
         ValueError: for labels outside 0..classes-1, or logits or probabilities of another shape.
     """
-    logits = model(x)
+    check_call(model, x, y)
+    logits = outputs_of(model, x)
     if isinstance(logits, Tensor) and logits.dim() > 2:  # one label per pixel, some to be ignored
         return F.cross_entropy(logits, y)
     if not (y.is_floating_point() and y.dim() == 2):
         return _cross_entropy(logits, y)
-    check_labels(logits, torch.zeros(len(y), dtype=torch.long))
+    check_labels(logits, y.new_zeros(len(y), dtype=torch.long))
     if logits.shape != y.shape:
         raise ValueError(
             f"probabilities have shape {tuple(y.shape)} and logits {tuple(logits.shape)}; legal: "
@@ -91,6 +113,7 @@ def benign(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y)
 
 
+@explain_wrong_calls
 def adversarial(attack: Attack) -> Objective:
     """Return the objective CE(f(x'), y), where ``attack`` returns x' (Madry et al. 2018).
 
@@ -103,13 +126,17 @@ def adversarial(attack: Attack) -> Objective:
     """
     if not callable(attack):
         raise TypeError(f"attack is {attack!r}; give a callable, such as pgd(threat).")
+    check_attack(attack)
 
+    @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return _cross_entropy(model(attack(unwrapped(model), x, y)), y)
+        check_call(model, x, y)
+        return _cross_entropy(outputs_of(model, attack(unwrapped(model), x, y)), y)
 
     return objective
 
 
+@explain_wrong_calls
 def trades(
     threat: ThreatModel,
     *,
@@ -144,15 +171,18 @@ def trades(
     check_beta(beta)
     attack = pgd(threat, steps=steps, step_size=step_size, loss="kl", start="gaussian")
 
+    @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_call(model, x, y)
         x_adv = attack(unwrapped(model), x, y)
-        clean, robust = model(x), model(x_adv)
+        clean, robust = outputs_of(model, x), model(x_adv)
         loss: Tensor = _cross_entropy(clean, y) + beta * kl_divergence(clean, robust).mean()
         return loss
 
     return objective
 
 
+@explain_wrong_calls
 def mart(
     threat: ThreatModel,
     *,
@@ -179,9 +209,11 @@ def mart(
     check_beta(beta)
     attack = pgd(threat, steps=steps, step_size=step_size, start="gaussian")
 
+    @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_call(model, x, y)
         x_adv = attack(unwrapped(model), x, y)
-        clean, robust = model(x), model(x_adv)
+        clean, robust = outputs_of(model, x), model(x_adv)
         robust_loss, y = _cross_entropy(robust, y), y.long()
         wrong = robust.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
         boosted = robust_loss - torch.log(1.0001 - wrong).mean()
@@ -194,10 +226,11 @@ def mart(
 
 def check_beta(beta: float) -> None:
     """Raise a ValueError unless beta, the weight of the KL term of a loss, is at least 0."""
-    if not beta >= 0:
-        raise ValueError(f"beta is {beta}; legal: at least 0.")
+    if not (is_number(beta) and beta >= 0):
+        raise ValueError(f"beta is {beta!r}; legal: at least 0.")
 
 
+@explain_wrong_calls
 class Free:
     """The objective CE(f(x + d), y) of free adversarial training (Shafahi et al. 2019).
 
@@ -209,13 +242,22 @@ class Free:
     Args:
         threat: threat model of the perturbation.
         step_size: length of each step of d, in input units; default eps, as in the paper.
+
+    Raises:
+        TypeError: if ``threat`` is not a ThreatModel.
+        ValueError: for an illegal step size.
     """
 
     def __init__(self, threat: ThreatModel, *, step_size: float | str | None = None) -> None:
-        self.threat = threat
+        self.threat = check_threat(threat)
         self.step_size = threat.eps if step_size is None else parse_eps(step_size, name="step_size")
+        threat.check_width("step_size", step_size, self.step_size)
         self._delta: Tensor | None = None
         self._leaf: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Return the call that makes this objective."""
+        return f"Free({self.threat!r}, step_size={self.step_size!r})"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss; its backward pass also computes the gradient for the next step of d.
@@ -225,11 +267,12 @@ class Free:
             x: clean inputs, shape [B, ...].
             y: labels, shape [B].
         """
+        check_call(model, x, y)
         self.threat.check_inputs(x)
         delta = self._next_delta(x)
         self._leaf = delta.requires_grad_(True)
         x_adv = (x + delta).clamp(self.threat.low, self.threat.high)
-        return _cross_entropy(model(x_adv), y)
+        return _cross_entropy(outputs_of(model, x_adv), y)
 
     def _next_delta(self, x: Tensor) -> Tensor:
         """Move the perturbation by one step, and return it with the shape of ``x``."""
@@ -259,14 +302,16 @@ class Free:
         ).clamp(max=1)
 
 
+@explain_wrong_calls
 def replay(batches: Iterable[Batch], times: int) -> Iterator[Batch]:
     """Yield every batch ``times`` times in a row, for free adversarial training (see ``Free``).
 
     Raises:
-        ValueError: if ``times`` is below 1.
+        TypeError: if ``batches`` cannot be iterated.
+        ValueError: unless ``times`` is a whole number of at least 1.
     """
-    if times < 1:
-        raise ValueError(f"times is {times}; legal: at least 1.")
-    for batch in batches:
-        for _ in range(times):
-            yield batch
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches is a {type(batches).__name__}; give the DataLoader, or a list.")
+    if not (is_whole(times) and times >= 1):
+        raise ValueError(f"times is {times!r}; legal: at least 1, whole.")
+    return (batch for batch in batches for _ in range(times))

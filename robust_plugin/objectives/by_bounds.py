@@ -9,6 +9,7 @@ schedule.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +21,15 @@ from robust_plugin.certificates.contract import Bounds
 from robust_plugin.certificates.ibp import ibp_margins
 from robust_plugin.certificates.propagation import Propagation
 from robust_plugin.objectives.by_attack import cross_entropy
-from robust_plugin.objectives.ramp import Ramp
+from robust_plugin.objectives.ramp import Ramp, check_ramp
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.distributed import innermost
 from robust_plugin.runtime.random import few_of, happens
+from robust_plugin.runtime.values import check_call, is_number, is_whole
 from robust_plugin.threat.model import ThreatModel, check_threat
 
 
+@explain_wrong_calls
 @dataclass
 class Certified:
     """The objective that ``certified`` returns.
@@ -61,6 +65,7 @@ class Certified:
             x: clean inputs, shape [B, ...].
             y: labels, shape [B].
         """
+        check_call(model, x, y)
         # Also for kappa = 0: DDP and running statistics need a forward pass of the wrapper.
         with clean_pass(model, x) as logits:
             clean, y = cross_entropy(logits, y), y.long()
@@ -91,6 +96,7 @@ class Certified:
         return ends[0] + (ends[1] - ends[0]) * self.risen
 
 
+@explain_wrong_calls
 def certified(
     threat: ThreatModel,
     *,
@@ -127,13 +133,15 @@ def certified(
     check_threat(threat)
     _check_bounds(bounds)
     for name, ends in (("kappa", kappa), ("beta", beta)):
-        if len(ends) != 2 or not all(0 <= end <= 1 for end in ends):
-            raise ValueError(f"{name} is {ends}; legal: two numbers (start, end) in [0, 1].")
-    if not nrs >= 0:
-        raise ValueError(f"nrs is {nrs}; legal: at least 0.")
-    return Certified(threat, bounds, kappa, beta, ramp or Ramp(), nrs)
+        pair = isinstance(ends, tuple | list) and len(ends) == 2
+        if not (pair and all(is_number(end) and 0 <= end <= 1 for end in ends)):
+            raise ValueError(f"{name} is {ends!r}; legal: two numbers (start, end) in [0, 1].")
+    if not (is_number(nrs) and nrs >= 0):
+        raise ValueError(f"nrs is {nrs!r}; legal: at least 0.")
+    return Certified(threat, bounds, kappa, beta, check_ramp(ramp, Ramp()), nrs)
 
 
+@explain_wrong_calls
 @dataclass
 class MixTrain:
     """The objective that ``mixtrain`` returns.
@@ -178,6 +186,7 @@ class MixTrain:
             x: clean inputs of the batch, or of one part, shape [B, ...].
             y: labels, shape [B].
         """
+        check_call(model, x, y)
         with clean_pass(model, x) as logits:
             loss, y = cross_entropy(logits, y), y.long()
             if happens(self.probability):
@@ -191,6 +200,7 @@ class MixTrain:
         return loss
 
 
+@explain_wrong_calls
 def mixtrain(
     threat: ThreatModel,
     *,
@@ -222,16 +232,27 @@ def mixtrain(
     """
     check_threat(threat)
     _check_bounds(bounds)
-    if points < 1 or not 0 <= probability <= 1:
+    legal = is_whole(points) and points >= 1
+    if not (legal and is_number(probability) and 0 <= probability <= 1):
         raise ValueError(
-            f"points is {points} and probability {probability}; legal: at least 1, and 0 to 1."
+            f"points is {points!r} and probability {probability!r}; legal: at least 1, and 0 to 1."
         )
-    return MixTrain(threat, bounds, points, probability, ramp or Ramp())
+    return MixTrain(threat, bounds, points, probability, check_ramp(ramp, Ramp()))
 
 
 def _check_bounds(bounds: object) -> None:
     if not callable(bounds):
         raise TypeError(f"bounds is {bounds!r}; give a function, such as ibp_margins.")
+    try:
+        inspect.signature(bounds).bind("model", "x", "y", "threat")
+    except TypeError as error:
+        name = getattr(bounds, "__name__", type(bounds).__name__)
+        raise TypeError(
+            f"{name} cannot be called as bounds(model, x, y, threat) ({error}); give ibp_margins, "
+            'or the method bounds of a certifier, as LiRPA(threat, "CROWN-IBP").bounds.'
+        ) from error
+    except ValueError:  # some callables written in C have no signature
+        return
 
 
 def nrs_loss(model: nn.Module, x: Tensor, threat: ThreatModel) -> Tensor:

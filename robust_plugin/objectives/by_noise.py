@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attacks.contract import guarded
-from robust_plugin.attacks.logits import check_logits, check_pairs
+from robust_plugin.attacks.logits import check_logits, check_pairs, outputs_of
 from robust_plugin.attacks.losses import kl_divergence
 from robust_plugin.objectives.by_attack import Objective, check_beta, cross_entropy
-from robust_plugin.objectives.ramp import Ramp
+from robust_plugin.objectives.ramp import Ramp, check_ramp
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.random import normal_like
+from robust_plugin.runtime.values import check_call, is_whole
 from robust_plugin.threat.model import ThreatModel, check_threat, per_point
 from robust_plugin.threat.units import check_box, check_sigma, check_units
 
 
+@explain_wrong_calls
 def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Objective:
     """Return the objective CE(f(x + sigma N), y), with the network f and noise N from N(0, 1).
 
@@ -35,16 +38,19 @@ def gaussian(*, sigma: float = 0.25, low: float = 0.0, high: float = 1.0) -> Obj
     Raises:
         ValueError: unless sigma > 0 and low < high.
     """
-    check_sigma(sigma)
     check_box(low, high)
+    check_sigma(sigma, low, high)
 
+    @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_call(model, x, y)
         check_units(x, low, high, "gaussian")
-        return cross_entropy(model(x + sigma * normal_like(x)), y)
+        return cross_entropy(outputs_of(model, x + sigma * normal_like(x)), y)
 
     return objective
 
 
+@explain_wrong_calls
 @dataclass
 class SmoothAdv:
     """The objective that ``smoothadv`` returns.
@@ -77,6 +83,9 @@ class SmoothAdv:
             x: clean inputs, shape [B, ...].
             y: labels, shape [B].
         """
+        check_call(model, x, y)
+        if not x.is_floating_point():  # the noise has the dtype of x
+            self.threat.check_inputs(x)
         check_pairs(x, y)
         noise = self.sigma * normal_like(x, samples=self.samples)
 
@@ -109,6 +118,7 @@ class SmoothAdv:
         return x_adv
 
 
+@explain_wrong_calls
 def smoothadv(
     threat: ThreatModel,
     *,
@@ -138,12 +148,13 @@ def smoothadv(
     """
     if check_threat(threat).norm != "L2":
         raise ValueError(f"the threat model's norm is {threat.norm}; smoothadv moves in L2.")
-    check_sigma(sigma)
-    if min(samples, steps) < 1:
-        raise ValueError(f"samples is {samples} and steps {steps}; legal: at least 1.")
-    return SmoothAdv(threat, sigma, samples, steps, ramp or Ramp(0.0, 0.0))
+    check_sigma(sigma, threat.low, threat.high)
+    if not all(is_whole(count) and count >= 1 for count in (samples, steps)):
+        raise ValueError(f"samples is {samples!r} and steps {steps!r}; legal: at least 1, whole.")
+    return SmoothAdv(threat, sigma, samples, steps, check_ramp(ramp, Ramp(0.0, 0.0)))
 
 
+@explain_wrong_calls
 def stability(
     *, sigma: float = 0.25, beta: float = 6.0, low: float = 0.0, high: float = 1.0
 ) -> Objective:
@@ -164,12 +175,14 @@ def stability(
         ValueError: unless beta >= 0, sigma > 0 and low < high.
     """
     check_beta(beta)
-    check_sigma(sigma)
     check_box(low, high)
+    check_sigma(sigma, low, high)
 
+    @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_call(model, x, y)
         check_units(x, low, high, "stability")
-        clean, noisy = model(x), model(x + sigma * normal_like(x))
+        clean, noisy = outputs_of(model, x), model(x + sigma * normal_like(x))
         return cross_entropy(clean, y) + beta * kl_divergence(clean, noisy).mean()
 
     return objective

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
+from robust_plugin.runtime.calls import explain_wrong_calls
+from robust_plugin.runtime.values import is_number
+
 Shape = Literal["linear", "smoothed"]
 
 # The smoothed ramp is a quartic for this share of its length (Gowal et al. 2018, official code).
@@ -24,6 +27,7 @@ class Ramped(Protocol):
         """
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Ramp:
     """A function that rises from 0 to 1 over a part of a training phase.
@@ -46,9 +50,10 @@ class Ramp:
     shape: Shape = "linear"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
+        numbers = is_number(self.start) and is_number(self.end)
+        if not (numbers and 0 <= self.start <= self.end <= 1):
             raise ValueError(
-                f"a ramp from {self.start} to {self.end}; legal: shares of the phase, "
+                f"a ramp from {self.start!r} to {self.end!r}; legal: shares of the phase, "
                 "0 <= start <= end <= 1."
             )
         if self.shape not in get_args(Shape):
@@ -60,8 +65,11 @@ class Ramp:
         Raises:
             ValueError: unless 0 <= epoch <= epochs.
         """
-        if not 0 <= epoch <= epochs or epochs <= 0:
-            raise ValueError(f"progress to epoch {epoch} of {epochs}; legal: 0 <= epoch <= epochs.")
+        numbers = is_number(epoch) and is_number(epochs)
+        if not (numbers and 0 <= epoch <= epochs and epochs > 0):
+            raise ValueError(
+                f"progress to epoch {epoch!r} of {epochs!r}; legal: 0 <= epoch <= epochs."
+            )
         return self(epoch / epochs)
 
     def __call__(self, share: float) -> float:
@@ -78,3 +86,14 @@ class Ramp:
         if t < _QUARTIC:
             return float(c * t**4)
         return float(c * _QUARTIC**4 + 4 * c * _QUARTIC**3 * (t - _QUARTIC))
+
+
+def check_ramp(ramp: Ramp | None, default: Ramp) -> Ramp:
+    """Return ``ramp``, or ``default`` if it is None.
+
+    Raises:
+        TypeError: if ``ramp`` is neither a Ramp nor None.
+    """
+    if not (ramp is None or isinstance(ramp, Ramp)):
+        raise TypeError(f"ramp is {ramp!r}; give a Ramp, as Ramp(start=0.0, end=0.6), or None.")
+    return default if ramp is None else ramp

@@ -5,7 +5,8 @@ papers, each a ``Pruner`` with some arguments fixed. ``attachment.py`` checks th
 pruner and builds its masks, ``phases.py`` says which parameters are trained in which phase,
 ``optimizer_hook.py`` updates the masks after optimizer steps, ``scores.py`` has initial scores,
 ``state.py`` compares a saved state with a pruner, ``checkpoint.py`` saves and loads a model with
-pruner and optimizer, and ``sparsity_table.py`` counts the weights that are kept.
+pruner and optimizer, ``sparsity_table.py`` counts the weights that are kept, and ``batch_norm.py``
+measures BatchNorm's running statistics anew after masks have changed.
 
 Not here: removing channels from the network (``channels``).
 
@@ -13,6 +14,9 @@ Uses: masks, budget, runtime.
 Used by: channels.
 """
 
+from robust_plugin.pruning.batch_norm import (
+    recompute_statistics,
+)
 from robust_plugin.pruning.presets import (
     HarpPruner,
     HydraPruner,
@@ -35,8 +39,13 @@ __all__ = [
     "HydraPruner",
     "MagnitudePruner",
     "Pruner",
+    "recompute_statistics",
     "scaled_magnitude",
     "snip_scores",
     "Sparsity",
     "sparsity",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -75,7 +75,8 @@ def check_choices(
     """
     if next(masked_weights(model), None) is not None:
         raise ValueError("the model has a pruner already; finalize it before attaching one.")
-    if not set(learn) <= set(get_args(Learnable)) or isinstance(learn, str):
+    known = isinstance(learn, Collection) and set(learn) <= set(get_args(Learnable))
+    if not known or isinstance(learn, str):
         raise ValueError(f"learn is {learn!r}; legal: any of {get_args(Learnable)}.")
     if control not in get_args(Control):
         raise ValueError(f"control is {control!r}; legal: {', '.join(get_args(Control))}.")

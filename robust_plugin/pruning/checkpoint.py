@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from robust_plugin.masks.detach import tensors_of
 from robust_plugin.pruning.pruner import Pruner
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.files import read_tensors, write_tensors
+from robust_plugin.runtime.tables import listed
+from robust_plugin.runtime.values import check_model, check_path
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Checkpoint:
     """The content of a checkpoint file.
@@ -35,6 +39,15 @@ class Checkpoint:
     path: Path
     tensors: Mapping[str, Tensor]
     content: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """Return one line: the file, the number of tensors, and which states it holds."""
+        numbers = sum(tensor.numel() for tensor in self.tensors.values())
+        states = [name for name in ("pruner", "optimizer") if self.content.get(name) is not None]
+        return (
+            f"Checkpoint({listed([repr(self.path.name)])}, {len(self.tensors)} tensors of "
+            f"{numbers:,} numbers, {' and '.join(['model', *states])})"
+        )
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -68,12 +81,15 @@ class Checkpoint:
         Raises:
             ValueError: naming what the checkpoint lacks, or what differs from the given object.
         """
+        _check_kinds(model, pruner, optimizer)
         states = self._part("model/")
         if model is not None:
             self._check_model(model, states)
         if pruner is not None:
             if self.content["pruner"] is None:
-                raise ValueError(f"{self.path} holds no pruner.")
+                raise ValueError(
+                    f"{self.path} holds no pruner; leave pruner= out, or save(...) it too."
+                )
             pruner.check_state(self.content["pruner"])
         if optimizer is not None:
             optimizer_state = self._optimizer_state(optimizer)
@@ -116,9 +132,13 @@ class Checkpoint:
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         theirs = [len(group["params"]) for group in saved["groups"]] if saved else None
         if theirs != sizes:
+            if not saved:
+                raise ValueError(
+                    f"{self.path} holds no optimizer; leave optimizer= out, or save(...) it too."
+                )
             raise ValueError(
                 f"{self.path} holds an optimizer of {theirs} parameters in its groups; this one "
-                f"has {sizes}."
+                f"has {sizes}. Build it of the same parameters in the same phase."
             )
         state: dict[int, dict[str, Any]] = {
             int(key): dict(values) for key, values in saved["state"].items()
@@ -129,6 +149,7 @@ class Checkpoint:
         return {"state": state, "param_groups": saved["groups"]}
 
 
+@explain_wrong_calls
 def save(
     path: str | Path,
     *,
@@ -153,6 +174,9 @@ def save(
         ValueError: if the folder does not exist, JSON cannot hold a value, or the state of the
             model holds something that is no tensor.
     """
+    _check_kinds(check_model(model), pruner, optimizer)
+    if not (meta is None or isinstance(meta, Mapping)):
+        raise TypeError(f"meta is {meta!r}; give a dict, as {{'epoch': 3}}.")
     tensors = {f"model/{name}": t for name, t in tensors_of(model.state_dict()).items()}
     content: dict[str, Any] = {"meta": dict(meta or {}), "pruner": None, "optimizer": None}
     if pruner is not None:
@@ -173,14 +197,25 @@ def save(
     write_tensors(path, tensors, content)
 
 
+@explain_wrong_calls
 def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint file; no model, pruner or optimizer changes (see ``Checkpoint.restore``).
 
     Raises:
         ValueError: if the file is missing, truncated, or no checkpoint written by ``save``.
     """
-    path = Path(path)
+    path = check_path(path)
     tensors, content = read_tensors(path)
     if "meta" not in content:
         raise ValueError(f"{path} is a safetensors file, but no checkpoint of robust_plugin.")
     return Checkpoint(path, tensors, content)
+
+
+def _check_kinds(model: object, pruner: object, optimizer: object) -> None:
+    """Raise a TypeError unless each argument is of its kind or None."""
+    if model is not None:
+        check_model(model)
+    if not (pruner is None or isinstance(pruner, Pruner)):
+        raise TypeError(f"pruner is a {type(pruner).__name__}; give a Pruner, such as HydraPruner.")
+    if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer.")

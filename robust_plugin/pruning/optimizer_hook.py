@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from robust_plugin.budget.budget import Budget
 from robust_plugin.budget.control import Schedule
+from robust_plugin.masks.attach import GroupMask
+from robust_plugin.runtime.calls import user_level
+from robust_plugin.runtime.values import is_whole
 
 
 class Following:
@@ -40,6 +43,9 @@ class Following:
                 after_step()
 
         self._remove()
+        former = self._followed
+        if former is not None and former is not optimizer:
+            former.register_step_pre_hook(self._warn_of_former)
         self._followed = optimizer
         self._hook = optimizer.register_step_post_hook(hook)
 
@@ -54,6 +60,15 @@ class Following:
         self._remove()
         if followed is not None:
             self._hook = followed.register_step_pre_hook(lambda own, *_: before_step(own))
+
+    def _warn_of_former(self, former: torch.optim.Optimizer, *_: Any) -> None:
+        """Warn if an optimizer that is followed no more makes a step while another is followed."""
+        if self._followed not in (None, former):
+            warnings.warn(
+                "this optimizer was followed before another one was: its steps update no masks any "
+                "more. Put all parameters into one optimizer, or follow the one that steps last.",
+                stacklevel=user_level(),
+            )
 
     def _remove(self) -> None:
         if self._hook is not None:
@@ -95,17 +110,41 @@ def check_lengths(
         ValueError: if a length is no whole number, or one is required and missing or below 1.
     """
     lengths = (epochs or 0, steps_per_epoch or 0)
-    if not all(isinstance(length, int) for length in lengths):
+    if not all(is_whole(length) for length in lengths):
         raise ValueError(
             f"epochs is {epochs!r} and steps_per_epoch is {steps_per_epoch!r}; legal: whole "
-            "numbers."
+            "numbers, such as len(loader) steps."
         )
-    if required and min(lengths) < 1:
+    if required and min(lengths) < 1 or min(lengths) < 0:
         raise ValueError(
             f"epochs is {epochs} and steps_per_epoch is {steps_per_epoch}; learned rates move "
             "on a schedule: give both, at least 1."
         )
     return lengths
+
+
+def warn_of_first_step(masks: Sequence[GroupMask], *, hinge: bool, penalised: bool) -> None:
+    """Warn if the first step of the prune phase cannot have learned what it should.
+
+    Args:
+        masks: the masks with the scores and rate logits that are learned.
+        hinge: whether layer densities are learned with the penalty of the budget.
+        penalised: whether ``Pruner.budget_penalty`` was called.
+    """
+    learned = [p for mask in masks for p in mask.parameters() if p.requires_grad]
+    if all(parameter.grad is None for parameter in learned):
+        warnings.warn(
+            "the optimizer made a step, and scores and rates have no gradient, so that the masks "
+            "stay as they are; call loss.backward() before optimizer.step(), on a loss of the "
+            "model that the pruner is attached to.",
+            stacklevel=user_level(),
+        )
+    if hinge and not penalised:
+        warnings.warn(
+            "control='hinge' meets the budget by a penalty, and budget_penalty() was not called; "
+            "train on loss + pruner.budget_penalty(), or take control='held'.",
+            stacklevel=user_level(),
+        )
 
 
 def warn_of_decay(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> None:
@@ -124,7 +163,7 @@ def warn_of_decay(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> 
             warnings.warn(
                 f"the optimizer decays the rates by {decay}, which pulls every layer to half of "
                 "its weights; build it from what set_phase returned, which exempts them.",
-                stacklevel=3,
+                stacklevel=user_level(),
             )
 
 
@@ -143,7 +182,7 @@ def warn_of_cut(share: float, budget: Budget, schedule: Schedule) -> None:
             f"the rates ended at {share:.4g}, the budget is {budget.density:.4g}, at step "
             f"{schedule.step} of {schedule.steps}; the rest is cut at once. follow() "
             "counts optimizer steps, not batches; the hinge may need more of them.",
-            stacklevel=4,  # this function, Pruner._settle, Pruner.set_phase, the user's line
+            stacklevel=user_level(),
         )
 
 

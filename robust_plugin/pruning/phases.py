@@ -147,6 +147,40 @@ def check_finalizes(phase: Phase, *, learns: bool, name: str) -> None:
         raise ValueError(_nothing_learned(name))
 
 
+def check_learned(name: str, *, moved: bool, follows: bool) -> None:
+    """Raise a ValueError if a prune phase that learns ends before anything was learned.
+
+    Args:
+        name: name of the pruner in error messages.
+        moved: whether a followed step was made, in this process or before the state was saved, or
+            the user has called ``update_masks``.
+        follows: whether an optimizer is followed.
+    """
+    if moved:
+        return
+    cause = "the followed optimizer has made no step" if follows else "no optimizer is followed"
+    raise ValueError(
+        f"{name} has learned nothing in its prune phase: {cause}. Call pruner.follow(optimizer, "
+        "...) with an optimizer of what set_phase('prune') returned, and then loss.backward() and "
+        "optimizer.step() for each batch. If you have written scores by hand, call "
+        "pruner.update_masks(); to prune by magnitude, take MagnitudePruner."
+    )
+
+
+def check_trains(phase: Phase, *, learns: bool) -> None:
+    """Raise a ValueError if a penalty is asked for before the prune phase has begun.
+
+    Args:
+        phase: the phase that the pruner is in.
+        learns: whether the pruner learns scores or layer densities.
+    """
+    if phase == "attached" and learns:
+        raise ValueError(
+            "budget_penalty is for training, and the phase is 'attached', in which nothing is "
+            "learned; call set_phase('prune') first, and build the optimizer from what it returns."
+        )
+
+
 def _nothing_learned(name: str) -> str:
     """Return the error message for a learning pruner that skips its prune phase."""
     return f"{name} has learned nothing yet; run the phase 'prune' first, or take MagnitudePruner."

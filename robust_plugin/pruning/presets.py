@@ -13,8 +13,10 @@ from robust_plugin.masks.groups import Group
 from robust_plugin.pruning.phases import Learnable
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.pruning.scores import Scores
+from robust_plugin.runtime.calls import explain_wrong_calls
 
 
+@explain_wrong_calls
 class MagnitudePruner(Pruner):
     """Least weight magnitude (LWM), one-shot or iterative (Sehwag 2019, section 3).
 
@@ -49,6 +51,7 @@ class MagnitudePruner(Pruner):
         )
 
 
+@explain_wrong_calls
 class HydraPruner(Pruner):
     """Learned scores at given layer densities (HYDRA, Sehwag et al. 2020).
 
@@ -92,6 +95,7 @@ class HydraPruner(Pruner):
         )
 
 
+@explain_wrong_calls
 class HarpPruner(Pruner):
     """Learned scores and learned layer densities (HARP, Zhao and Wressnegger 2023).
 

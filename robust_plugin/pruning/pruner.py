@@ -32,10 +32,12 @@ from robust_plugin.pruning.attachment import attach_masks, check_choices
 from robust_plugin.pruning.optimizer_hook import Following, check_holds
 from robust_plugin.pruning.phases import Learnable, Phase
 from robust_plugin.pruning.scores import Scores
-from robust_plugin.pruning.state import refuse_ended, refuse_other
+from robust_plugin.pruning.state import refuse_ended, refuse_foreign, refuse_other
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.distributed import check_ranks
 
 
+@explain_wrong_calls
 class Pruner:
     """Attaches masks to a model and learns which weights or channels they keep.
 
@@ -135,6 +137,10 @@ class Pruner:
         self.schedule = Schedule()
         self.phase: Phase = "attached"
         self._following = Following()
+        # Whether the user has called update_masks, and budget_penalty in the prune phase.
+        self._updated = self._penalised = False
+        for mask in self.masks:
+            mask.waits = bool(self.learn)
 
     def __repr__(self) -> str:
         """Return one line with the phase, the number of groups, and how much is kept."""
@@ -161,7 +167,12 @@ class Pruner:
 
         With ``control="hinge"`` and learned rates it is gamma(epoch) L_hw, HARP equation 4, where
         L_hw is by how much the densities exceed the budget. Otherwise it is zero.
+
+        Raises:
+            ValueError: if the pruner learns and its prune phase has not begun.
         """
+        phases.check_trains(self.phase, learns=bool(self.learn))
+        self._penalised = True
         control = self.control if self.phase == "prune" else FixedRates()
         return control.penalty(self.masks, self.schedule)
 
@@ -171,6 +182,10 @@ class Pruner:
         After ``follow``, each optimizer step calls this. Call it yourself after you have written
         scores by hand.
         """
+        self._updated = True
+        self._choose()
+
+    def _choose(self) -> None:
         counts = self.control.counts(self.masks, self.schedule)
         for mask, count in zip(self.masks, counts, strict=True):
             mask.choose(count)
@@ -188,17 +203,28 @@ class Pruner:
             because it would pull every layer's density to one half.
 
         Raises:
-            ValueError: if the phase is unknown, or not in the order prune, finetune, finalize.
+            ValueError: if the phase is unknown, or not in the order prune, finetune, finalize, or
+                if a prune phase ends without a step of the followed optimizer, so that nothing was
+                learned. A call of ``update_masks`` counts as a step, as after scores were written
+                by hand.
         """
         phases.check_order(self.phase, phase, learns=bool(self.learn), name=type(self).__name__)
         if phase == "finetune" and self.phase != "finetune":
+            self._check_learned()
             self._settle()
         self.phase = phase
         groups = phases.train_only(self.model, self.masks, phase, self.learn, self.frozen)
         for mask in self.masks:
+            mask.waits = False
             mask.unfollowed = phase == "prune" and not self._following.active
-        self.update_masks()
+        self._choose()
         return groups
+
+    def _check_learned(self) -> None:
+        if self.phase == "prune":
+            moved = self.schedule.step > 0 or self._updated
+            follows = self._following.active
+            phases.check_learned(type(self).__name__, moved=moved, follows=follows)
 
     def _settle(self) -> None:
         """End the learning: from here on every group keeps the same number of weights or channels.
@@ -259,8 +285,11 @@ class Pruner:
         self.schedule.step += 1
         if self.schedule.step == 1:
             check_ranks(self.model)
+            optimizer_hook.warn_of_first_step(
+                self.masks, hinge=self._settings["control"] == "hinge", penalised=self._penalised
+            )
         self.control.after_step(self.masks, self.schedule)
-        self.update_masks()
+        self._choose()
 
     def set_density(self, density: float) -> None:
         """Prune further, by the magnitude of the weights as they are now (iterative pruning).
@@ -308,13 +337,14 @@ class Pruner:
 
         Raises:
             ValueError: if the pruner is finalized already, ``model`` is no copy of the network, or
-                the pruner learns and has not had its prune phase.
+                the pruner learns and has learned nothing (see ``set_phase``).
         """
         phases.check_finalizes(self.phase, learns=bool(self.learn), name=type(self).__name__)
         if model is not None and model is not self.model:
             self.lend_masks(model)
             detach.finalize(model)
             return
+        self._check_learned()
         self._settle()
         detach.finalize(self.model)
         for parameter in self.model.parameters():
@@ -346,6 +376,8 @@ class Pruner:
         if self.phase == "finetune":
             self.control = FixedRates()
         self.control.load(state["control"])
+        for mask in self.masks:
+            mask.waits = self.phase == "attached" and bool(self.learn)
         if self.phase in ("prune", "finetune"):
             self.set_phase(self.phase)
 
@@ -354,5 +386,6 @@ class Pruner:
 
         It must be of a pruner with the same settings, and both or none must be finalized.
         """
+        refuse_foreign(state)
         refuse_other(state, self._settings, self.budget.density)
         refuse_ended(state["phase"], self.phase)

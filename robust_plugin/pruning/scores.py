@@ -14,7 +14,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.contexts import evaluating
+from robust_plugin.runtime.values import check_call
 
 ScoreName = Literal[
     "scaled_magnitude", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"
@@ -22,6 +24,7 @@ ScoreName = Literal[
 Scores = ScoreName | Callable[[Tensor], Tensor] | Mapping[str, Tensor]
 
 
+@explain_wrong_calls
 def scaled_magnitude(weight: Tensor) -> Tensor:
     """Return s0 = sqrt(6 / fan_in) w / max ``|w|``, so that the first mask is the magnitude mask.
 
@@ -48,6 +51,7 @@ def random_scores(name: ScoreName, weight: Tensor) -> Tensor:
     return draw(scores)
 
 
+@explain_wrong_calls
 def snip_scores(
     model: nn.Module,
     x: Tensor,
@@ -69,14 +73,27 @@ def snip_scores(
     Returns:
         dict: scores by parameter name, for parameters of two or more dimensions that the loss
         depends on.
+
+    Raises:
+        TypeError: if the model is no nn.Module, or inputs or labels are no tensors.
+        ValueError: if the loss of this batch cannot be computed.
     """
+    check_call(model, x, y)
     named = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
     frozen = [p for p in named.values() if not p.requires_grad]
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
-            grads = torch.autograd.grad(loss(model(x), y), list(named.values()), allow_unused=True)
+            try:
+                value = loss(model(x), y)
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise ValueError(
+                    f"the loss of inputs of shape {tuple(x.shape)}, {x.dtype}, and labels of shape "
+                    f"{tuple(y.shape)}, {y.dtype}, cannot be computed ({error}); give a batch as "
+                    "in training, with integer labels below the number of classes."
+                ) from error
+            grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -96,6 +113,7 @@ def initial_scores(scores: Scores, name: str, weight: Tensor) -> Tensor:
         weight: the weight tensor, or the magnitudes of a group of channels.
 
     Raises:
+        TypeError: if ``scores`` is of another kind, or the scores of a weight are no tensor.
         ValueError: if the method is unknown, ``scores`` has no tensor for ``name``, or the scores
             have another shape than the weight or are not finite.
     """
@@ -114,8 +132,15 @@ def initial_scores(scores: Scores, name: str, weight: Tensor) -> Tensor:
         if name not in scores:
             raise ValueError(f"scores has no entry for {name!r}; it has {sorted(scores)[:5]}...")
         given = scores[name]
-    else:
+    elif callable(scores) and not isinstance(scores, Tensor | nn.Module):
         given = scores(weight)
+    else:
+        raise TypeError(
+            f"scores is a {type(scores).__name__}; legal: {', '.join(get_args(ScoreName))}, a "
+            "function of the weight, or a dict of tensors by parameter name."
+        )
+    if not isinstance(given, Tensor):
+        raise TypeError(f"the scores of {name} are a {type(given).__name__}; give a tensor.")
     if given.shape != weight.shape:
         raise ValueError(
             f"the scores of {name} have shape {tuple(given.shape)}; its weight has "

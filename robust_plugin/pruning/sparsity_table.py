@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +11,9 @@ from robust_plugin.budget.costs import multiply_adds
 from robust_plugin.masks.detach import dense_names
 from robust_plugin.masks.prunable import prunable_members, refuse_fixed
 from robust_plugin.masks.transformed import keeps_zeros
-from robust_plugin.runtime.tables import table
+from robust_plugin.runtime.calls import explain_wrong_calls
+from robust_plugin.runtime.plots import bars
+from robust_plugin.runtime.tables import html_lines, html_table, table
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,43 @@ class Sparsity:
         """The share of the prunable weights that is not zero."""
         return self.kept / self.size
 
+    def __repr__(self) -> str:
+        """Return one line: the number of tensors, and how many of their weights are kept."""
+        return (
+            f"Sparsity({len(self.layers)} weight tensors, kept {self.kept:,} of {self.size:,}: "
+            f"{self.density:.2%})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the table of ``str`` in HTML for notebooks."""
+        return f"{html_table(self._rows(), align='<<>>>')}\n{html_lines(self._summary())}"
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """Draw the share of its weights that each layer keeps, in per cent, as bars.
+
+        Args:
+            ax: matplotlib axes to draw on; None for a new figure.
+
+        Returns:
+            tuple: matplotlib's figure and axes.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        shares = {layer.name: 100 * layer.kept / layer.size for layer in self.layers}
+        return bars(shares, {}, ax, label=f"weights kept, %; {100 * self.density:.3g} % in all")
+
     def __str__(self) -> str:
         """Return a table with one line per prunable weight tensor, and a summary below it.
 
         The columns are its name, its shape, its kept weights, its density, and its share of the
         multiply-adds of all prunable weights before pruning ("-" if these were not counted).
         """
+        return "\n".join([*table(self._rows(), align="<<>>>"), *self._summary()])
+
+    def _rows(self) -> list[list[str]]:
+        """Return the cells of the table, the header first."""
         total = sum(layer.multiply_adds * layer.size for layer in self.layers)
-        left = sum(layer.multiply_adds * layer.kept for layer in self.layers)
         rows = [["weight", "shape", "kept", "density", "MACs"]]
         for layer in self.layers:
             share = layer.kept / layer.size
@@ -82,23 +114,29 @@ class Sparsity:
             shape = "x".join(map(str, layer.shape))
             kept = f"{layer.kept:,}/{layer.size:,}"
             rows.append([layer.name, shape, kept, f"{share:.2%}", macs])
-        lines = table(rows, align="<<>>>")
+        return rows
+
+    def _summary(self) -> list[str]:
+        """Return the lines below the table."""
+        total = sum(layer.multiply_adds * layer.size for layer in self.layers)
+        left = sum(layer.multiply_adds * layer.kept for layer in self.layers)
         dense = self.parameters - self.size
-        lines.append(
+        lines = [
             f"prunable weights {self.size:,} ({self.size / self.parameters:.1%} of "
             f"{self.parameters:,} parameters), kept {self.kept:,}: {self.density:.2%} of the "
             f"prunable, {(self.kept + dense) / self.parameters:.2%} of all"
             + (f", {left / total:.2%} of their multiply-adds" if total else "")
-        )
+        ]
         if self.uncovered:
             names = ", ".join(f"{name} ({size:,})" for name, size in self.uncovered)
             lines.append(f"not covered, dense: {names}")
         if self.transformed:
             names = ", ".join(self.transformed)
             lines.append(f"computed with other weights than the zeros stored, dense: {names}")
-        return "\n".join(lines)
+        return lines
 
 
+@explain_wrong_calls
 def sparsity(
     model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None = None
 ) -> Sparsity:

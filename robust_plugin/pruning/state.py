@@ -50,6 +50,20 @@ def settings_of(
     return settings
 
 
+def refuse_foreign(state: object) -> None:
+    """Raise a ValueError unless ``state`` has the entries of a pruner's state.
+
+    Args:
+        state: legally what ``Pruner.state_dict`` returned.
+    """
+    needed = ("settings", "density", "phase", "schedule", "control")
+    if not isinstance(state, Mapping) or any(key not in state for key in needed):
+        raise ValueError(
+            f"this is no state of a pruner, which holds {', '.join(needed)}; give what "
+            "pruner.state_dict() returned. That of a model goes to model.load_state_dict."
+        )
+
+
 def refuse_other(state: Mapping[str, Any], settings: Mapping[str, Any], density: float) -> None:
     """Raise a ValueError unless a saved state is of a pruner with these settings.
 

@@ -6,8 +6,10 @@ files can run code: a pickle is never read or written.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from robust_plugin.runtime.values import check_path
+
 _FORMAT = "1"
+# The disk is full, or the user's share of it; Windows has no such shares.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+class DiskFull(OSError):
+    """Error raised if there is no space left for a file; nothing half-written is left behind."""
 
 
 @contextmanager
@@ -27,6 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
     The code within the context writes the partial file. The file lies in the folder of ``path``,
     and its name starts with a dot and ends in ``.partial``. It is flushed to the disk before it
     replaces ``path``. After an error it is removed, and ``path`` stays as it was.
+
+    Raises:
+        DiskFull: if there is no space left for the file.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -34,8 +47,39 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(partial, "rb") as written:
             os.fsync(written.fileno())
         os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        if not _is_full(error):
+            raise
+        raise DiskFull(
+            f"there is no space left on the disk to write {path}; nothing half-written is left, "
+            "and what was finished before is kept. Free some space and give the same command again "
+            "to continue."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    """Return whether an error says that the disk is full; safetensors says it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(f"(os error {number})" in str(error) for number in _FULL)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a ValueError if no file can be written to a folder, which need not exist.
+
+    A temporary file is made for a moment, in the folder or in the innermost one above it that
+    exists; permissions alone do not tell whether a file system is read-only.
+    """
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the folder {folder}: {error.strerror}; give another --out."
+        ) from error
 
 
 def is_partial(path: Path) -> bool:
@@ -54,9 +98,11 @@ def write_tensors(
         content: values that JSON can hold, by name; numbers must be finite.
 
     Raises:
-        ValueError: if the folder does not exist, or JSON cannot hold the content.
+        TypeError: if ``path`` is not the name of a file.
+        ValueError: if the folder does not exist, ``path`` is a folder, or JSON cannot hold the
+            content.
     """
-    path = Path(path)
+    path = check_path(path, written=True)
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} to.")
     try:
@@ -79,6 +125,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: if the file is missing, truncated or no safetensors file.
     """
+    if path.is_dir():
+        raise ValueError(f"there is no checkpoint at {path}, a folder; give the name of a file.")
     if not path.is_file():
         raise ValueError(f"there is no checkpoint at {path}.")
     try:
@@ -87,7 +135,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
         content = json.loads(metadata.get("content", "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+        pickled = path.read_bytes()[:2] in (b"PK", b"\x80\x02")
+        hint = (
+            ". It is a file of torch.save: read it by torch.load(path, weights_only=True), and "
+            "give the network's state to load_dense_state_dict(model, state)."
+        )
+        raise ValueError(
+            f"{path} is truncated or no safetensors file: {error}{hint * pickled}"
+        ) from error
     return tensors, content
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.runtime.files import is_partial, read_tensors, write_tensors, write_text
+from robust_plugin.runtime.progress import Show
 from robust_plugin.runtime.tolerances import JOURNAL_LOGITS
 from robust_plugin.version import __version__
 
@@ -182,7 +183,7 @@ def by_points(
     compute: Callable[[slice], dict[str, Tensor]],
     *,
     journal: Journal | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    show: Show,
 ) -> dict[str, Tensor]:
     """Compute results for some points at a time, and return those of all points, tensors by name.
 
@@ -192,14 +193,13 @@ def by_points(
         compute: function that returns the results of the points in a slice, as tensors by name
             whose first axis is the point.
         journal: journal with the results of finished units; None for no journal.
-        progress: function called after each unit, with the number of finished points and the number
-            of all points.
+        show: function that is told after each unit how many points are finished; ``reporting`` of
+            ``progress.py`` makes one.
     """
     starts = range(0, points, size)
     units = {f"points-{first:06d}": slice(first, first + size) for first in starts}
     found = []
     for rows, result in each_unit(units, compute, journal):
         found.append(result)
-        if progress is not None:
-            progress(min(rows.stop, points), points)
+        show(min(rows.stop, points))
     return {key: torch.cat([each[key] for each in found]) for key in found[0]}

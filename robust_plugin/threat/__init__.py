@@ -7,7 +7,7 @@ levels and the range of inputs. ``layers.py`` has the layers that change the uni
 
 Not here: attacks (``attacks``), which search inside a threat model.
 
-Uses: torch only.
+Uses: runtime.
 Used by: attacks, certificates, objectives, evaluation.
 """
 
@@ -24,3 +24,7 @@ from robust_plugin.threat.units import (
 )
 
 __all__ = ["Normalize", "UnitBox", "Norm", "ThreatModel", "parse_eps"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

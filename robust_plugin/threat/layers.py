@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.threat.model import ThreatModel
 
 
@@ -43,6 +44,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @explain_wrong_calls
     def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()
         numbers = [_channels(name, value) for name, value in (("mean", mean), ("std", std))]

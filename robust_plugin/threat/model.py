@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.threat.projection import project_on_l1_ball
 from robust_plugin.threat.units import TOLERANCE, check_box, parse_bound, parse_eps
 
@@ -30,6 +31,7 @@ _SMALL = 1e-6
 _LEAST_GREY = {"Linf": 0.2, "L2": 5.0, "L1": 100.0}
 
 
+@explain_wrong_calls
 @dataclass(frozen=True, init=False)
 class ThreatModel:
     """Set of inputs x' that an adversary may use instead of x: a ball around x, cut by a box.
@@ -62,21 +64,19 @@ class ThreatModel:
         self, norm: Norm, eps: float | str, *, low: float = 0.0, high: float = 1.0
     ) -> None:
         if norm not in get_args(Norm):
-            raise ValueError(f"norm is {norm!r}; legal: {', '.join(get_args(Norm))}.")
+            raise ValueError(
+                f"norm is {norm!r}; legal: {', '.join(get_args(Norm))}{_meant_norm(norm)}."
+            )
         low, high = parse_bound("low", low), parse_bound("high", high)
         check_box(low, high)
         radius = parse_eps(eps)
-        if norm == "Linf" and radius > high - low:
-            raise ValueError(
-                f"eps is {eps!r}, more than the whole box [{low:g}, {high:g}] is wide; eps is in "
-                'input units, such as "8/255".'
-            )
         if high - low == 255 and 0 < radius < _LEAST_GREY[norm]:
             raise ValueError(
                 f"eps is {eps!r} in the box [{low:g}, {high:g}], too small for grey levels; eps is "
                 f"in input units: give {255 * radius:g} for a radius of {radius:g} in [0, 1]."
             )
         vars(self).update(norm=norm, eps=radius, low=low, high=high)
+        self.check_width("eps", eps, radius)
 
     def __str__(self) -> str:
         box = "" if (self.low, self.high) == (0, 1) else f" in [{self.low:g}, {self.high:g}]"
@@ -199,6 +199,22 @@ class ThreatModel:
             delta = delta * per_point(self.eps / self.norms(delta).clamp(min=1e-12), x).clamp(max=1)
         return (x + delta).clamp(self.low, self.high)
 
+    def check_width(self, name: str, given: object, length: float) -> None:
+        """Raise a ValueError if a length in Linf is more than the width of the whole box.
+
+        Such a length was probably meant in grey levels, 8 where "8/255" is right.
+
+        Args:
+            name: name of the argument that holds the length, for the error message.
+            given: the value of the argument as the user gave it.
+            length: the length in input units.
+        """
+        if self.norm == "Linf" and length > self.high - self.low:
+            raise ValueError(
+                f"{name} is {given!r}, more than the whole box [{self.low:g}, {self.high:g}] is "
+                f'wide; {name} is in input units, such as "8/255".'
+            )
+
     def check_inputs(self, x: Tensor) -> None:
         """Raise an error unless ``x``, a batch of inputs, holds floats within [low, high].
 
@@ -211,11 +227,12 @@ class ThreatModel:
             raise TypeError(f"inputs are a {type(x).__name__}; give a tensor.")
         if not x.is_floating_point():
             raise ValueError(
-                f"inputs have dtype {x.dtype}; give floats in [{self.low:g}, {self.high:g}]."
+                f"inputs have dtype {x.dtype}; give floats in [{self.low:g}, {self.high:g}], such "
+                "as x.float() / 255 of images of bytes."
             )
         if x.numel() == 0:
             raise ValueError(f"inputs have shape {tuple(x.shape)}; the batch is empty.")
-        low, high = (float(v) for v in x.aminmax())
+        low, high = (float(v) for v in x.detach().aminmax())
         finite = math.isfinite(low) and math.isfinite(high)  # the range itself may be unbounded
         if not (finite and self.low - TOLERANCE <= low and high <= self.high + TOLERANCE):
             raise ValueError(
@@ -239,7 +256,8 @@ class ThreatModel:
         """
         if x_adv.shape != x.shape:
             raise ValueError(
-                f"the attack returned shape {tuple(x_adv.shape)} for inputs of {tuple(x.shape)}."
+                f"the attack returned shape {tuple(x_adv.shape)} for inputs of {tuple(x.shape)}; "
+                "legal: adversarial inputs of the same shape."
             )
         lost = int((~x_adv.flatten(1).isfinite()).any(1).sum())
         if lost:
@@ -264,8 +282,20 @@ class ThreatModel:
             )
 
 
+def _meant_norm(norm: object) -> str:
+    """Return ``"; give 'Linf'"`` for another spelling of this norm, and so on; else ""."""
+    spelled = str(norm).lower().strip().removeprefix("l").strip("-_ ")
+    meant = {"inf": "Linf", "infty": "Linf", "infinity": "Linf", "2": "L2", "1": "L1"}.get(spelled)
+    return f"; give {meant!r}" if meant else ""
+
+
 def check_threat(threat: object) -> ThreatModel:
     """Return ``threat``, or raise a TypeError if it is not a ThreatModel."""
+    if isinstance(getattr(threat, "threat", None), ThreatModel):
+        raise TypeError(
+            f"threat is a {type(threat).__name__}; give a ThreatModel, the one that it was made "
+            "with."
+        )
     if not isinstance(threat, ThreatModel):
         raise TypeError(
             f'threat is {threat!r}; give a ThreatModel, as ThreatModel("Linf", "8/255").'

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from numbers import Real
 
 from torch import Tensor
+
+from robust_plugin.runtime.values import is_number
 
 # Float32 rounding of x + delta moves a point by up to half a unit in the last place of x. Checks of
 # ranges and of distances therefore allow this much, in input units.
 TOLERANCE = 1e-5
+
+# Noise of a larger standard deviation, as a multiple of the range's width, is in another unit.
+_WIDEST = 10
 
 
 def parse_eps(eps: float | str, *, name: str = "eps") -> float:
@@ -30,6 +34,8 @@ def parse_eps(eps: float | str, *, name: str = "eps") -> float:
     True
     """
     try:
+        if isinstance(eps, bool):
+            raise TypeError
         if isinstance(eps, str):
             above, below = eps.split("/") if "/" in eps else (eps, "1")
             value = float(Fraction(above) / Fraction(below))
@@ -61,10 +67,24 @@ def parse_bound(name: str, value: object) -> float:
         ) from error
 
 
-def check_sigma(sigma: float) -> None:
-    """Raise a ValueError unless ``sigma``, a standard deviation of noise, is a number above 0."""
-    if not (isinstance(sigma, Real) and sigma > 0):
+def check_sigma(sigma: float, low: float = 0.0, high: float = 1.0) -> None:
+    """Raise a ValueError unless ``sigma``, a standard deviation of noise, fits inputs in a range.
+
+    It must be a number above 0, and at most ten times as large as the range is wide: 64 for inputs
+    in [0, 1] was meant in grey levels.
+
+    Args:
+        sigma: standard deviation of the noise.
+        low: smallest legal input value.
+        high: largest legal input value.
+    """
+    if not (is_number(sigma) and sigma > 0):
         raise ValueError(f"sigma is {sigma!r}; legal: a number above 0, in input units.")
+    if sigma > _WIDEST * (high - low):
+        raise ValueError(
+            f"sigma is {sigma!r}, and inputs lie in [{low:g}, {high:g}]; sigma is in input units, "
+            "such as 0.25 for inputs in [0, 1]."
+        )
 
 
 def check_box(low: float, high: float) -> None:

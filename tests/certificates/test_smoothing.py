@@ -46,7 +46,7 @@ def test_radii_of_given_counts_are_cohens(halves, monkeypatch):
     votes = torch.tensor([[k, 100 - k] for k in counts])
     chosen = torch.tensor([[1, 0]] * 6)
 
-    def given(self, model, x, y, purpose, samples):
+    def given(self, model, x, y, purpose, samples, tell=None):
         return chosen if purpose == "choose" else votes
 
     monkeypatch.setattr(Smoothed, "_votes", given)
@@ -200,6 +200,19 @@ def test_noise_has_its_sigma_and_votes_are_fresh():
     assert abs(drawn.mean().item()) < 0.01 and drawn.min() < -1
 
 
+@pytest.mark.parametrize("batch_size", [100, 250, 1000])
+def test_points_are_reported_while_their_unit_is_computed(halves, batch_size):
+    model, x, y, _ = halves
+    seen = []
+    smoothed = Smoothed(0.25, n0=10, n=200, batch_size=batch_size)
+    smoothed.certify(model, x, y, progress=seen.append)
+    done = [each.done for each in seen]
+    assert done[0] == 0 and done[-1] == len(x) == 40 and done == sorted(set(done))
+    # Two blocks of noise per point; 100 inputs are one block, and 1000 are five points.
+    assert max(b - a for a, b in zip(done, done[1:], strict=False)) <= max(1, batch_size // 200)
+    assert {(each.task, each.total) for each in seen} == {("randomized smoothing: certify", 40)}
+
+
 @pytest.mark.parametrize("purpose", ["certify", "predict"])
 def test_resumed_equals_uninterrupted(halves, tmp_path, monkeypatch, purpose):
     model, x, y, _ = halves
@@ -217,9 +230,9 @@ def test_resumed_equals_uninterrupted(halves, tmp_path, monkeypatch, purpose):
     class StopError(Exception):
         pass
 
-    def stop(done, of):
-        assert of == 40
-        if done == 30:
+    def stop(progress):
+        assert progress.total == 40 and progress.unit == "points"
+        if progress.done == 30:
             raise StopError
 
     with pytest.raises(StopError):
@@ -269,7 +282,7 @@ def test_the_model_is_left_as_it_was_and_run_in_evaluation_mode(cnn, batch):
     [
         ({"sigma": 0.0}, "sigma is 0.0; legal: a number above 0"),
         ({"sigma": 0.1, "alpha": 1.0}, "alpha is 1.0"),
-        ({"sigma": 0.1, "n": 0}, "n 0 and"),
+        ({"sigma": 0.1, "n": 0}, "n is 0; legal: at least 1"),
         ({"sigma": 0.1, "low": 1.0}, "low is 1.0 and high is 1.0; low must be below high"),
     ],
 )

@@ -121,9 +121,9 @@ def test_resumed_equals_uninterrupted(sharp, tmp_path):
     class StopError(Exception):
         pass
 
-    def stop(done, of):
-        assert of == 60
-        if done == 40:
+    def stop(progress):
+        assert progress.total == 60 and progress.unit == "points"
+        if progress.done == 40:
             raise StopError
 
     with pytest.raises(StopError):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_plugin import IBP, Report, ThreatModel, Verifier, evaluate, pgd, verify
+from robust_plugin import IBP, Progress, Report, ThreatModel, Verifier, evaluate, pgd, verify
 
 THREAT = ThreatModel("Linf", eps=0.004)
 
@@ -48,9 +48,7 @@ def test_a_report_tells_who_proved_what_and_goes_on_from_a_journal(sure, tmp_pat
     y[:3] = (y[:3] + 1) % 10
     methods = {"high": Only(THREAT, 1), "IBP": IBP(THREAT)}
     seen = []
-    certifier = Verifier(
-        methods, batch_size=4, journal=tmp_path, progress=lambda done, of: seen.append((done, of))
-    )
+    certifier = Verifier(methods, batch_size=4, journal=tmp_path, progress=seen.append)
     batches = list(zip(x.split(7), y.split(7), strict=True))
     report = evaluate(model, batches, certifier=certifier)
     assert report.verdicts is not None and report.verdicts[:3] == ("misclassified",) * 3
@@ -62,7 +60,10 @@ def test_a_report_tells_who_proved_what_and_goes_on_from_a_journal(sure, tmp_pat
     assert f"proofs: {high} verified by high, {low} verified by IBP, 3 miscl" in str(report)
     assert Report.from_json(report.to_json()) == report
     # All points in one call, whatever the loader's batches; then nothing is left to prove.
-    assert seen[-1] == (len(x) - 3, len(x) - 3) and seen[0][0] == 4
+    n = len(x) - 3
+    assert seen == [
+        Progress("verify: high, IBP", done, n, "points") for done in [*range(0, n, 4), n]
+    ]
     nothing = Verifier(methods, batch_size=4, journal=tmp_path)
     assert evaluate(model, [(x, y)], certifier=nothing) == report
     with pytest.raises(ValueError, match="journal of another evaluation: points"):

@@ -56,7 +56,7 @@ def test_rows_have_their_threat_models_limits_and_names():
     ("given", "says"),
     [
         ({"attacks": up}, "give a list of attacks"),
-        ({"attacks": [ThreatModel]}, "ThreatModel is a class; give an attack made of it"),
+        ({"attacks": [ThreatModel]}, "ThreatModel is a class, and no attack; give attacks"),
         ({"attacks": [lambda x, y: x]}, "cannot be called as attack"),
         ({"certifier": "IBP"}, "give a callable, such as IBP"),
         ({"limits": ["up"]}, "give a dict of points by the row's name"),

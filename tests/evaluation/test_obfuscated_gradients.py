@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from robust_plugin import ThreatModel
-from robust_plugin.evaluation.obfuscated_gradients import obfuscation
+from robust_plugin.evaluation.obfuscated_gradients import _falling, obfuscation
 
 THREAT = ThreatModel("Linf", 0.1)
 
@@ -112,11 +112,11 @@ def test_accuracy_that_rises_with_radius_and_steps_is_found():
     x, y = torch.zeros(60, 1, 8, 8), torch.arange(60) % 2
     x[:, 0, 0, 0] = y.float()
     names, found = failed(Alarmed(), x, y)
-    for check in ("never rises with the radius", "never rises with the steps", "loss rises"):
+    for check in ("does not rise with the radius", "does not rise with the steps", "loss rises"):
         assert check in names
     by_radius = next(check for check in found.checks if "with the radius" in check.name)
     assert by_radius.detail.startswith("0.025: 100.0%, 0.05: 0.0%, 0.1: 0.0%, ")
-    assert by_radius.detail.endswith("0.4: 100.0%")
+    assert "0.4: 100.0%; the largest rise is 93.3%; up to 3.3% are" in by_radius.detail
 
 
 def test_other_shapes_are_not_shown_squares(digits):
@@ -149,3 +149,28 @@ def test_a_verdict_takes_fifty_points(n, digits):
     else:
         assert honest.verdict == f"no sign of obfuscated gradients in 5 checks on {n} points"
         assert "not to be trusted" in hidden.verdict and "whole box" in names
+
+
+@pytest.mark.parametrize(
+    ("n", "rise", "passed", "said"),
+    [
+        (100, 3, True, "the largest rise is 3.0%; up to 3.0% are allowed (3% of the 100 points)"),
+        (100, 4, False, "the largest rise is 4.0%; up to 3.0% are allowed (3% of the 100 points)"),
+        (50, 2, True, "the largest rise is 4.0%; up to 4.0% are allowed (2 of 50 points)"),
+        (50, 3, False, "the largest rise is 6.0%; up to 4.0% are allowed (2 of 50 points)"),
+        (100, -5, True, "it rises nowhere; up to 3.0% are allowed (3% of the 100 points)"),
+    ],
+)
+def test_a_check_names_its_tolerance(n, rise, passed, said):
+    """A rise of as many points as the tolerance holds, one point more does not."""
+    shares = {"1": 0.5, "5": 0.5 + rise / n}
+    found = _falling("accuracy does not rise", shares, n)
+    assert found.passed is passed
+    assert found.detail == f"1: 50.0%, 5: {shares['5']:.1%}; {said}"
+
+
+def test_every_check_that_ran_names_what_is_allowed(digits):
+    model, x, y = digits
+    found = obfuscation(model, x, y, THREAT, parent=model)
+    assert len(found.checks) == 6
+    assert all("allowed" in check.detail for check in found.checks)

@@ -85,12 +85,46 @@ def test_of_several_threat_models_each_row_names_its_own():
     assert all(line.startswith(start) for line, start in zip(lines[1:], starts, strict=True))
 
 
-def test_a_worst_case_of_fewer_points_says_so(cnn, batch):
+def test_figures_beside_each_other_are_of_the_same_points():
+    """Under an attack with a limit, every row is shown again on the points of that attack."""
     threat = ThreatModel("Linf", 0.1)
-    attacks = [pgd(threat, steps=1), pgd(threat, steps=2)]
-    report = evaluate(cnn(), [batch], attacks=attacks, limits={"PGD-2": 5})
-    assert "worst case of the first 5" in str(report)
-    assert "worst case of" not in str(evaluate(cnn(), [batch], attacks=attacks))
+    report = Report(
+        (0, 1) * 5,
+        {
+            "clean": (True,) * 9 + (False,),
+            "PGD": (True,) * 3 + (False,) * 7,
+            "AutoAttack": (True, True, False, False),
+        },
+        {"PGD": threat, "AutoAttack": threat},
+        certified=(True, False),
+        certified_threat=threat,
+    )
+    four = ("clean", "PGD", "AutoAttack", "worst case")
+    assert report.rows_by_n == {10: ("clean", "PGD"), 4: four, 2: (*four, "certified")}
+    tables = str(report).partition("\n")[2].split("points:\n")
+    assert tables[0] == "all 10 " and tables[1].endswith("\nthe first 4 ")
+    assert tables[2].endswith("\nthe first 2 ")
+    shown = [[line.split(" [")[0].split() for line in table.splitlines()] for table in tables]
+    assert shown[1][:2] == [["clean", "90.0"], ["PGD", "30.0"]]
+    assert shown[2][:4] == [
+        ["clean", "100.0"],
+        ["PGD", "75.0"],
+        ["AutoAttack", "50.0"],
+        ["worst", "case", "50.0"],
+    ]
+    assert shown[3][1:] == [
+        ["PGD", "100.0"],
+        ["AutoAttack", "100.0"],
+        ["worst", "case", "100.0"],
+        ["certified", "50.0"],
+    ]
+    assert all("n=4 " in line for line in tables[2].splitlines()[:4])
+    content = json.loads(report.to_json())["acc_by_n"]
+    assert content["4"] == {"clean": 100, "PGD": 75, "AutoAttack": 50, "worst case": 50}
+    assert Report.from_json(report.to_json()) == report
+    assert "points:" not in str(report.first(2))  # all rows have two points
+    with pytest.raises(ValueError, match="n is 11; legal: 1 to 10"):
+        report.first(11)
 
 
 def test_robustbench_fields():

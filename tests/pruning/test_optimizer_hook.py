@@ -138,6 +138,7 @@ def test_follow_checks_optimizer_phase_and_length(cnn, attach):
             pruner.follow(optimizer, **bad)
     check_unchanged(model, before)
     pruner.follow(optimizer, **lengths)
+    pruner.update_masks()
     pruner.set_phase("finetune")
     with pytest.raises(ValueError, match="the phase is 'finetune'"):
         pruner.follow(optimizer, **lengths)

@@ -139,8 +139,9 @@ def test_learned_rates_reach_the_target_by_their_own_training(attach, kind, dens
 def test_penalty_is_zero_but_for_the_hinge(cnn, attach, train):
     for kind in ("magnitude", "hydra", "held", "hinge"):
         pruner = attach(kind, cnn(), 0.05)
-        assert float(pruner.budget_penalty()) == 0
         if kind != "magnitude":
+            with pytest.raises(ValueError, match="call set_phase\\('prune'\\) first"):
+                pruner.budget_penalty()
             pruner.set_phase("prune")
             assert (float(pruner.budget_penalty().detach()) > 0) == (kind == "hinge")
             train(pruner, "prune", steps=1)
@@ -329,6 +330,16 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_have_the_batchnorm_statistics_of_all_batches(
+    ranks: list[dict[str, Any]],
+) -> None:
+    single = two_ranks.shared_statistics(0, 1)
+    assert len(single) >= 2
+    for rank in ranks:
+        for theirs, ours in zip(rank["statistics"], single, strict=True):
+            torch.testing.assert_close(theirs, ours)
 
 
 @LEARNED

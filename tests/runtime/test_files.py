@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_disk import enlarge, small_disk
 
 from robust_plugin.runtime import files
 from robust_plugin.runtime.files import (
+    DiskFull,
+    check_writable,
     is_partial,
     read_tensors,
     replacing,
@@ -61,6 +64,48 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(
     assert done == ["flush", "replace"] * 2
 
 
+@pytest.mark.parametrize("kind", ["text", "bytes", "tensors", "large text"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        if kind == "tensors":
+            write_tensors(path, {"x": torch.ones(30_000)}, {})
+        elif kind == "bytes":
+            write_bytes(path, bytes(120_000))
+        else:
+            write_text(path, "x" * (10**7 if kind == "large text" else 120_000))
+
+    with small_disk(tmp_path / "disk", 64) as disk:
+        write_text(disk / "a", "old")
+        with pytest.raises(
+            DiskFull, match="no space left on the disk to write .*disk/a;"
+        ) as caught:
+            write(disk / "a")
+        assert str(caught.value).endswith("give the same command again to continue.")
+        assert [path.name for path in disk.iterdir()] == ["a"]
+        assert (disk / "a").read_text() == "old"
+        enlarge(disk, 20_000)
+        write(disk / "a")
+        assert (disk / "a").stat().st_size >= 120_000
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+def test_a_device_that_is_full_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with (
+        pytest.raises(DiskFull, match="to write .*a; nothing half-written"),
+        replacing(tmp_path / "a") as partial,
+    ):
+        partial.symlink_to("/dev/full")
+        partial.write_bytes(b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "nowhere" / "a", "text")
+
+
 def test_tensors_and_content_come_back(tmp_path: Path) -> None:
     weight = torch.randn(3, 4)
     tensors = {"tied": weight, "again": weight, "turned": weight.t(), "whole": torch.arange(5)}
@@ -82,3 +127,19 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="a is truncated or no safetensors file"):
         read_tensors(tmp_path / "a")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "inner")
+    check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with small_disk(tmp_path / "disk", 8) as disk:
+        check_writable(disk / "run")
+        write_bytes(disk / "fill", bytes(8192))
+        with pytest.raises(ValueError, match="disk/run: No space left on device; give another"):
+            check_writable(disk / "run")
+    with (
+        small_disk(tmp_path / "read only", 8, "ro") as disk,
+        pytest.raises(ValueError, match="cannot write to the folder .*only/run: Read-only file"),
+    ):
+        check_writable(disk / "run")

@@ -108,14 +108,11 @@ def test_points_by_units_are_all_points_in_their_order(tmp_path, size):
         slices.append(rows)
         return {"double": 2 * x[rows]}
 
-    def progress(done, points):
-        seen.append((done, points))
-
     for _ in range(2):
-        found = by_points(7, size, compute, journal=Journal(tmp_path, {}), progress=progress)
+        found = by_points(7, size, compute, journal=Journal(tmp_path, {}), show=seen.append)
         assert torch.equal(found["double"], 2 * x)
     ends = [*range(size, 7, size), 7]
-    assert seen == [(end, 7) for end in ends] * 2
+    assert seen == ends * 2
     assert [min(rows.stop, 7) for rows in slices] == ends  # once: the second time it reads
 
 

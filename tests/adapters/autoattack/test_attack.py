@@ -12,10 +12,9 @@ import torch
 from autoattack_reference import Trained, by_the_library, network, quick
 from torch import Tensor, nn
 
-from robust_plugin import HydraPruner, ThreatModel, evaluate, finalize, pgd
+from robust_plugin import HydraPruner, Progress, ThreatModel, evaluate, finalize, pgd
 from robust_plugin.adapters.autoattack import AutoAttack, component
 from robust_plugin.adapters.autoattack import attack as attack_module
-from robust_plugin.attacks.cascade import CascadeProgress
 from robust_plugin.attacks.contract import SuspectNetwork
 from robust_plugin.runtime import journal as journal_module
 
@@ -221,13 +220,13 @@ def test_an_interrupted_evaluation_goes_on_from_its_journal(
     model, x, y = trained(10)
     threat = ThreatModel("Linf", 0.06)
     whole = AutoAttack(threat, seed=3, batch_size=16)(model, x, y)
-    seen: list[CascadeProgress] = []
-    stops = {2, 5, 6, 11}
+    seen: list[Progress] = []
+    stops = [3, 6, 9, 14]  # these calls end in an interruption
 
-    def stop(progress: CascadeProgress) -> None:
+    def stop(progress: Progress) -> None:
         seen.append(progress)
-        if progress.done in stops:
-            stops.remove(progress.done)
+        if stops and len(seen) == stops[0]:
+            del stops[0]
             raise KeyboardInterrupt
 
     attack = AutoAttack(threat, seed=3, batch_size=16, journal=tmp_path / "j", progress=stop)
@@ -238,8 +237,14 @@ def test_an_interrupted_evaluation_goes_on_from_its_journal(
     files = sorted(path.name for path in (tmp_path / "j").glob("*.safetensors"))
     assert len(files) == 4 * 3 + 1  # and what the network answers
     assert files[:2] == ["answers.safetensors", "apgd-ce-00000.safetensors"]
-    last = [progress for progress in seen if progress.done == progress.total]
-    assert last and last[-1].left == int((model(whole).argmax(1) == y).sum())
+    # The points that a component gets are those that no component before it has fooled.
+    totals = {progress.task: progress.total for progress in seen}
+    assert list(totals) == [f"AutoAttack: {n}" for n in ("apgd-ce", "apgd-t", "fab-t", "square")]
+    left = int((model(whole).argmax(1) == y).sum())
+    assert list(totals.values()) == sorted(totals.values(), reverse=True)
+    assert len(x) == totals["AutoAttack: apgd-ce"] > totals["AutoAttack: square"] >= left
+    last = seen[-1]
+    assert last == Progress("AutoAttack: square", last.total, last.total, "points")
 
 
 def test_a_journal_of_something_else_is_refused_by_name(

@@ -424,6 +424,7 @@ def test_masked_and_removed_channels_have_the_same_bounds(batch, name, kind):
     pruner.set_phase("prune")
     for mask in pruner.masks:
         nn.init.normal_(mask.scores)
+    pruner.update_masks()
     pruner.set_phase("finetune")
     small = remove_channels(pruner, x[:1]).model
     assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(
@@ -469,3 +470,14 @@ def test_channels_trained_by_bounds_are_removed_with_their_proofs(batch):
     assert proved.float().mean() > 0.5
     assert torch.equal(proved, IBP(THREAT)(small, x, y))
     assert torch.equal(LiRPA(THREAT, "CROWN")(model, x, y), LiRPA(THREAT, "CROWN")(small, x, y))
+
+
+def test_the_steps_of_a_removal_are_reported():
+    seen = []
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 5), nn.Flatten(), nn.Linear(32, 2))
+    groups = channel_groups(model, torch.rand(1, 1, 8, 8))
+    pruner = MagnitudePruner(model, density=0.5, budget="channels", groups=groups)
+    remove_channels(pruner, progress=seen.append)
+    # The cut, then the outputs on the given inputs and on random ones.
+    assert [(p.done, p.total, p.unit) for p in seen] == [(i, 3, "steps") for i in range(4)]
+    assert {p.task for p in seen} == {"remove channels"}
