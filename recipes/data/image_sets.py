@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.utils.data import Dataset
 
-from robust_plugin.recipes.data.images import LIMIT, Resident, View
-from robust_plugin.recipes.data.pixels import read_image
+from robust_plugin.recipes.data.image_files import ImageFiles, LabelledFiles
+from robust_plugin.recipes.data.image_parts import (
+    VALIDATION,
+    Part,
+    Treatment,
+    as_points,
+    data_of_files,
+)
 from robust_plugin.recipes.data.splits import hold_out
 from robust_plugin.recipes.data.train_val_test import Data, import_library
+from robust_plugin.recipes.runtime.process_group import is_first, wait_for_all
+from robust_plugin.recipes.runtime.progress import shows_progress
+
+T = TypeVar("T")
 
 
 class _Torchvision(NamedTuple):
@@ -21,33 +32,26 @@ class _Torchvision(NamedTuple):
     Attributes:
         kind: name of the data set's class in torchvision.datasets.
         title: name of the data set in reports.
-        classes: number of classes.
         augmentation: default augmentation of the training points.
     """
 
     kind: str
     title: str
-    classes: int
     augmentation: str
 
 
 TORCHVISION = {
-    "cifar10": _Torchvision("CIFAR10", "CIFAR-10", 10, "crop+flip"),
-    "cifar100": _Torchvision("CIFAR100", "CIFAR-100", 100, "crop+flip"),
-    "svhn": _Torchvision("SVHN", "SVHN", 10, "crop"),  # no flip: a mirrored 2 is not a 2
+    "cifar10": _Torchvision("CIFAR10", "CIFAR-10", "crop+flip"),
+    "cifar100": _Torchvision("CIFAR100", "CIFAR-100", "crop+flip"),
+    "svhn": _Torchvision("SVHN", "SVHN", "crop"),  # no flip: a mirrored 2 is not a 2
 }
-# ImageNet's augmentation: a random part of the image, resized. Validation and test points are then
-# the centre of a slightly larger image.
-RESIZED_CROP = "resized-crop+flip"
-_RESIZED_CROP_SIZE = 224
-_CENTRE = 224 / 256  # side of the centre crop, as a share of the image's shorter side
 LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/) of images, the same classes in both"
 
 
 def image_folder(
-    folder: Path, validation: float, *, seed: int, image_size: int | None, augmentation: str
+    folder: Path, validation: float | None, *, seed: int, treatment: Treatment
 ) -> Data:
-    """Load a folder of images; the arguments are those of ``datasets.load_data``."""
+    """Load a folder of images; the arguments are those of ``image_parts.data_of_files``."""
     # ImageNet calls its test points val, and does not publish the labels of the set it calls test.
     test_name = "val" if (folder / "val").is_dir() and not (folder / "test").is_dir() else "test"
     train, test = (_class_folders(folder / part) for part in ("train", test_name))
@@ -57,114 +61,103 @@ def image_folder(
             f"{folder / 'train'} and {folder / test_name} differ in their classes: only one of "
             f"them has {', '.join(odd)}; expected {LAYOUT}"
         )
-    split = hold_out(train.targets, validation, seed=seed)
-    # Folders are read class by class; the first test points should come from all classes.
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(test), generator=generator).tolist()
-    return _in_parts(
-        train,
-        test,
-        (*split, order),
-        name=folder.resolve().name,
-        classes=len(train.classes),
-        augmentation=augmentation,
-        image_size=image_size,
+    files = LabelledFiles(
+        folder.resolve().name,
+        folder,
+        tuple(train.classes),
+        train=_files(train.samples),
+        test=_files(shuffled(test.samples)),
     )
+    return data_of_files(files, validation, seed=seed, treatment=treatment)
 
 
 def _class_folders(path: Path) -> Any:
-    """Return a folder that has one sub-folder per class as a data set of (PIL image, label)."""
+    """Return a folder that has one sub-folder per class as torchvision's ImageFolder.
+
+    A line on stderr names files that torchvision passes over, by the ends of their names.
+    """
+    library = import_library("torchvision.datasets")
     try:
-        return import_library("torchvision.datasets").ImageFolder(str(path), loader=read_image)
+        found = library.ImageFolder(str(path))
     except FileNotFoundError as error:  # no such folder, no class in it, or a class without images
         raise ValueError(f"{path} is no folder of classes: {error}; expected {LAYOUT}") from error
+    endings = library.folder.IMG_EXTENSIONS
+    others = [
+        Path(folder, name)
+        for folder, _, names in os.walk(path, followlinks=True)
+        for name in names
+        if not name.startswith(".") and not name.lower().endswith(endings)
+    ]
+    if others and shows_progress():
+        said = f"{len(others):,} files in {path} are not read, such as {others[0]}"
+        print(f"{said}; read are {', '.join(endings)}", file=sys.stderr)
+    return found
+
+
+def _files(samples: Sequence[tuple[str, int]]) -> ImageFiles:
+    """Return pairs (path, label) as a data set."""
+    return ImageFiles([path for path, _ in samples], [label for _, label in samples])
+
+
+def shuffled(items: Sequence[T]) -> list[T]:
+    """Return test points in a random order, the same for each call.
+
+    Files are often listed class by class, and the first test points should come from all classes.
+    """
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
+    return [items[index] for index in order]
 
 
 def torchvision_set(
     name: str,
     folder: Path,
-    validation: float,
+    validation: float | None,
     *,
     seed: int,
     download: bool,
     augmentation: str | None,
 ) -> Data:
     """Load CIFAR-10, CIFAR-100 or SVHN; the arguments are those of ``datasets.load_data``."""
-    kind, title, classes, default = TORCHVISION[name]
+    title, default = TORCHVISION[name].title, TORCHVISION[name].augmentation
+    if download and is_first():  # under torchrun one process downloads, and the others wait
+        _read(name, folder, download=True)
+    wait_for_all()
+    train, test = _read(name, folder, download=False)
+    # SVHN's classes are the digits; the others have names in their files.
+    names = getattr(train, "classes", [str(digit) for digit in range(10)])
+    labels = [int(label) for label in (train.labels if name == "svhn" else train.targets)]
+    kept, held_out = hold_out(labels, VALIDATION if validation is None else validation, seed=seed)
+    return as_points(
+        title,
+        train=Part(train, kept),
+        validation=Part(train, held_out),
+        test=Part(test, range(len(test))),
+        class_names=tuple(names),
+        treatment=Treatment(augmentation or default),
+    )
+
+
+def _read(name: str, folder: Path, *, download: bool) -> list[Any]:
+    """Return the training and the test images of CIFAR-10, CIFAR-100 or SVHN.
+
+    Args:
+        name: name of the data set, a key of ``TORCHVISION``.
+        folder: folder of its files.
+        download: download files that are missing.
+
+    Raises:
+        ValueError: if the files are missing or damaged, or cannot be downloaded.
+    """
+    kind, title, _ = TORCHVISION[name]
     dataset = getattr(import_library("torchvision.datasets"), kind)
     parts = ("train", "test") if name == "svhn" else (True, False)
     try:
-        train, test = (dataset(str(folder), part, download=download) for part in parts)
-    except RuntimeError as error:
-        raise ValueError(f"{title} is not in {folder}, or damaged: {error}") from error
-    labels = [int(label) for label in (train.labels if name == "svhn" else train.targets)]
-    split = hold_out(labels, validation, seed=seed)
-    return _in_parts(
-        train,
-        test,
-        (*split, range(len(test))),
-        name=title,
-        classes=classes,
-        augmentation=augmentation or default,
-        image_size=None,
-    )
-
-
-def _in_parts(
-    train: Any,
-    test: Any,
-    indices: tuple[Sequence[int], Sequence[int], Sequence[int]],
-    *,
-    name: str,
-    classes: int,
-    augmentation: str,
-    image_size: int | None,
-) -> Data:
-    """Make the training, validation and test points from two data sets of (PIL image, label).
-
-    Args:
-        train: the data set that training and validation points are taken from.
-        test: the data set that test points are taken from.
-        indices: indices of the training and validation points in ``train``, and of the test points
-            in ``test``.
-        name: name of the data set in reports.
-        classes: number of classes.
-        augmentation: augmentation of the training points.
-        image_size: side of the images in pixels; None keeps their size, except with the
-            augmentation "resized-crop+flip", where it is 224.
-    """
-    transforms = import_library("torchvision.transforms")
-    steps: list[Callable[[Any], Any]] = [transforms.ToTensor()]
-    resized = augmentation == RESIZED_CROP
-    if resized:
-        image_size = image_size or _RESIZED_CROP_SIZE
-    if image_size is not None:
-        shorter = round(image_size / _CENTRE) if resized else image_size
-        steps = [transforms.Resize(shorter), transforms.CenterCrop(image_size), *steps]
-    plain = transforms.Compose(steps)
-    channels, height, width = plain(train[0][0]).shape
-    shape = (channels, height, width)
-    fits = (len(train) + len(test)) * channels * height * width <= LIMIT
-
-    def part(images: Any, rows: Sequence[int], augmentation: str = "none") -> Dataset[Any]:
-        if fits:
-            return Resident(View(images, rows, shape=shape, transform=plain), augmentation)
-        return View(images, rows, shape=shape, transform=plain, augmentation=augmentation)
-
-    def training() -> Dataset[Any]:
-        if not resized:
-            return part(train, indices[0], augmentation)
-        # These images are not kept in memory, since each epoch uses other pixels of the file. They
-        # are cropped before they become tensors, since only few pixels of a large image are needed.
-        crop = transforms.RandomResizedCrop(image_size)
-        transform = transforms.Compose([crop, transforms.ToTensor()])
-        return View(train, indices[0], shape=shape, transform=transform, augmentation="flip")
-
-    return Data(
-        name,
-        train=training(),
-        validation=part(train, indices[1]),
-        test=part(test, indices[2]),
-        classes=classes,
-        shape=shape,
-    )
+        return [dataset(str(folder), part, download=download) for part in parts]
+    except (RuntimeError, OSError) as error:  # URLError and a full disk are OSErrors
+        if download:
+            raise ValueError(f"{title} cannot be downloaded to {folder}: {error}.") from error
+        files = getattr(dataset, "base_folder", "train_32x32.mat and test_32x32.mat")
+        raise ValueError(
+            f"{title} is not in {folder}, or damaged; expected in it: {files}, as torchvision "
+            "stores them. Give another --data.folder, or --data.download to download them to it."
+        ) from error

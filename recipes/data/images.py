@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from robust_plugin.recipes.data.batches import generator_of
 from robust_plugin.runtime.random import Share, drawing, seed_of, uniform_like
@@ -30,7 +30,8 @@ class View(Dataset[tuple[Tensor, int]]):
     A point is (x, y): x a float tensor [C, H, W], y its label.
 
     Args:
-        images: data set of (image, label).
+        images: data set of (image, label); if it has a method ``name_of``, this names an image, by
+            its index, in error messages.
         indices: indices of the chosen points in ``images``.
         shape: (C, H, W) that each tensor must have.
         transform: function from an image to a float tensor [C, H, W] in [0, 1].
@@ -54,8 +55,8 @@ class View(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         number = self.indices[index]
-        files = getattr(self.images, "samples", None)  # an attribute of torchvision's ImageFolder
-        name = files[number][0] if files else f"image {number}"
+        name_of = getattr(self.images, "name_of", "image {}".format)
+        name = name_of(number)
         try:
             image, label = self.images[number]
         except FileNotFoundError:  # its message names the file
@@ -65,8 +66,8 @@ class View(Dataset[tuple[Tensor, int]]):
         x = self.transform(image)
         if tuple(x.shape) != self.shape:  # checked here, where the file is known
             raise ValueError(
-                f"{name} has the shape {tuple(x.shape)}, the first one "
-                f"{self.shape}: set image_size to bring all images to one size"
+                f"{name} has the shape {tuple(x.shape)}, and the first one has {self.shape}; all "
+                "must have the same shape."
             )
         return augmented(x[None], self.augmentation)[0], int(label)
 
@@ -158,8 +159,31 @@ class Resident(Dataset[tuple[Tensor, int]]):
         return augmented(x, self.augmentation), y
 
 
+class InMemory(Resident):
+    """A data set of images that are already in memory, as bytes or as floats in [0, 1].
+
+    Args:
+        images: uint8 or float32, shape [N, C, H, W].
+        labels: integers, shape [N].
+        augmentation: random changes of the images, one of ``AUGMENTATIONS``.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, augmentation: str = "none") -> None:
+        super().__init__(TensorDataset(images, labels), augmentation)
+        self._tensors = images, labels
+
+    @property
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        return self._tensors
+
+
 def in_unit(images: Tensor) -> Tensor:
-    """Return images of bytes k as float32 k/255, with exactly the same values on every device."""
+    """Return images of bytes k as float32 k/255, with exactly the same values on every device.
+
+    Images of floats are returned as they are.
+    """
+    if images.is_floating_point():
+        return images
     # With a plain 255, a GPU would multiply by the rounded 1/255, which gives other numbers.
     return images.float() / torch.full((), 255.0, device=images.device)
 

@@ -24,6 +24,9 @@ def data_of(config: DataConfig) -> Data:
         image_size=config.image_size,
         augmentation=config.augmentation,
         test=config.test,
+        colour=config.colour,
+        background=config.background,
+        download=config.download,
     )
     if config.extra is None:
         return data
@@ -31,13 +34,13 @@ def data_of(config: DataConfig) -> Data:
 
 
 def check_folder(data: DataConfig) -> None:
-    """Raise a ValueError if a folder is given together with the data set digits.
+    """Raise a ValueError if a folder is given together with a data set that reads none.
 
-    Digits read no files: without this check, a user who forgets ``data.name`` would train on digits
-    instead of the images in the folder, and not notice it.
+    Without this check, a user who forgets ``data.name`` would train on digits instead of the images
+    in the folder, and not notice it.
     """
-    if data.name == "digits" and data.folder is not None:
+    if data.name in ("digits", "mnist5k") and data.folder is not None:
         raise ValueError(
-            f"data.folder is {data.folder}, but data.name is 'digits', which reads none; give "
-            "--data.name too: folder, cifar10, cifar100 or svhn."
+            f"data.folder is {data.folder}, but data.name is {data.name!r}, which reads none; give "
+            "--data.name too: folder, table, huggingface, cifar10, cifar100 or svhn."
         )

@@ -34,7 +34,7 @@ def stratified_split(
     if not 0 < held_out < n:
         raise ValueError(
             f"cannot hold {held_out} of {n} points out: at least one must be on either side; "
-            "change the validation share"
+            "change the validation share, or the number of test points"
         )
     members: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
@@ -51,7 +51,7 @@ def stratified_split(
         if count == len(members[label]):
             raise ValueError(
                 f"holding {held_out} of {n} points out leaves class {label} with none of its "
-                f"{count}; lower the validation share"
+                f"{count}; lower the validation share, or the number of test points"
             )
         order = torch.randperm(len(members[label]), generator=generator).tolist()
         out += [members[label][i] for i in order[:count]]

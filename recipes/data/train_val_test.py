@@ -25,6 +25,10 @@ class Data:
             order, so that the first ones come from all classes.
         classes: number of classes; labels are 0 to classes - 1.
         shape: (channels, height, width) of one input, which is float32 in [0, 1].
+        class_names: names of the classes, in the order of the labels. By default they are the
+            labels themselves: "0", "1", ...
+        content: digest of what the files hold, by which a run notices that they have changed; empty
+            if there is none.
     """
 
     name: str
@@ -33,13 +37,20 @@ class Data:
     test: Dataset[Any]
     classes: int
     shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
+    content: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.class_names:
+            object.__setattr__(self, "class_names", tuple(map(str, range(self.classes))))
 
 
-def import_library(module: str) -> Any:
+def import_library(module: str, *, extra: str = "recipes") -> Any:
     """Import a module that a data set needs, and return it.
 
     Args:
         module: full name of the module, such as "torchvision.datasets".
+        extra: name of the extra of this package that installs it.
 
     Raises:
         ImportError: if it is not installed; the message says how to install it.
@@ -48,5 +59,5 @@ def import_library(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{module} is needed for this data set: pip install 'robust-plugin[recipes]'"
+            f"{module} is needed for this data set: pip install 'robust-plugin[{extra}]'"
         ) from error

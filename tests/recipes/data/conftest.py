@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No image fits in memory."""
-    monkeypatch.setattr("robust_plugin.recipes.data.image_sets.LIMIT", 0)
+    monkeypatch.setattr("robust_plugin.recipes.data.image_parts.LIMIT", 0)
 
 
 @pytest.fixture(params=["in memory", "streamed"])

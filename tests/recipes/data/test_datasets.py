@@ -29,7 +29,16 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "mnist"}, "'mnist'; legal are digits, folder, cifar10, cifar100, svhn"),
+        (
+            {"name": "mnist"},
+            r"'mnist' \(did you mean mnist5k\?\); legal are digits, mnist5k, folder, table",
+        ),
+        ({"name": "mnist5k", "augmentation": "flip"}, "='flip' of 'mnist5k'; legal: none, crop$"),
+        ({"name": "cifar10", "colour": "grey"}, "colour='grey' with 'cifar10': only for folder"),
+        ({"name": "digits", "background": "white"}, "background='white' with 'digits'"),
+        ({"name": "digits", "download": True}, "download with 'digits': only cifar10, cifar100"),
+        ({"name": "table"}, "'table': give --data.folder.*columns path and label"),
+        ({"name": "huggingface"}, "'huggingface': give --data.folder.*save_to_disk"),
         ({"name": "svhn", "augmentation": "rotate"}, "='rotate' of 'svhn'; legal: none, crop"),
         ({"name": "digits", "augmentation": "flip"}, "='flip' of 'digits'; legal: none$"),
         ({"name": "digits", "image_size": 32}, "image_size=32 with 'digits'"),

@@ -1,8 +1,13 @@
 """Image folders, and CIFAR and SVHN from files written by hand in torchvision's formats."""
 
+import hashlib
 import os
 import pickle
 import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +46,9 @@ def test_a_folder_is_split_and_read_lazily(tmp_path: Path, streamed: None) -> No
 def test_image_size_brings_odd_images_to_one_shape(tmp_path: Path, either: None) -> None:
     write_images(tmp_path)
     Image.new("RGB", (20, 14)).save(tmp_path / "test" / "dog" / "0.png")
-    with pytest.raises(ValueError, match=r"\(3, 14, 20\).*\(3, 12, 12\).*image_size"):
-        points(load_data("folder", folder=tmp_path).test)
-    with pytest.raises(ValueError, match=r"dog.0\.png has the shape"):
-        points(load_data("folder", folder=tmp_path).test)
+    expected = r"2 sizes .*31 of 12 x 12, such as .*png; 1 of 14 x 20, such as .*dog.0\.png"
+    with pytest.raises(ValueError, match=f"{expected}.*--data.image-size"):
+        load_data("folder", folder=tmp_path)
     data = load_data("folder", folder=tmp_path, image_size=10)
     assert {data.test[i][0].shape for i in range(16)} == {(3, 10, 10)} == {data.shape}
 
@@ -141,8 +145,80 @@ def test_svhn_is_cropped_but_never_flipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
 def test_missing_files_are_not_fetched_unasked(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not in .*, or damaged"):
+    with pytest.raises(ValueError, match=r"is not in .*, or damaged; expected .*--data.download"):
         load_data(name, folder=tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server at this machine that has CIFAR-10 with files and checksums of our own."""
+    write_cifar(tmp_path, hundred=False)
+    (tmp_path / "site").mkdir()
+    archive = tmp_path / "site" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    handler = partial(QuietHandler, directory=str(tmp_path / "site"))
+    kind = torchvision.datasets.CIFAR10
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_port}/{archive.name}"
+        monkeypatch.setattr(kind, "url", url)
+        monkeypatch.setattr(kind, "tgz_md5", md5(archive))
+        for attribute in ("train_list", "test_list"):
+            found = [
+                [name, md5(tmp_path / "cifar-10-batches-py" / name)]
+                for name, _ in getattr(kind, attribute)
+            ]
+            monkeypatch.setattr(kind, attribute, found)
+        meta = {**kind.meta, "md5": md5(tmp_path / "cifar-10-batches-py" / "batches.meta")}
+        monkeypatch.setattr(kind, "meta", meta)
+        yield url
+        http.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.usefixtures("server")
+def test_files_are_downloaded_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "new"
+    with pytest.raises(ValueError, match=r"'cifar10': no folder .*new"):
+        load_data("cifar10", folder=folder)
+    data = load_data("cifar10", folder=folder, download=True)
+    assert data.class_names == tuple(str(i) for i in range(10))  # what write_cifar calls them
+    assert points(load_data("cifar10", folder=folder).test) == points(data.test)
+    (folder / "cifar-10-batches-py" / "test_batch").unlink()
+    with pytest.raises(ValueError, match="CIFAR-10 is not in .*new, or damaged"):
+        load_data("cifar10", folder=folder)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/absent.tar.gz")
+    with pytest.raises(ValueError, match="CIFAR-10 cannot be downloaded to .*elsewhere: .*refused"):
+        load_data("cifar10", folder=tmp_path / "elsewhere", download=True)
+
+
+def test_classes_are_named_as_their_folders(tmp_path: Path) -> None:
+    write_images(tmp_path, classes=("b", "a b", "C"), per_class=4)
+    assert load_data("folder", folder=tmp_path).class_names == ("C", "a b", "b")
+
+
+def test_files_that_are_passed_over_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path, per_class=4)
+    (tmp_path / "train/cat/.hidden").write_text("")
+    assert load_data("folder", folder=tmp_path) and capsys.readouterr().err == ""
+    for name in ("a.HEIC", "b.txt"):
+        (tmp_path / "train/cat" / name).write_text("")
+    load_data("folder", folder=tmp_path)
+    said = capsys.readouterr().err
+    assert (
+        said.startswith(f"2 files in {tmp_path / 'train'} are not read, such as") and ".png" in said
+    )
 
 
 def test_val_is_tested_on_where_there_is_no_test(tmp_path: Path) -> None:
