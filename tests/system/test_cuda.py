@@ -332,7 +332,7 @@ def test_autoattacks_verdicts_are_the_cpus(
         return
 
     def stop(progress: Any) -> None:
-        if progress.done == 3:
+        if progress.done:  # after the first batch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -26,18 +26,43 @@ def shipped(root: Path) -> set[str]:
     }
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_every_file(tmp_path: Path) -> None:
-    # A copy: a build leaves folders in its source tree.
-    source = tmp_path / "source"
+def copy_of_the_tree(source: Path) -> None:
+    """A copy, because a build leaves folders in its source tree."""
     for folder in FOLDERS:
         shutil.copytree(
             ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    copy_of_the_tree(source)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "-w", str(tmp_path), str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert files == shipped(ROOT)
+
+
+BUILD_EDITABLE = """
+from setuptools import build_meta
+build_meta.build_editable("..", {"editable_mode": "strict"})
+"""
+
+
+@pytest.mark.slow
+def test_a_strict_editable_install_shows_types(tmp_path: Path) -> None:
+    """Type checkers run no code: they see a package only if it lies whole in a folder of a .pth."""
+    source = tmp_path / "source"
+    copy_of_the_tree(source)
+    command = [sys.executable, "-c", BUILD_EDITABLE]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        (pth,) = (name for name in content.namelist() if name.endswith(".pth"))
+        folder = Path(content.read(pth).decode().strip())
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert found == shipped(ROOT) and "robust_plugin/py.typed" in found
