@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from robust_plugin.evaluation.report import Report
@@ -24,6 +24,8 @@ class Cell:
             None for the dense network.
         diverged: learning rates at which the training of at least one seed diverged, that is, its
             loss or network outputs became NaN or infinite.
+        epochs: number of epochs that the network was trained after the dense one; 0 for the dense
+            network.
     """
 
     row: str
@@ -32,6 +34,7 @@ class Cell:
     reports: Sequence[Report]
     validation: float | None
     diverged: tuple[float, ...] = ()
+    epochs: int = 0
 
     def values(self, row: str) -> list[float]:
         """Return the accuracy of each seed, in [0, 1].
@@ -78,6 +81,10 @@ class Cell:
         first = self.reports[0]
         return (first.certified or ()) if row == "certified" else first.flags[row]
 
+    def first(self, n: int) -> Cell:
+        """Return the results on the first n test points alone."""
+        return replace(self, reports=[report.first(n) for report in self.reports])
+
     def plain(self) -> dict[str, Any]:
         """Return the cell as dicts, lists, strings and numbers, for JSON."""
         return {
@@ -86,6 +93,7 @@ class Cell:
             "lr": self.lr,
             "validation": self.validation,
             "diverged": list(self.diverged),
+            "epochs": self.epochs,
             "accuracy": {row: self.values(row) for row in self.rows},
         }
 
@@ -120,11 +128,32 @@ def pruned_densities(cells: Sequence[Cell]) -> list[float]:
     return list(dict.fromkeys(cell.density for cell in cells if cell.lr is not None))
 
 
+def tables_of(cells: Sequence[Cell]) -> dict[str, tuple[list[Cell], tuple[str, ...]]]:
+    """Return the tables of a comparison: cells and kinds of accuracy, by what each table is of.
+
+    All figures of a table are of the same test points. If all kinds of accuracy have equally many
+    points, there is one table; otherwise one for each number of points, with the kinds that have at
+    least as many.
+
+    Args:
+        cells: the dense network's cell and the cells of all methods.
+    """
+    legal, by_n = cells[0].rows, cells[0].reports[0].rows_by_n
+    total = max(by_n)
+    return {
+        f"all {n} test points" if n == total else f"the first {n} test points": (
+            [cell.first(n) for cell in cells],
+            tuple(row for row in rows if row in legal),
+        )
+        for n, rows in by_n.items()
+    }
+
+
 def conditions(cells: Sequence[Cell], *, data: str, threat: str) -> str:
     """Return one line of text with the conditions under which a comparison was measured.
 
-    It has the data set, the threat model, the number of seeds, and the number of test points of
-    each kind of accuracy.
+    It has the data set, the threat model, the number of seeds, the number of test points of each
+    kind of accuracy, and how much longer the pruned networks were trained than the dense one.
 
     Args:
         cells: the dense network's cell and the cells of all methods.
@@ -136,4 +165,8 @@ def conditions(cells: Sequence[Cell], *, data: str, threat: str) -> str:
     points = ", ".join(f"{row} {len(cells[0].flags(row))}" for row in rows)
     if first.certifier is not None:
         points += f" by {first.certifier}"
-    return f"{data}, {threat}, {seeds} seed{'s' * (seeds > 1)}; test points: {points}"
+    epochs = sorted({cell.epochs for cell in cells if cell.epochs})
+    longer = f"; pruned networks trained {epochs[0]}" if epochs else ""
+    longer += f" to {epochs[-1]}" if len(epochs) > 1 else ""
+    longer += " epochs longer than the dense one" if epochs else ""
+    return f"{data}, {threat}, {seeds} seed{'s' * (seeds > 1)}; test points: {points}{longer}"

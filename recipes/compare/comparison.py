@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from robust_plugin.evaluation.report import Report
@@ -19,10 +20,12 @@ from robust_plugin.pruning.checkpoint import load
 from robust_plugin.recipes.compare.cells import Cell
 from robust_plugin.recipes.compare.differences import differences
 from robust_plugin.recipes.compare.jobs import Job, Jobs, jobs_of, settings_of
-from robust_plugin.recipes.compare.page import comparison_page
-from robust_plugin.recipes.compare.tables import comparison_table, plot_curves, plot_densities
+from robust_plugin.recipes.compare.page import BestNetwork, comparison_page, main_measure
+from robust_plugin.recipes.compare.plots import plot_curves, plot_densities
+from robust_plugin.recipes.compare.tables import comparison_table
 from robust_plugin.recipes.config.compare import CompareConfig
-from robust_plugin.recipes.pages.plots import plot_kept
+from robust_plugin.recipes.evaluate.run_facts import attacked_of, examples_of
+from robust_plugin.recipes.pages.plots import draw_kept, plot_panels
 from robust_plugin.recipes.papers.registry import execute, train_recipe
 from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.workers import in_parallel
@@ -31,7 +34,7 @@ from robust_plugin.recipes.training.run import Run
 from robust_plugin.runtime.files import replacing, write_text
 
 
-def compare(config: CompareConfig, folder: Path) -> str:
+def compare(config: CompareConfig, folder: Path, *, command: str = "") -> str:
     """Run a comparison, or the rest of an interrupted one, and write its report.
 
     Writes report.html, report.json and report.txt, and the plots densities.png, kept.png and
@@ -40,6 +43,7 @@ def compare(config: CompareConfig, folder: Path) -> str:
     Args:
         config: settings of the comparison.
         folder: folder of the comparison, with one run folder per training.
+        command: command line of the comparison, for report.html; empty if it is not known.
 
     Returns:
         str: the results as a Markdown table. It has one line per method and density and one
@@ -70,8 +74,10 @@ def compare(config: CompareConfig, folder: Path) -> str:
     for (row, density), choice in chosen.items():
         found = [reports[job.folder] for job in choice.jobs]
         lr = choice.jobs[0].lr
-        table.append(Cell(row, density, lr, found, choice.accuracy, choice.diverged))
-    return _write(config, folder, table, {cell: choice.jobs for cell, choice in chosen.items()})
+        epochs = len((choice.jobs[0].folder / "log.jsonl").read_text().splitlines())
+        table.append(Cell(row, density, lr, found, choice.accuracy, choice.diverged, epochs))
+    jobs_by_cell = {cell: choice.jobs for cell, choice in chosen.items()}
+    return _write(config, folder, table, jobs_by_cell, command)
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ def _write(
     folder: Path,
     table: Sequence[Cell],
     chosen: Mapping[tuple[str, float], Sequence[Job]],
+    command: str,
 ) -> str:
     """Write the reports and plots of a comparison, and return the text of report.txt.
 
@@ -137,13 +144,18 @@ def _write(
         folder: folder of the comparison.
         table: the dense network's cell and the cells of all methods.
         chosen: trainings at the chosen learning rate, one per seed, by method and density.
+        command: command line of the comparison.
     """
     data = json.loads((folder / f"seed{config.seeds[0]}/dense/report.json").read_text())["data"]
     threat, settings = str(config.base.threat.build()), settings_of(config)
     text = comparison_table(table, data=data, threat=threat)
     kept = {
-        f"{row}, {density:.3g}": json.loads((jobs[0].folder / "report.json").read_text())["kept"]
-        for (row, density), jobs in chosen.items()
+        f"{100 * density:g} % kept": {
+            row: json.loads((jobs[0].folder / "report.json").read_text())["kept"]
+            for (row, each), jobs in chosen.items()
+            if each == density
+        }
+        for density in config.densities
     }
     curves = {
         f"{100 * density:g} % kept": {
@@ -159,25 +171,57 @@ def _write(
         "differences": [
             each.plain() for density in config.densities for each in differences(table, density)
         ],
-        "kept": kept,
+        "kept": {
+            f"{row}, {density:.3g}": kept[f"{100 * density:g} % kept"][row]
+            for row, density in chosen
+        },
         "curves": curves,
     }
     write_text(folder / "report.json", json.dumps(content, indent=1))
     write_text(folder / "report.txt", text + "\n")
     plots = {name: folder / f"{name}.png" for name in ("densities", "kept", "curves")}
     plot_densities(table, plots["densities"])
-    plot_kept(kept, plots["kept"])
+    by_layer = {title: partial(draw_kept, kept=rows) for title, rows in kept.items()}
+    plot_panels(by_layer, plots["kept"])
     plot_curves(curves, plots["curves"])
     page = comparison_page(
         table,
         title=f"Comparison: {folder.resolve().name}",
         data=data,
         threat=threat,
-        settings={**settings, "versions": content["versions"]},
-        plots=plots,
+        settings=settings,
+        kept=kept,
+        curves=curves,
+        best=_best_network(table, chosen),
+        command=command,
+        versions=content["versions"],
     )
     write_text(folder / "report.html", page)
     return text
+
+
+def _best_network(
+    table: Sequence[Cell], chosen: Mapping[tuple[str, float], Sequence[Job]]
+) -> BestNetwork:
+    """Return predictions and examples of the pruned network with the highest robust accuracy.
+
+    They are those of the first seed.
+
+    Args:
+        table: the dense network's cell and the cells of all methods.
+        chosen: trainings at the chosen learning rate, one per seed, by method and density.
+    """
+    measure = main_measure(table)
+    pruned = [cell for cell in table if cell.lr is not None]
+    best = max(pruned, key=lambda cell: cell.interval(measure)[0])
+    job = chosen[best.row, best.density][0]
+    content = json.loads((job.folder / "report.json").read_text())
+    return BestNetwork(
+        best,
+        attacked_of(content.get("attacked"), best.reports[0]),
+        examples_of(job.folder / "examples.safetensors"),
+        Run(job.folder, job.config).data.class_names,
+    )
 
 
 def _mean_curve(jobs: Sequence[Job]) -> list[float]:

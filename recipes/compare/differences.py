@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from robust_plugin.recipes.compare.cells import Cell, mean_interval
 
 # Beginnings of the names of rows with fixed scores, that is, with magnitude pruning. The best of
@@ -17,8 +15,6 @@ _FIXED = ("LWM", "global", "iterative")
 
 # Rows that are also compared with each other, because their papers use uniform rates.
 _UNIFORM = ("HYDRA uniform", "LWM uniform")
-
-_RESAMPLES = 10_000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -32,10 +28,12 @@ class Difference:
         measure: kind of accuracy: ``"clean"``, the name of an attack, or ``"certified"``.
         mean: mean difference over seeds, in [-1, 1].
         low: lower end of the 95 % interval: Student's t over the differences by seed; for one seed,
-            the paired bootstrap over its points.
+            Tango's interval of paired proportions over its points.
         high: upper end of the 95 % interval.
         by_seed: difference of each seed.
         p_values: p-value of McNemar's exact test for each seed.
+        n: number of test points.
+        extra_epochs: by how many epochs the first method trained longer than the second.
     """
 
     density: float
@@ -47,14 +45,38 @@ class Difference:
     high: float
     by_seed: tuple[float, ...]
     p_values: tuple[float, ...]
+    n: int
+    extra_epochs: int = 0
+
+    @property
+    def better(self) -> str | None:
+        """Name of the better method; None if the difference may be chance.
+
+        It may be if the 95 % interval over seeds contains 0 or, for one seed, if McNemar's p-value
+        is 0.05 or more.
+        """
+        one = len(self.by_seed) == 1
+        if self.p_values[0] >= 0.05 if one else self.low <= 0 <= self.high:
+            return None
+        return self.first if self.mean > 0 else self.second
+
+    @property
+    def verdict(self) -> str:
+        """Which method is better, and which one trained longer, in words."""
+        said = "no clear difference" if self.better is None else f"{self.better} is better"
+        if not self.extra_epochs:
+            return said
+        longer = self.first if self.extra_epochs > 0 else self.second
+        epochs = abs(self.extra_epochs)
+        return f"{said}; {longer} trained {epochs} epoch{'s' * (epochs > 1)} longer"
 
     def __str__(self) -> str:
-        """Return the difference in percentage points, its interval and its p-values as text."""
-        interval = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        """Return the difference in points, its interval, its p-values and the verdict."""
+        interval = f"points, 95 % interval [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
         if len(self.by_seed) > 1:
-            interval = f"± {50 * (self.high - self.low):.1f}"
+            interval = f"± {50 * (self.high - self.low):.1f} points, 95 % interval over seeds"
         p_values = ", ".join(f"{p:.2g}" for p in self.p_values)
-        return f"{100 * self.mean:+.1f} {interval} ({p_values})"
+        return f"{100 * self.mean:+.1f} {interval}, n = {self.n}, p = {p_values}: {self.verdict}"
 
     def plain(self) -> dict[str, Any]:
         """Return all attributes as a dict, for JSON."""
@@ -72,38 +94,17 @@ def difference(first: Cell, second: Cell, measure: str) -> Difference:
     Raises:
         ValueError: if the two methods were not measured on the same points.
     """
-    pairs = list(zip(first.reports, second.reports, strict=True))
-    p_values = tuple(a.compare(b, measure) for a, b in pairs)
-    by_seed = tuple(a.accuracy(measure) - b.accuracy(measure) for a, b in pairs)
+    longer = first.epochs - second.epochs
+    pairs = [
+        a.compare(b, measure, name=first.row, other_name=second.row, extra_epochs=longer)
+        for a, b in zip(first.reports, second.reports, strict=True)
+    ]
+    by_seed = tuple(pair.difference for pair in pairs)
     mean, half = mean_interval(by_seed)
-    low, high = mean - half, mean + half
-    if math.isnan(half):
-        low, high = paired_bootstrap(first.flags(measure), second.flags(measure))
+    low, high = pairs[0].interval if math.isnan(half) else (mean - half, mean + half)
+    p_values = tuple(pair.p for pair in pairs)
     names = first.density, first.row, second.row, measure
-    return Difference(*names, mean, low, high, by_seed, p_values)
-
-
-def paired_bootstrap(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the difference of two accuracies on the same points.
-
-    The ends are percentiles of the differences of the resamples. A resample draws points with
-    replacement. The difference at a point is +1, -1 or 0 and only their counts matter, so one
-    multinomial sample of the counts replaces one resample of the points.
-
-    Args:
-        first: whether the first network is correct at each point.
-        second: whether the second network is correct at each point.
-
-    Returns:
-        tuple: lower and upper end for first minus second, in [-1, 1].
-    """
-    n = len(first)
-    wins = sum(a and not b for a, b in zip(first, second, strict=True))
-    losses = sum(b and not a for a, b in zip(first, second, strict=True))
-    shares = [wins / n, losses / n, (n - wins - losses) / n]
-    drawn = np.random.default_rng(0).multinomial(n, shares, size=_RESAMPLES)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
-    return float(low), float(high)
+    return Difference(*names, mean, low, high, by_seed, p_values, pairs[0].n, longer)
 
 
 def reference(cells: Sequence[Cell], density: float) -> Cell | None:

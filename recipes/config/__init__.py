@@ -3,7 +3,8 @@
 Start with ``schema.py``, which has the settings of a recipe. ``objective.py`` has the settings of
 its loss, ``evaluate.py`` and ``compare.py`` have those of the commands ``evaluate`` and
 ``compare``. ``read.py`` fills these dataclasses from YAML files, ``options.py`` from the command
-line.
+line. ``option_list.py`` lists the options of a command. ``help.py`` formats the help of a command,
+and ``help_tables.py`` has its texts.
 ``presets.py`` finds the YAML file of a preset and applies the suffixes of its name, which
 ``variants.yaml`` defines. ``resume_check.py`` says which settings the trained weights of a run
 depend on.

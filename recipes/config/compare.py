@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import tyro
-
 from robust_plugin.recipes.config.schema import RecipeConfig
 
 
@@ -34,7 +32,7 @@ class CompareConfig:
     """
 
     base: RecipeConfig = field(default_factory=RecipeConfig)
-    rows: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     densities: tuple[float, ...] = (0.05, 0.01)
     seeds: tuple[int, ...] = (0,)
     lrs: tuple[float, ...] = (0.1,)

@@ -50,9 +50,10 @@ class EvaluateConfig:
             for obfuscated gradients then also try adversarial examples that were made against the
             dense network. None leaves this out. If a run folder is given, the default is its file.
         seed: seed of the random numbers that the attacks use.
-        journal: folder where AutoAttack and the methods cascade and cascade-fixed save intermediate
-            results; an interrupted evaluation with the same folder continues from them. None saves
-            none.
+        journal: folder where AutoAttack and the methods cascade and cascade-fixed save finished
+            batches. By default that is a folder in --out or, without --out, in the run folder; the
+            same command continues from it after an interruption, and it is removed when the
+            evaluation has finished. A folder that you name is kept.
         batch_size: number of test points per batch.
         device: device to compute on: cpu, cuda, cuda:1, ... With auto it is a GPU if there is one,
             else the CPU.

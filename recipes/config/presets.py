@@ -7,7 +7,6 @@ settings: ``hydra/digits-erk`` is the file ``hydra/digits.yaml`` and the suffix 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from robust_plugin.recipes.runtime.did_you_mean import did_you_mean, nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 _VARIANTS = Path(__file__).parent / "variants.yaml"
@@ -117,25 +118,39 @@ def _located(name: str, beside: Path | None) -> tuple[Path, tuple[Variant, ...]]
         beside: path of the file that extends ``name``; a path is first looked for in the folder of
             this file. None if no file extends it.
     """
-    base, suffixes = name, list[Variant]()
-    while True:
-        if (path := CONFIGS / f"{base}.yaml").is_file():
-            _check_axes(name, suffixes)
-            return path, tuple(suffixes)
-        shorter, hyphen, last = base.rpartition("-")
-        if not hyphen or last not in variants():
-            break
-        base, suffixes = shorter, [variants()[last], *suffixes]
+    if (found := _split(name)) is not None:
+        _check_axes(name, found[1])
+        return found
     for folder in [Path()] if beside is None else [beside.parent, Path()]:
         if (path := folder / name).is_file():
             return path, ()
-    near = difflib.get_close_matches(name, preset_names(), n=3, cutoff=0.4)
-    such_as = f", such as {', '.join(near)}" if near else ""
     extended = "" if beside is None else f", which {beside} extends"
+    meant = did_you_mean(nearest(name, _names_near(name), n=3))
     raise ValueError(
-        f"there is no preset or file {name}{extended}; robust-plugin list shows the presets and "
-        f"the suffixes of their names{such_as}."
+        f"there is no preset or file {name}{extended}{meant}; robust-plugin list shows the presets "
+        "and the suffixes of their names."
     )
+
+
+def _split(name: str) -> tuple[Path, tuple[Variant, ...]] | None:
+    """Return the file that a name begins with, and its suffixes; None if there is no such file."""
+    suffixes: tuple[Variant, ...] = ()
+    while not (path := CONFIGS / f"{name}.yaml").is_file():
+        name, hyphen, last = name.rpartition("-")
+        if not hyphen or last not in variants():
+            return None
+        suffixes = (variants()[last], *suffixes)
+    return path, suffixes
+
+
+def _names_near(name: str) -> list[str]:
+    """Return all names of presets, and ``name`` with any suffix in place of a wrong last one."""
+    names = preset_names()
+    head = name.rpartition("-")[0]
+    if head and _split(head) is not None:
+        command = name.partition("/")[0]
+        names += [f"{head}-{v.name}" for v in variants().values() if command in v.commands]
+    return names
 
 
 def _check_axes(name: str, suffixes: Iterable[Variant]) -> None:

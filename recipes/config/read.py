@@ -7,7 +7,6 @@ pydantic compares the given values with these types and finds all mistakes at on
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -29,6 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from robust_plugin.recipes.config.presets import preset_layers
+from robust_plugin.recipes.runtime.did_you_mean import did_you_mean, nearest
 
 T = TypeVar("T")
 
@@ -213,14 +213,15 @@ def _sentence(kind: type[Any], error: ErrorDetails) -> str:
     path, value = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] in ("extra_forbidden", "invalid_key"):
         legal = _names_of(kind, sections)
-        near = difflib.get_close_matches(str(name), legal, n=1)
-        hint = f" (did you mean {'.'.join([*map(str, sections), near[0]])}?)" if near else ""
-        return f"unknown setting {path}{hint}; legal: {', '.join(legal)}."
+        near = nearest(str(name), legal)
+        meant = did_you_mean([".".join([*map(str, sections), each]) for each in near])
+        return f"unknown setting {path}{meant}; legal: {', '.join(legal)}."
     if name == "[key]":
         return f"{'.'.join(map(str, sections[:-1]))} has the key {value!r}; legal: text."
     if error["type"] == "literal_error":
         legal_values = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{path} is {value!r}; legal: {', '.join(legal_values)}."
+        meant = did_you_mean(nearest(str(value), legal_values))
+        return f"{path} is {value!r}{meant}; legal: {', '.join(legal_values)}."
     what = f"{path} is {value!r}" if path else f"{value!r} is given"
     return f"{what}; legal: {_LEGAL.get(error['type'], error['msg'])}."
 

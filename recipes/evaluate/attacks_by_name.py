@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from robust_plugin.adapters.autoattack import AutoAttack, Version
 from robust_plugin.adapters.torchattacks import torchattack
-from robust_plugin.attacks.cascade import CascadeProgress
 from robust_plugin.attacks.contract import Attack
 from robust_plugin.attacks.minimum_norm import MinimumNorm
 from robust_plugin.recipes.config.evaluate import EvaluateConfig
 from robust_plugin.recipes.evaluate.measure import strongest_pgd
-from robust_plugin.recipes.runtime.progress import progress_bar
 from robust_plugin.threat.model import ThreatModel
 
 # AutoAttack's versions by their names on the command line.
@@ -46,7 +43,6 @@ def attack_by_name(name: str, config: EvaluateConfig, threat: ThreatModel) -> At
             seed=config.seed,
             batch_size=config.batch_size,
             journal=journal_of(config, name),
-            progress=_cascade_bar(name),
         )
     if name == "fab":
         return MinimumNorm(threat)
@@ -67,15 +63,3 @@ def journal_of(config: EvaluateConfig, name: str) -> Path | None:
         name: name of the attack or certifier.
     """
     return None if config.journal is None else config.journal / name
-
-
-def _cascade_bar(name: str) -> Callable[[CascadeProgress], None]:
-    """Return a function that shows the progress of AutoAttack: points not yet fooled, time left.
-
-    Args:
-        name: title of the progress bar.
-    """
-    show = progress_bar(name, unit="batch")
-    return lambda progress: show(
-        progress.done, progress.total, f"{name}: {progress.attack}, {progress.left} points stand"
-    )

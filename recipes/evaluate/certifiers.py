@@ -16,8 +16,8 @@ from robust_plugin.certificates.verifier import Verifier
 from robust_plugin.recipes.config.evaluate import CertifierName
 from robust_plugin.recipes.evaluate.measure import first_points
 from robust_plugin.recipes.pages.plots import plot_radii
-from robust_plugin.recipes.runtime.progress import progress_bar
 from robust_plugin.runtime.files import write_text
+from robust_plugin.runtime.progress import ProgressOption
 from robust_plugin.threat.model import ThreatModel
 
 
@@ -62,9 +62,7 @@ def certifier_of(
     methods = proof_methods(threat)
     if name == "cascade-fixed":
         del methods["alpha-CROWN"]
-    return Verifier(
-        methods, seconds=seconds, journal=journal, progress=progress_bar("proofs", unit="point")
-    )
+    return Verifier(methods, seconds=seconds, journal=journal)
 
 
 def smooth(
@@ -75,6 +73,7 @@ def smooth(
     folder: Path,
     *,
     journal: Path,
+    progress: ProgressOption = False,
 ) -> dict[str, Any]:
     """Certify the first points by randomized smoothing; write smoothing.txt and smoothing.png.
 
@@ -85,15 +84,14 @@ def smooth(
         smoothed: the smoothed classifier, with its noise level and its number of votes.
         folder: folder for the table and for the plot of certified accuracy against radius.
         journal: folder for finished points, from which an interrupted call continues.
+        progress: True for a progress bar, or a function that takes a ``Progress``.
 
     Returns:
         dict: the settings of the smoothing, the average certified radius, and the prediction, label
         and radius of each point, as values for JSON.
     """
     x, y = first_points(points, n, next(model.parameters()).device)
-    found = smoothed.certify(
-        model, x, y, journal=journal, progress=progress_bar("smoothing", unit="point")
-    )
+    found = smoothed.certify(model, x, y, journal=journal, progress=progress)
     plot_radii(found, smoothed.sigma, folder / "smoothing.png")
     write_text(folder / "smoothing.txt", f"{found.table()}\n")
     return {

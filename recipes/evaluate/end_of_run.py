@@ -1,7 +1,8 @@
 """Evaluation of the network that a run has trained, with the run's own settings.
 
-``evaluate_run`` writes the run's report.json. ``check_evaluation`` finds settings that cannot work
-before the training starts.
+``evaluate_run`` writes the run's report.json, and examples.safetensors with a few test points for
+the page of the run. ``check_evaluation`` finds settings that cannot work before the training
+starts.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from robust_plugin.evaluation.report import Report
 from robust_plugin.pruning.sparsity_table import sparsity
 from robust_plugin.recipes.config.read import as_plain
 from robust_plugin.recipes.evaluate.certifiers import certifier_of, smooth
+from robust_plugin.recipes.evaluate.expected_time import expected_seconds
 from robust_plugin.recipes.evaluate.measure import measure, strongest_pgd
+from robust_plugin.recipes.evaluate.plan import plan_of_run
+from robust_plugin.recipes.evaluate.under_attack import Watched, predictions_of, save_examples
+from robust_plugin.recipes.evaluate.unfinished import PREFIX, unfinished_folder
 from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.process_group import is_first, wait_for_all
+from robust_plugin.recipes.runtime.progress import shows_progress
 from robust_plugin.recipes.training.run import Run
+from robust_plugin.recipes.training.training_findings import training_findings
 from robust_plugin.runtime.files import write_text
-from robust_plugin.runtime.random import seed_of
-
-_UNFINISHED = "unfinished-evaluation-"
 
 
 def check_evaluation(run: Run) -> None:
@@ -40,7 +44,12 @@ def check_evaluation(run: Run) -> None:
             support the threat model.
     """
     if run.config.evaluation.autoattack:
-        _autoattack(run, None).check_classes(run.data.classes)
+        try:
+            _autoattack(run, None).check_classes(run.data.classes)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} On the command line, --evaluation.autoattack 0 leaves AutoAttack out."
+            ) from error
     _certifier(run, None)
 
 
@@ -71,10 +80,11 @@ def evaluate_run(
         content = json.loads(path.read_text())
         if content.get("identity") == identity:
             return Report.from_json(json.dumps(content["report"]))
-    # The name has a hash of the settings: only an evaluation with the same settings continues it.
-    journal = run.folder / f"{_UNFINISHED}{seed_of(json.dumps(identity)):016x}"
+    journal = unfinished_folder(run.folder, identity)
     measured = (model if small is None else small).eval()
-    report = _measured(run, measured, journal)
+    attack = Watched(strongest_pgd(run.threat, steps=settings.steps, restarts=settings.restarts))
+    expect_evaluation(run, measured, trained=True)
+    report = _measured(run, measured, attack, journal)
     wait_for_all()  # after this, no process writes to the journal
     if not is_first():
         return report
@@ -83,33 +93,65 @@ def evaluate_run(
     if kept is None:
         table = sparsity(model, run.example)
         kept = {layer.name: [layer.kept, layer.size] for layer in table.layers}
+    right, examples = report.flags["clean"], run.folder / "examples.safetensors"
+    save_examples(attack, measured, right, examples)
     content = {
         "data": run.data.name,
+        "class_names": run.data.class_names,
         "report": json.loads(report.to_json()),
         "smoothing": smoothing,
         "kept": kept,
+        "findings": findings_of(run),
+        "attacked": predictions_of(attack, measured, run.data.test, right, settings.batch_size),
         "identity": identity,
         "settings": as_plain(run.config),
         "versions": versions(),
     }
     write_text(path, json.dumps(content, indent=1))
-    for unfinished in run.folder.glob(f"{_UNFINISHED}*"):
+    for unfinished in run.folder.glob(f"{PREFIX}*"):
         shutil.rmtree(unfinished)
     return report
 
 
-def _measured(run: Run, model: nn.Module, journal: Path) -> Report:
+def findings_of(run: Run) -> list[str]:
+    """Return what the log of a finished run says is wrong with its training, in sentences."""
+    path = run.folder / "log.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    n = len(run.data.validation)  # type: ignore[arg-type]
+    return list(training_findings(records, classes=run.data.classes, n=n))
+
+
+def expect_evaluation(run: Run, model: nn.Module, *, trained: bool) -> None:
+    """Estimate how long the evaluation of a run takes, if its progress is shown.
+
+    Args:
+        run: the run.
+        model: network that is measured on a few validation points.
+        trained: whether it is the finished network; an estimate with another one is higher.
+    """
+    if shows_progress():
+        run.expected = expected_seconds(
+            model.eval(),
+            run.data.validation,
+            run.threat,
+            plan_of_run(run),
+            classes=run.data.classes,
+            trained=trained,
+        )
+        run.progress.expect(run.expected)
+
+
+def _measured(run: Run, model: nn.Module, attack: Attack, journal: Path) -> Report:
     """Attack the test points, and prove them if the settings ask for it.
 
     Args:
         run: run whose test points and evaluation settings are used.
         model: network to evaluate.
+        attack: attack on all test points; AutoAttack follows if the settings ask for it.
         journal: folder for finished parts, from which an interrupted evaluation continues.
     """
     settings = run.config.evaluation
-    attacks: list[Attack] = [
-        strongest_pgd(run.threat, steps=settings.steps, restarts=settings.restarts)
-    ]
+    attacks: list[Attack] = [attack]
     limits = {"certified": settings.verify} if settings.verify else {}
     if settings.autoattack:
         autoattack = _autoattack(run, journal / "autoattack")
@@ -123,6 +165,7 @@ def _measured(run: Run, model: nn.Module, journal: Path) -> Report:
         batch_size=settings.batch_size,
         certifier=_certifier(run, journal / "proofs"),
         limits=limits,
+        progress=run.progress,
     )
 
 
@@ -149,7 +192,13 @@ def _smoothed(run: Run, model: nn.Module, journal: Path) -> dict[str, Any]:
     settings, sigma = run.config.evaluation, run.config.objective.sigma
     smoothed = Smoothed(sigma, n=settings.votes, seed=run.config.seed)
     return smooth(
-        model, run.data.test, settings.smooth, smoothed, run.folder, journal=journal / "smoothing"
+        model,
+        run.data.test,
+        settings.smooth,
+        smoothed,
+        run.folder,
+        journal=journal / "smoothing",
+        progress=run.progress,
     )
 
 

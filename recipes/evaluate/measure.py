@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from robust_plugin.attacks.contract import Attack
-from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.attacks.projected_gradient import PGD, pgd
 from robust_plugin.certificates.contract import Certifier
 from robust_plugin.evaluation.evaluation import evaluate
 from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.data.epoch_loader import loader
+from robust_plugin.runtime.progress import ProgressOption
 from robust_plugin.runtime.random import seed_of
 from robust_plugin.threat.model import ThreatModel
 
@@ -34,6 +35,7 @@ def measure(
     certifier: Certifier | None = None,
     limits: Mapping[str, int] | None = None,
     adversarial: Path | None = None,
+    progress: ProgressOption = False,
 ) -> Report:
     """Evaluate a model on points in their order, with random numbers that depend on the seed alone.
 
@@ -47,6 +49,7 @@ def measure(
         limits: number of points to use, from the first one, by attack name or ``"certified"``; an
             attack or certifier without a limit gets all points.
         adversarial: file to write the adversarial examples to; None writes none.
+        progress: True for progress bars, or a function that takes a ``Progress``.
     """
     batches = loader(points, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
     torch.manual_seed(seed_of(seed, "evaluation"))
@@ -57,10 +60,11 @@ def measure(
         certifier=certifier,
         limits=limits,
         adversarial=adversarial,
+        progress=progress,
     )
 
 
-def strongest_pgd(threat: ThreatModel, *, steps: int, restarts: int) -> Attack:
+def strongest_pgd(threat: ThreatModel, *, steps: int, restarts: int) -> PGD:
     """Return a PGD attack that keeps the best input of each point over all steps and starts.
 
     A misclassified input is best; if there is none, the input of highest loss.

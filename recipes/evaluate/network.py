@@ -8,38 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch import nn
+from torch.utils.data import Dataset
 
-from robust_plugin.adapters.autoattack import AutoAttack
-from robust_plugin.evaluation.curve import around
 from robust_plugin.evaluation.obfuscated_gradients import obfuscation
 from robust_plugin.evaluation.obfuscation_verdict import Obfuscation
 from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.config.evaluate import EvaluateConfig
 from robust_plugin.recipes.config.read import as_plain
-from robust_plugin.recipes.config.schema import DataConfig
-from robust_plugin.recipes.data.datasets import load_data
-from robust_plugin.recipes.data.load import check_folder
 from robust_plugin.recipes.data.train_val_test import Data
-from robust_plugin.recipes.evaluate.attacks_by_name import attack_by_name, journal_of
-from robust_plugin.recipes.evaluate.certifiers import certifier_of
+from robust_plugin.recipes.evaluate.expected_time import expected_seconds
 from robust_plugin.recipes.evaluate.measure import first_points, measure
+from robust_plugin.recipes.evaluate.network_facts import NetworkFacts, network_facts
 from robust_plugin.recipes.evaluate.page import page
-from robust_plugin.recipes.evaluate.settings import check_options
-from robust_plugin.recipes.models.registry import build_model, check_takes, example_of
-from robust_plugin.recipes.models.weights import load_weights
+from robust_plugin.recipes.evaluate.plan import plan_of_evaluation
+from robust_plugin.recipes.evaluate.prepared import methods_of, network_of, prepared, refuse_folder
+from robust_plugin.recipes.evaluate.unfinished import FinishedParts, finished_parts
+from robust_plugin.recipes.runtime.folder_lock import locked
 from robust_plugin.recipes.runtime.library_versions import versions
-from robust_plugin.recipes.runtime.process_group import device_of
-from robust_plugin.recipes.training.weights_or_channels import without_channels
-from robust_plugin.runtime.files import write_text
+from robust_plugin.recipes.runtime.process_group import is_first
+from robust_plugin.recipes.runtime.progress import RunProgress, shows_progress
+from robust_plugin.runtime.files import check_writable, write_text
+from robust_plugin.runtime.progress import ProgressOption
 from robust_plugin.threat.model import ThreatModel
-from robust_plugin.threat.units import parse_eps
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,12 @@ class Evaluated:
 
 
 def evaluate_network(
-    config: EvaluateConfig, out: Path | None = None, *, before: EvaluateConfig | None = None
+    config: EvaluateConfig,
+    out: Path | None = None,
+    *,
+    before: EvaluateConfig | None = None,
+    progress: ProgressOption = False,
+    command: str = "",
 ) -> Evaluated:
     """Evaluate a network on the first ``config.n`` test points, and write the results.
 
@@ -75,115 +77,77 @@ def evaluate_network(
         config: settings of the evaluation.
         out: folder for report.json, report.html, report.txt, adversarial.pt and, if AutoAttack ran
             on all points, robustbench.json; or a file name that ends in .json, for the report
-            alone; None writes nothing.
+            alone; None writes nothing. Under torchrun the first process writes.
         before: the settings without the options of the command line; an option that changes a
             setting which nothing uses is refused. None skips this check.
+        progress: True for progress bars, or a function that takes a ``Progress``.
+        command: command line of the evaluation, for report.html; empty if it is not known.
 
     Raises:
         ValueError: for an unknown attack, illegal settings, or a model, checkpoint and data that do
             not fit together.
+        KeyboardInterrupt: at an interruption; the message says how to continue.
     """
-    _check_numbers(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    threat, device = config.threat.build(), device_of(config.device)
-    attacks = [attack_by_name(name, config, threat) for name in config.attacks]
-    certifier = certifier_of(
-        config.certify, threat, seconds=config.seconds, journal=journal_of(config, "proofs")
-    )
-    if before is not None:
-        check_options(config, before)
-    radii = config.radii or around(threat)
-    for radius in radii:
-        parse_eps(radius)  # an illegal radius is found now and not after hours
-    data = _data(config.data)
-    for attack in attacks:
-        if isinstance(attack, AutoAttack):
-            attack.check_classes(data.classes)  # found now and not after hours
-    model = _network(config, data, config.checkpoint)
-    if config.small is not None:
-        model = without_channels(config.small, model, data.shape)
-    model = model.to(device).eval()
-    test = data.test
-    if config.n is not None:
-        if not 0 < config.n <= len(test):  # type: ignore[arg-type]
-            raise ValueError(f"n is {config.n}; legal: 1 to {len(test)}.")  # type: ignore[arg-type]
-        test = Subset(test, range(config.n))
+    with finished_parts() as parts:
+        return _evaluated(config, out, before, progress, command, parts)
+
+
+def _evaluated(
+    config: EvaluateConfig,
+    out: Path | None,
+    before: EvaluateConfig | None,
+    progress: ProgressOption,
+    command: str,
+    parts: FinishedParts,
+) -> Evaluated:
+    """Evaluate as ``evaluate_network`` does, with its arguments.
+
+    Args:
+        config: settings of the evaluation.
+        out: folder or .json file for the reports; None writes none.
+        before: the settings without the options of the command line; None checks no options.
+        progress: True for progress bars, or a function that takes a ``Progress``.
+        command: command line of the evaluation, for report.html.
+        parts: where finished parts are kept, which is chosen once the network is known.
+    """
+    if out is not None and is_first():
+        check_writable(out.parent if out.suffix == ".json" else out)  # found now, not after hours
+    work = prepared(config, before)
+    model, data, test, threat = work.model, work.data, work.test, work.threat
     folder = out if out is not None and out.suffix != ".json" else None
     if folder is not None:
-        _make_folder(folder)
-    images = None if folder is None else folder / "adversarial.pt"
-    checks = _checks(model, test, config, data, threat)  # before the attacks, because it is quick
-    report = measure(
-        model,
-        test,
-        attacks=attacks,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        certifier=certifier,
-        adversarial=images,
-    )
+        refuse_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    images = None if folder is None or not is_first() else folder / "adversarial.pt"
+    if isinstance(progress, RunProgress) and shows_progress():
+        plan, classes = plan_of_evaluation(config, work), data.classes
+        progress.expect(expected_seconds(model, test, threat, plan, classes=classes))
+    # before the attacks, because it is quick
+    checks = _checks(model, test, config, data, threat, progress)
+    parts.begin(config, out, model)
+    attacks, certifier = methods_of(dataclasses.replace(config, journal=parts.folder), threat)
+    with locked(parts.folder) if parts.folder is not None and is_first() else nullcontext():
+        report = measure(
+            model,
+            test,
+            attacks=attacks,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            certifier=certifier,
+            adversarial=images,
+            progress=progress,
+        )
     if checks is not None and checks.failed:
         report = dataclasses.replace(report, findings=(*report.findings, checks.verdict))
-    found = Evaluated(report, checks, radii, _unchecked(threat) if config.checks else "")
+    found = Evaluated(report, checks, work.radii, _unchecked(threat) if config.checks else "")
     if folder is not None and images is not None:
-        _write(folder, found, config, data, torch.load(images, weights_only=True))
-    elif out is not None:
+        stored = torch.load(images, weights_only=True)
+        facts = network_facts(model, report, stored, data.class_names, batch_size=config.batch_size)
+        _write(folder, found, config, data, facts, command)
+    elif out is not None and is_first():
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, _json(report, config))
+        write_text(out, _json(report, config, data))
     return found
-
-
-def _check_numbers(config: EvaluateConfig) -> None:
-    """Raise a ValueError for a number of threads, points per batch or checks that is too small."""
-    for name, value, least in (
-        ("threads", config.threads, 1),
-        ("batch_size", config.batch_size, 1),
-        ("checks", config.checks, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; legal: {least} or more.")
-
-
-def _data(config: DataConfig) -> Data:
-    """Load the data set of an evaluation, without extra training points."""
-    check_folder(config)
-    return load_data(
-        config.name,
-        folder=config.folder,
-        validation=config.validation,
-        image_size=config.image_size,
-        augmentation=config.augmentation,  # some augmentations also crop the test points
-        test=config.test,
-    )
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder for the reports.
-
-    Raises:
-        ValueError: if ``folder`` is a file or the folder of a run.
-    """
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; give --out a folder, or a name in .json.")
-    if (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} is a run's own folder, whose report would be lost; give --out another, "
-            f"such as {folder / 'evaluation'}."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _network(config: EvaluateConfig, data: Data, weights: Path) -> nn.Module:
-    """Build the model of an evaluation and load weights from a file into it.
-
-    Raises:
-        ValueError: if the weights do not fit the model, or the model does not fit the data.
-    """
-    model = build_model(config.model, classes=data.classes, shape=data.shape)
-    load_weights(model, weights)
-    check_takes(model, config.model, example_of(data.shape), data.classes)
-    return model
 
 
 def _unchecked(threat: ThreatModel) -> str:
@@ -197,7 +161,12 @@ def _unchecked(threat: ThreatModel) -> str:
 
 
 def _checks(
-    model: nn.Module, test: Dataset[Any], config: EvaluateConfig, data: Data, threat: ThreatModel
+    model: nn.Module,
+    test: Dataset[Any],
+    config: EvaluateConfig,
+    data: Data,
+    threat: ThreatModel,
+    progress: ProgressOption,
 ) -> Obfuscation | None:
     """Check the first test points for obfuscated gradients.
 
@@ -208,6 +177,7 @@ def _checks(
             adversarial examples for the dense network are tried on ``model``.
         data: data set of the evaluation.
         threat: norm, eps and bounds of the inputs.
+        progress: True for a progress bar, or a function that takes a ``Progress``.
 
     Returns:
         Obfuscation: the checks; None if none are requested, or if the threat model has none.
@@ -216,12 +186,17 @@ def _checks(
         return None
     device = next(model.parameters()).device
     x, y = first_points(test, config.checks, device)
-    parent = None if config.parent is None else _network(config, data, config.parent).to(device)
-    return obfuscation(model, x, y, threat, parent=parent, seed=config.seed)
+    parent = None if config.parent is None else network_of(config, data, config.parent).to(device)
+    return obfuscation(model, x, y, threat, parent=parent, seed=config.seed, progress=progress)
 
 
 def _write(
-    folder: Path, found: Evaluated, config: EvaluateConfig, data: Data, images: dict[str, Tensor]
+    folder: Path,
+    found: Evaluated,
+    config: EvaluateConfig,
+    data: Data,
+    facts: NetworkFacts,
+    command: str,
 ) -> None:
     """Write report.json, report.txt, report.html and, after a full AutoAttack, robustbench.json.
 
@@ -230,23 +205,28 @@ def _write(
         found: results of the evaluation.
         config: settings of the evaluation.
         data: data set of the evaluation.
-        images: clean inputs under ``"inputs"``, and adversarial examples by attack name.
+        facts: size, predictions and examples of the network.
+        command: command line of the evaluation.
     """
-    report, name = found.report, f"{config.model}, {data.name}"
-    write_text(folder / "report.json", _json(report, config))
+    report, name = found.report, f"{config.model} on {data.name}"
+    write_text(folder / "report.json", _json(report, config, data))
     write_text(folder / "report.txt", f"{found}\n")
-    about = f"{config.checkpoint}; test points of {data.name}, the first {report.n}"
-    made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
+    about = (
+        f"The network is {config.checkpoint}, and the points are the first {report.n:,} test "
+        f"points of {data.name}. The threat model is {report.threat or 'none'}; the seed is "
+        f"{config.seed}."
+    )
     write_text(
         folder / "report.html",
         page(
             report,
             title=f"Robustness of {name}",
-            about=f"{about}; {report.threat}; seed {config.seed}; {made_with}",
+            about=about,
+            network=facts,
             checks=found.checks,
             radii=found.radii,
-            images=images,
             settings=as_plain(config),
+            command=command,
         ),
     )
     if len(report.flags.get("AutoAttack", ())) == report.n:
@@ -254,7 +234,8 @@ def _write(
         write_text(folder / "robustbench.json", json.dumps(entry, indent=2))
 
 
-def _json(report: Report, config: EvaluateConfig) -> str:
+def _json(report: Report, config: EvaluateConfig, data: Data) -> str:
     """Return a report as JSON, with the settings and library versions that produced it."""
     made = {"settings": as_plain(config), "versions": versions()}
-    return json.dumps({**json.loads(report.to_json()), "evaluation": made}, indent=1)
+    plain = {**json.loads(report.to_json()), "class_names": data.class_names, "evaluation": made}
+    return json.dumps(plain, indent=1)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import operator
-import os
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,6 +20,7 @@ from robust_plugin.recipes.models.networks import (
     vgg16_bn,
     wide_resnet,
 )
+from robust_plugin.recipes.runtime.own_code import call
 from robust_plugin.runtime.contexts import evaluating
 from robust_plugin.threat.layers import Normalize
 
@@ -97,34 +93,7 @@ def _imported(name: str, classes: int) -> nn.Module:
         ValueError: if the function cannot be imported, or fails.
         TypeError: if it cannot be called this way, or returns no nn.Module.
     """
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does: the user's module may be there
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"model {name!r}: cannot import {module!r}: {error}") from error
-    try:
-        function = operator.attrgetter(attribute)(found)
-    except AttributeError as error:
-        raise ValueError(f"model {name!r}: {module} has no {attribute!r}") from error
-    if not callable(function):
-        raise TypeError(f"model {name!r} is a {type(function).__name__}, not a function to call")
-    signature = inspect.signature(function)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    accepts = takes_any or "num_classes" in signature.parameters
-    arguments = {"num_classes": classes} if accepts else {}
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        raise TypeError(
-            f"model {name!r} has the signature {signature}: {error}; it is called with num_classes "
-            "or with nothing, so wrap it in a function that fills the rest"
-        ) from error
-    try:
-        network = function(**arguments)
-    except Exception as error:  # the user's own code
-        raise ValueError(f"model {name!r} failed: {type(error).__name__}: {error}") from error
+    network = call(name, what="model", offered={"num_classes": classes})
     if not isinstance(network, nn.Module):
         raise TypeError(f"model {name!r} returned a {type(network).__name__}, not an nn.Module")
     return network

@@ -1,7 +1,8 @@
 """All recipes by name, and the functions that run one of them.
 
 ``RECIPES`` maps the name of a recipe to its settings, its training stages and its function.
-``execute`` trains a recipe in a folder, evaluates its final network and returns the report.
+``execute`` trains a recipe in a folder, evaluates its final network and returns the report;
+``train_and_evaluate`` does so for a run that is already there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from torch import nn
 from robust_plugin.evaluation.report import Report
 from robust_plugin.recipes.config.read import build
 from robust_plugin.recipes.config.schema import RecipeConfig, StageConfig
-from robust_plugin.recipes.evaluate.end_of_run import check_evaluation, evaluate_run
+from robust_plugin.recipes.evaluate.end_of_run import (
+    check_evaluation,
+    evaluate_run,
+    expect_evaluation,
+)
 from robust_plugin.recipes.papers.harp import HarpConfig, harp
 from robust_plugin.recipes.papers.hydra import HydraConfig, hydra
 from robust_plugin.recipes.papers.magnitude import MagnitudeConfig, magnitude, rounds_of
@@ -86,13 +91,29 @@ def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
         Report: the evaluation on the test points. If channels were pruned, it is that of the
         smaller network, from which they are removed.
     """
-    run = Run(folder, config)
+    return train_and_evaluate(name, Run(folder, config))
+
+
+def train_and_evaluate(name: str, run: Run) -> Report:
+    """Train the recipe of a run and evaluate its final network, as ``execute`` does.
+
+    Args:
+        name: magnitude, hydra, harp or dense.
+        run: the run, with the settings of this recipe.
+    """
+    if not (run.folder / "model.safetensors").is_file():  # otherwise there is nothing to train
+        expect_evaluation(run, run.fresh_model(), trained=False)
     model = train_recipe(name, run)
     run.acceleration.close()
-    if name == "dense" or config.structure == "weights":
+    if name == "dense" or run.config.structure == "weights":
         return evaluate_run(run, model)
     small = small_network(run, model)
     return evaluate_run(run, model, small=small, kept=kept_channels(run))
+
+
+def recipe_of(run: Run) -> str:
+    """Return the name of the recipe that the settings of a run belong to."""
+    return next(name for name, recipe in RECIPES.items() if type(run.config) is recipe.config)
 
 
 def finished_run(folder: Path) -> Run:

@@ -12,7 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
-from tqdm import tqdm
+from robust_plugin.recipes.runtime.progress import (
+    RunProgress,
+    hide_progress,
+    shows_bars,
+    shows_progress,
+)
+from robust_plugin.runtime.progress import Show, reporting
 
 T = TypeVar("T")
 
@@ -31,15 +37,38 @@ def in_parallel(
             this process.
         what: text in front of the progress bar.
     """
-    if min(jobs, len(items)) == 1:
-        return [function(item) for item in tqdm(items, desc=what, disable=None)]
+    with reporting(RunProgress({}), what, total=len(items), unit="jobs") as show:
+        if min(jobs, len(items)) == 1:
+            return [_shown(function(item), show, done) for done, item in enumerate(items, 1)]
+        return _in_processes(function, items, min(jobs, len(items)), show)
+
+
+def _shown(result: T, show: Show, done: int) -> T:
+    show(done)
+    return result
+
+
+def _in_processes(
+    function: Callable[[Any], T], items: Sequence[Any], jobs: int, show: Show
+) -> list[T]:
+    """Return the results of a function for all items, computed in worker processes.
+
+    Args:
+        function: function of one item.
+        items: arguments of the calls.
+        jobs: number of processes.
+        show: function that is told how many calls have ended.
+    """
+    # Bars of several processes would overwrite one another; lines may be mixed.
+    hidden = shows_bars() or not shows_progress()
     pool = ProcessPoolExecutor(
-        min(jobs, len(items)), multiprocessing.get_context("spawn"), initializer=_as_worker
+        jobs, multiprocessing.get_context("spawn"), initializer=_as_worker, initargs=(hidden,)
     )
     try:
         futures = [pool.submit(function, item) for item in items]
-        for future in tqdm(as_completed(futures), total=len(futures), desc=what, disable=None):
+        for done, future in enumerate(as_completed(futures), 1):
             future.result()
+            show(done)
     except BaseException:
         for process in list(pool._processes.values()):
             process.terminate()
@@ -49,11 +78,16 @@ def in_parallel(
     return [future.result() for future in futures]
 
 
-def _as_worker() -> None:
+def _as_worker(hidden: bool) -> None:
     """Prepare a new worker process.
 
     It ignores Ctrl-C, which the parent handles, and exits when the parent exits.
+
+    Args:
+        hidden: whether the process shows no progress.
     """
+    if hidden:
+        hide_progress()
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -22,13 +22,14 @@ from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.runtime.process_group import summed
 from robust_plugin.recipes.training.length import Length, length_of
 from robust_plugin.recipes.training.run import Run
+from robust_plugin.recipes.training.statistics import measured_anew
 from robust_plugin.recipes.training.step import Steps
 from robust_plugin.recipes.training.validation import validated
 from robust_plugin.runtime.distributed import check_ranks, rank_and_world
 from robust_plugin.runtime.random import seed_of
 
-# Keys of a log record that say which epoch it is about; all other keys are measured values.
-_PLACE = ("stage", "epoch")
+# Keys of a log record that a tracker does not get: which epoch it is about, and a dict of values.
+_NOT_TRACKED = ("stage", "epoch", "densities")
 
 
 class Diverged(ValueError):
@@ -101,13 +102,16 @@ def train(
     epochs = length.epochs if run.steps is None else 1
     with (
         run.acceleration.prepared(model) as wrapped,
-        run.progress.stage(name, steps=length.steps, done=done, folder=run.folder),
+        run.progress.stage(name, epochs=length.epochs, steps=length.steps, done=done),
     ):
+        if pruner is not None and not records:  # its masks are new
+            measured_anew(run, name, model, stage, epoch=0, epochs=length.epochs)
         for epoch in range(len(records), epochs):
             try:
                 loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length)
                 check_ranks(model)
                 with run.timed(name, "validation"):
+                    measured_anew(run, name, model, stage, epoch=epoch + 1, epochs=length.epochs)
                     accuracies = validated(run, model)
             except NotFinite as error:
                 raise Diverged(
@@ -116,13 +120,18 @@ def train(
                 ) from error
             record: dict[str, Any] = {"stage": name, "epoch": epoch, "loss": loss, **accuracies}
             record["density"] = 1.0 if pruner is None else pruner.kept / pruner.budget.full
+            record["densities"] = {} if pruner is None else pruner.densities  # of each layer
             best = all(record["robust"] >= earlier["robust"] for earlier in records)
             records.append(record)
             run.save_epoch(
                 name, model=model, pruner=pruner, optimizer=optimizer, records=records, best=best
             )
             run.acceleration.log(
-                {f"{name}/{key}": value for key, value in record.items() if key not in _PLACE},
+                {
+                    f"{name}/{key}": value
+                    for key, value in record.items()
+                    if key not in _NOT_TRACKED
+                },
                 step=run.progress.before(name, per_epoch=length.steps_per_epoch) + epoch,
             )
             run.progress.show(

@@ -7,7 +7,10 @@ These files are in the folder::
     <stage>.safetensors       model, pruner and optimizer after the last finished epoch of a stage
     <stage>.best.safetensors  model and pruner after the best epoch on the validation points
     model.safetensors         the final network without masks; names as in the dense network
+    report.html               page of the run, for a browser
     report.json               evaluation of the final network on the test points
+    before_after.json, .txt   size, latency and accuracy of the dense and the pruned network
+    examples.safetensors      a few test points, clean and attacked, for the page
     smoothing.txt, .png       certified accuracy against radius, if it was asked for
     unfinished-...            finished part of an interrupted evaluation
 
@@ -38,7 +41,7 @@ from robust_plugin.recipes.data.load import data_of
 from robust_plugin.recipes.models.registry import build_model, check_takes, example_of
 from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.process_group import device_of, is_first, wait_for_all
-from robust_plugin.recipes.runtime.progress import Progress
+from robust_plugin.recipes.runtime.progress import RunProgress
 from robust_plugin.recipes.training.acceleration import Acceleration, check_tracker
 from robust_plugin.recipes.training.checks import check_settings
 from robust_plugin.runtime.files import write_tensors, write_text
@@ -59,7 +62,8 @@ class Run:
         device: device that the run computes on.
         objective: settings of the current stage's objective: benign in benign pre-training,
             otherwise the objective of the recipe.
-        progress: progress bar and estimated time left.
+        progress: progress bars and estimated time left.
+        expected: expected seconds of each task of the evaluation at the end, for the time left.
         identity: all settings that have an influence on what has been trained so far. A checkpoint
             with other settings is refused.
         steps: number of optimizer steps to take per stage in a dry run; None takes all steps.
@@ -81,8 +85,9 @@ class Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.data = data_of(config.data)
-        self.identity = identity_of(config)
-        self.progress = Progress({})
+        self.identity = identity_of(config, content=self.data.content)
+        self.progress = RunProgress({}, where=self.folder)
+        self.expected: dict[str, float] = {}
         self.steps: int | None = None
 
     def begin(self, steps: Mapping[str, int]) -> None:
@@ -91,7 +96,7 @@ class Run:
         Args:
             steps: number of optimizer steps of each stage by name, in the order they are trained.
         """
-        self.progress = Progress(steps)
+        self.progress = RunProgress(steps, expected=self.expected, where=self.folder)
 
     @cached_property
     def acceleration(self) -> Acceleration:

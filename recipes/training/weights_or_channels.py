@@ -24,6 +24,7 @@ from robust_plugin.recipes.data.epoch_loader import loader
 from robust_plugin.recipes.models.registry import example_of
 from robust_plugin.recipes.runtime.process_group import is_first, wait_for_all
 from robust_plugin.recipes.training.run import Run
+from robust_plugin.recipes.training.statistics import measured_anew
 from robust_plugin.runtime.files import write_text
 from robust_plugin.runtime.random import seed_of
 
@@ -71,8 +72,9 @@ def refuse_early(run: Run) -> None:
 def finished(run: Run, pruner: Pruner) -> nn.Module:
     """Finalize a pruner and return its network.
 
-    With structure channels, also write the smaller network without the removed channels to
-    small.safetensors, and [channels kept, all channels] of each group to channels.json.
+    If no fine-tuning came before, the masks are fixed now, and BatchNorm's running statistics are
+    measured for them. With structure channels, also write the smaller network without the removed
+    channels to small.safetensors, and [channels kept, all channels] of each group to channels.json.
 
     Args:
         run: run whose folder the files are written to.
@@ -81,6 +83,9 @@ def finished(run: Run, pruner: Pruner) -> nn.Module:
     Returns:
         nn.Module: the network without masks, in its original shape; pruned weights are zero.
     """
+    if pruner.phase == "prune":
+        pruner.set_phase("finetune")
+        measured_anew(run, "finetune", pruner.model, run.config.finetune, epoch=0, epochs=1)
     if run.config.structure == "channels":
         from robust_plugin.adapters.torch_pruning import remove_channels, save
 

@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
+from robust_plugin.recipes import commands
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.data.train_val_test import Data
+from robust_plugin.recipes.evaluate import before_after
 
 Words = Callable[..., list[str]]
 
@@ -86,6 +88,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels[row : row + 4, column : column + 4] += 60
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
     return root
+
+
+@pytest.fixture
+def pages() -> None:
+    """The commands of this test write the page of a run, which takes longer than a tiny run."""
+
+
+@pytest.fixture(autouse=True)
+def few_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests that use ``pages`` write the page of each run; latency is measured quickly."""
+    monkeypatch.setattr(before_after, "_SECONDS", 0.02)
+    if "pages" not in request.fixturenames:
+        monkeypatch.setattr(commands, "page_or_reason", lambda *_, **__: "no page in this test")
 
 
 @pytest.fixture

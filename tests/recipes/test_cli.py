@@ -15,7 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from robust_plugin.recipes.cli import main
+from robust_plugin.recipes.commands import COMMANDS
 from robust_plugin.recipes.models.registry import build_model
+from robust_plugin.recipes.runtime.folder_lock import FolderInUse
+from robust_plugin.recipes.training.loop import Diverged
+from robust_plugin.version import __version__
 
 Words = Callable[..., list[str]]
 RunTiny = Callable[..., dict[str, Any]]
@@ -43,25 +47,32 @@ def test_without_a_command_it_says_what_there_is(
         assert command in printed
 
 
+def test_the_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    expected = f"robust-plugin {__version__}, torch {torch.__version__}, Python "
+    assert capsys.readouterr().out.startswith(expected)
+
+
 @pytest.mark.parametrize("command", ["magnitude", "hydra", "harp", "compare", "evaluate"])
-def test_help_lists_the_settings(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+@pytest.mark.parametrize(("option", "least"), [("--help", 12), ("--help-all", 25)])
+def test_help_lists_the_settings(
+    command: str, option: str, least: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, option]) == 0
     printed = capsys.readouterr().out
-    assert stop.value.code == 0 and f"usage: robust-plugin {command}" in printed
+    assert printed.startswith(f"usage: robust-plugin {command}") and "\x1b" not in printed
     base = "--base." if command == "compare" else "--"
     assert f"{base}threat.eps" in printed and f"{base}data.name" in printed
     # The common options come first, and each option has a description.
-    common = ["--config", "--out"] + ["--dry-run"] * (command != "evaluate")
-    pattern = r"^. (--[a-z][\w.-]*)(.*?)(?=^. --|\Z)"
+    common = ["--config", "--out", "--dry-run", "--quiet"]
+    pattern = r"^  (--[a-z][\w.-]*)(.*?)(?=^  --|\Z)"
     found = dict(re.findall(pattern, printed, re.MULTILINE | re.DOTALL))
-    assert list(found)[: len(common)] == common and len(found) > 25
-    for option, text in found.items():
-        if option.startswith("--rows."):  # keys of a mapping, which have no descriptions
-            continue
-        assert "(default:" in text and len(text.split()) > 6, option
+    assert list(found)[:4] == common and len(found) > least
+    for name, text in found.items():
+        assert len(text.split()) >= 3, name
+        assert name in (*common, "--help") or re.search(r"\[[^\]]*\]", text), name
     if command == "evaluate":
-        assert all(option in printed for option in ("--attack,", "--eps", "--norm"))
+        assert all(name in printed for name in ("--attack", "--eps", "--norm"))
 
 
 @pytest.mark.parametrize(("command", "said"), [("channels", "RUN [RUN ...]"), ("list", "presets")])
@@ -76,7 +87,8 @@ def test_commands_without_settings_have_help(
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hydro", "--density", "0.1"]) == 2
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[0] == "unknown command 'hydro'" and printed.out == ""
+    assert printed.err.startswith("error: unknown command 'hydro' (did you mean hydra?); the ")
+    assert len(printed.err.splitlines()) == 1 and printed.out == ""
     assert all(command in printed.err for command in ("magnitude", "hydra", "harp", "compare"))
 
 
@@ -118,12 +130,12 @@ def test_a_common_option_without_its_value_is_one_sentence(
 
 @pytest.mark.parametrize("word", ["--dens=0.1", "--conf=hydra/digits", "--dry"])
 def test_an_abbreviated_option_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["hydra", word, "--dry-run"])
-    assert stop.value.code == 2 and word.partition("=")[0] in capsys.readouterr().err
+    assert main(["hydra", word, "--dry-run"]) == 2
+    name, error = word.partition("=")[0], capsys.readouterr().err
+    assert f"unknown option {name} (did you mean {name}" in error  # it begins the right one
 
 
-@pytest.mark.parametrize("arguments", ["list", "hydra --help", "--help"])
+@pytest.mark.parametrize("arguments", ["list", "--help"])
 def test_a_reader_that_leaves_ends_a_command_silently(arguments: str) -> None:
     script = Path(sys.executable).parent / "robust-plugin"
     read, write = os.pipe()
@@ -137,6 +149,50 @@ def test_a_reader_that_leaves_ends_a_command_silently(arguments: str) -> None:
             text=True,
         )
     assert done.stderr == "" and done.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "\nInterrupted. To continue, give the same command again: "),
+        (KeyboardInterrupt("It continues."), 130, "\nIt continues.\n"),
+        (OSError(28, "No space left on device", "a/b"), 1, "error: [Errno 28] No space left on"),
+        (ImportError("AutoAttack needs: pip"), 1, "error: AutoAttack needs: pip\n"),
+        (Diverged("the loss is nan."), 1, "error: the loss is nan.\n"),
+        (FolderInUse("a is in use."), 1, "error: a is in use.\n"),
+        (ValueError("x is 3; legal: 2."), 2, "error: x is 3; legal: 2.\n"),
+        (TypeError("x is no number."), 2, "error: x is no number.\n"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory.\nmore"), 1, "smaller batch sizes"),
+    ],
+)
+def test_what_stops_a_command_is_one_sentence_and_a_status(
+    raised: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(command: str, words: list[str]) -> None:
+        raise raised
+
+    monkeypatch.setitem(COMMANDS, "harp", stopped)
+    assert main(["harp", "--out", "my runs"]) == status
+    printed = capsys.readouterr()
+    assert said in printed.err and len(printed.err.strip().splitlines()) == 1
+    assert printed.out == ""
+    if said.startswith("\nInterrupted"):
+        assert printed.err.endswith("robust-plugin harp --out 'my runs'\n")
+
+
+def test_a_plan_that_is_interrupted_has_nothing_to_continue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(command: str, words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "harp", stopped)
+    assert main(["harp", "--dry-run"]) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
 
 
 @pytest.mark.usefixtures("at_workplace")
@@ -200,15 +256,15 @@ def test_a_run_prints_the_report_it_writes(
 # --- bad input
 
 BAD = [
-    ("--config=hydra/mnist", "no preset or file hydra/mnist; robust-plugin list .*hydra/digits"),
+    ("--config=hydra/mnist", "no preset or file hydra/mnist .did you mean hydra/digits.*; robust"),
     ("--threat.eps=8/0", r"eps is '8/0'; give a number >= 0 or a fraction such as \"8/255\""),
     ("--threat.eps=-1", "eps is '-1'"),
     ("--density=2", r"density is 2.0; legal: 0 < density <= 1"),
     ("--density=0", r"density is 0.0; legal: 0 < density <= 1"),
-    ("--density=nan", r"density is nan; legal: a finite number"),
-    ("--data.name=mnist", "unknown data set 'mnist'; legal are digits, folder"),
-    ("--data.folder=absent", r"no folder absent; expected in it: train/<class>/"),
-    ("--data.folder=None", r"give --data.folder; expected in it: train/<class>/"),
+    ("--density=nan", r"density is 'nan'; legal: a finite number"),
+    ("--data.name=mnist", "unknown data set 'mnist' .*legal are digits, "),
+    ("--data.folder=absent", r"no folder absent; expected.*: train/<class>/"),
+    ("--data.folder=None", r"give --data.folder; expected.*: train/<class>/"),
     ("--data.name=digits", r"data.folder is images, but data.name is 'digits', .* --data.name too"),
     ("--data.validation=1.5", r"validation=1.5; legal is a share"),
     ("--data.augmentation=rotate", "augmentation='rotate' of 'folder'; legal: none, crop"),
@@ -230,7 +286,7 @@ BAD = [
     ("--model=absent:net", "cannot import 'absent'"),
     ("--model=tiny_networks:absent", "has no 'absent'"),
     ("--out", "--out needs a value"),
-    ("--finetune.lr=inf", "options: finetune.lr is inf; legal: a finite number"),
+    ("--finetune.lr=inf", "options: finetune.lr is 'inf'; legal: a finite number"),
     ("--prune.momentum=-0.1", "prune.momentum is -0.1; legal: 0 or more, below 1"),
     ("--prune.momentum=1", "prune.momentum is 1.0; legal: 0 or more, below 1"),
     ("--finetune.weight-decay=-1", "finetune.weight_decay is -1.0; legal: 0 or more"),
@@ -268,7 +324,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
         (["--gamma-step=0.1"], r"gamma_step is 0.1, but control is 'held', which has no hinge"),
         (["--control=hinge", "--gamma-step=-1"], r"gamma_step is -1.0; legal: above 0"),
         (["--control=hinge", "--learn=scores"], r"control is 'hinge', but learn is 'scores'"),
-        (["--control=hinge", "--gamma-step=nan"], r"gamma_step is nan; legal: a finite number"),
+        (["--control=hinge", "--gamma-step=nan"], r"gamma_step is 'nan'; legal: a finite number"),
     ],
 )
 def test_settings_of_a_hinge_that_is_not_used_are_refused(
@@ -313,7 +369,7 @@ def test_rounds_that_epochs_do_not_reach_for(
         ("densty: 0.1", "unknown setting densty (did you mean density?); legal: model"),
         ("prune: {rate: 0.1}", "unknown setting prune.rate; legal: epochs, lr"),
         ("density: much", "density is 'much'; legal: a finite number"),
-        ("rates: ekr", "rates is 'ekr'; legal: uniform, erk, lamp, global"),
+        ("rates: ekr", "rates is 'ekr' (did you mean erk?); legal: uniform, erk, lamp, global"),
         ("threat: {eps: 8/0}", "eps is '8/0'"),
         ("threat: {norm: L3}", "norm is 'L3'; legal: Linf, L2"),
         ("- 1", "is no mapping"),
@@ -344,10 +400,9 @@ def test_a_bad_file_of_settings_is_one_line_and_writes_nothing(
 def test_a_wrong_option_is_named_with_status_2(
     option: str, named: str, tmp_path: Path, words: Words, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(words("hydra", tmp_path / "out", option))
+    assert main(words("hydra", tmp_path / "out", option)) == 2
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and named in error
+    assert named in error and len(error.splitlines()) == 1
     if named == "ekr":
         assert all(legal in error for legal in ("uniform", "erk", "lamp", "global"))
     assert not list(tmp_path.iterdir())
@@ -402,7 +457,7 @@ def no_autoattack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_missing_library_is_said_before_the_training(
     tmp_path: Path, words: Words, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words("hydra", tmp_path / "out", "--evaluation.autoattack=8")) == 2
+    assert main(words("hydra", tmp_path / "out", "--evaluation.autoattack=8")) == 1
     assert capsys.readouterr().err == "error: AutoAttack needs: pip install pyautoattack\n"
     assert not list(tmp_path.iterdir())
     assert main(words("hydra", tmp_path / "out")) == 0  # and nobody else needs it

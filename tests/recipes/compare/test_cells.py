@@ -40,5 +40,6 @@ def test_a_cell_is_plain_json() -> None:
         "lr": 0.1,
         "validation": 0.4,
         "diverged": [],
+        "epochs": 0,
         "accuracy": {"clean": [0.9], "PGD": [0.45]},
     }

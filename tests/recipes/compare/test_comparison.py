@@ -42,6 +42,8 @@ def test_the_table_has_every_row_with_n_and_intervals(
     text = compare(comparison(densities=[0.3, 0.1]), tmp_path)
     assert text + "\n" == (tmp_path / "report.txt").read_text()
     assert "planted, Linf eps=2/255, 1 seed; test points: clean 40, PGD-2 40" in text
+    # One epoch of pruning and three of fine-tuning; rows by magnitude take four of fine-tuning.
+    assert "; pruned networks trained 4 epochs longer than the dense one\n" in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [(row[0], row[1]) for row in rows] == [
         ("| 100 %", "dense"),
@@ -60,7 +62,7 @@ def test_the_table_has_every_row_with_n_and_intervals(
     for plot in ("densities", "kept", "curves"):
         assert (tmp_path / f"{plot}.png").stat().st_size > 0
     html = (tmp_path / "report.html").read_text()
-    assert all(f"<td>{row}</td>" in html for row in ROWS) and "restarts: 1" in html
+    assert all(f"</i>{row}</span></td>" in html for row in ROWS) and "restarts: 1" in html
     gains = json.loads((tmp_path / "report.json").read_text())["differences"]
     learned = {(row, k, by) for row in ("HYDRA", "HARP") for k in (0.3, 0.1) for by in MEASURES}
     assert {(gain["first"], gain["density"], gain["measure"]) for gain in gains} == learned
@@ -258,7 +260,7 @@ def test_a_report_of_a_comparison_has_the_settings_that_were_used_and_the_versio
     assert base["finetune"]["epochs"] == 3 and content["settings"]["densities"] == [0.5]
     assert build(CompareConfig, content["settings"], where="report") == config
     assert content["versions"]["torch"] == torch.__version__
-    assert f"torch: {torch.__version__}" in (tmp_path / "report.html").read_text()
+    assert f"torch {torch.__version__}" in (tmp_path / "report.html").read_text()
     # The pattern keeps 2 of every 4 input channels; the first layer, with 3, is not checked here.
     assert list(content["kept"]["HYDRA, 0.5"].values())[1:] == [[576, 1152], [128, 256]]
 

@@ -2,15 +2,14 @@
 
 import math
 import re
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from comparison_cells import cell, report
-from pictures import check_picture
 
 from robust_plugin import Report, ThreatModel, mcnemar, wilson_interval
 from robust_plugin.recipes.compare.cells import Cell, mean_interval
-from robust_plugin.recipes.compare.tables import comparison_table, plot_curves
+from robust_plugin.recipes.compare.tables import comparison_table
 
 
 def test_every_cell_of_the_table_has_its_interval_and_the_table_its_n() -> None:
@@ -54,11 +53,12 @@ def test_every_learned_row_is_measured_against_the_magnitude_row_that_validation
         cell("HARP", 4, 0.50),
     ]
     lines = comparison_table(cells, data="d", threat="t").splitlines()[-3:]
-    assert lines[0].startswith("5 % kept, PGD, points above LWM uniform, ")
+    assert lines[0].startswith("5 % kept, PGD, minus that of LWM uniform, the magnitude row that ")
     baseline = cells[1].reports[0].flags["PGD"]
     p = [mcnemar(cells[i].reports[0].flags["PGD"], baseline) for i in (3, 4)]
-    assert re.fullmatch(rf"- HYDRA: \+25.0 \[.*\] \({p[0]:.2g}\)", lines[1])
-    assert re.fullmatch(rf"- HARP: -10.0 \[.*\] \({p[1]:.2g}\)", lines[2])
+    figures = r"points, 95 % interval \[.*\], n = 20, p ="
+    assert re.fullmatch(rf"- HYDRA: \+25.0 {figures} {p[0]:.2g}: no clear difference", lines[1])
+    assert re.fullmatch(rf"- HARP: -10.0 {figures} {p[1]:.2g}: no clear difference", lines[2])
 
 
 def test_what_is_proved_is_a_column_and_what_rows_are_measured_by() -> None:
@@ -76,8 +76,14 @@ def test_what_is_proved_is_a_column_and_what_rows_are_measured_by() -> None:
     assert "| kept | method | lr | clean | PGD | certified |" in text
     low, high = (100 * end for end in wilson_interval(7, 10))
     assert f"| 70.0 [{low:.1f}, {high:.1f}] |" in text
-    assert "5 % kept, certified, points above LWM" in text
-    assert text.splitlines()[-1].startswith("- HYDRA: +30.0 [")
+    assert "5 % kept, certified, minus that of LWM" in text
+    assert text.splitlines()[-1].startswith("- HYDRA: +30.0 points, 95 % interval [")
+    # All points, on which nothing was proved, and the ten that the proofs are of.
+    assert "On all 20 test points:\n\n| kept | method | lr | clean | PGD |\n" in text
+    assert "On the first 10 test points:\n\n| kept | method | lr | clean | PGD | cert" in text
+    ten = text.partition("On the first 10")[2]
+    low, _ = wilson_interval(10, 10)
+    assert f"| 5 % | HYDRA | 0.1 | 100.0 [{100 * low:.1f}, 100.0] | 100.0 [" in ten
     plain = proved("LWM", 4, 0.3).plain()["accuracy"]
     assert plain == {"clean": [1.0], "PGD": [0.9], "certified": [0.4]}
 
@@ -86,7 +92,7 @@ def test_what_is_proved_is_a_column_and_what_rows_are_measured_by() -> None:
 def test_rows_by_magnitude_are_what_learning_is_measured_against(row: str) -> None:
     cells = [cell(row, 6, 0.4), cell("HARP", 4, 0.3)]
     lines = comparison_table(cells, data="d", threat="t").splitlines()[-2:]
-    assert f"points above {row}, " in lines[0] and lines[1].startswith("- HARP: -10.0 ")
+    assert f"minus that of {row}, " in lines[0] and lines[1].startswith("- HARP: -10.0 ")
 
 
 def test_the_gain_over_seeds_is_paired() -> None:
@@ -94,19 +100,24 @@ def test_the_gain_over_seeds_is_paired() -> None:
     fixed = Cell("LWM", 0.05, 0.1, [report(18, n) for n in (4, 8, 9)], 0.5)
     last = comparison_table([learned, fixed], data="d", threat="t").splitlines()[-1]
     mean, half = mean_interval([0.10, 0.05, 0.15])
-    assert last.startswith(f"- HYDRA: {100 * mean:+.1f} ± {100 * half:.1f} (")
-    assert last.count(",") == 2  # they separate three p-values
+    shown = f"{100 * mean:+.1f} ± {100 * half:.1f} points, 95 % interval over seeds, n = 20, p = "
+    assert last.startswith(f"- HYDRA: {shown}")
+    assert len(last.partition("p = ")[2].partition(":")[0].split(", ")) == 3
 
 
 def test_no_gain_where_there_is_nothing_to_compare() -> None:
     for rows in (["HYDRA", "HARP"], ["LWM uniform", "LWM ERK"]):
         cells = [cell(row, 6, 0.4) for row in rows]
-        assert "points above" not in comparison_table(cells, data="d", threat="t")
+        assert "minus that of" not in comparison_table(cells, data="d", threat="t")
 
 
-CURVES = {"5 % kept": {"LWM": [0.2, 0.6], "HARP": [0.5, 0.7]}, "1 % kept": {"LWM": [0.1, 0.3]}}
-
-
-def test_the_plot_of_curves_is_a_picture_and_leaves_nothing_else(tmp_path: Path) -> None:
-    plot_curves(CURVES, tmp_path / "plot.png")
-    check_picture(tmp_path / "plot.png")
+def test_the_first_line_says_how_much_longer_the_pruned_networks_were_trained() -> None:
+    cells = [cell("dense", 15, None), cell("LWM", 9, 0.4), cell("HYDRA", 12, 0.5)]
+    for epochs, said in (
+        ((0, 0), "PGD 20"),
+        ((7, 7), "; pruned networks trained 7 epochs longer than the dense one"),
+        ((9, 7), "; pruned networks trained 7 to 9 epochs longer than the dense one"),
+    ):
+        pruned = [replace(each, epochs=n) for each, n in zip(cells[1:], epochs, strict=True)]
+        line = comparison_table([cells[0], *pruned], data="d", threat="t").splitlines()[0]
+        assert line.endswith(said)

@@ -26,7 +26,7 @@ from robust_plugin.recipes.papers.hydra import HydraConfig
             r"here: unknown setting data.nam \(did you mean data.name\?\); legal: name, folder",
         ),
         ({"objective": {"name": "pgd"}}, r"here: objective.name is 'pgd'; legal: benign, "),
-        ({"rates": "ekr"}, r"here: rates is 'ekr'; legal: uniform, erk, lamp, global"),
+        ({"rates": "ekr"}, r"here: rates is 'ekr' \(did you mean erk\?\); legal: uniform, erk"),
         ({"density": "much"}, r"here: density is 'much'; legal: a finite number"),
         ({"density": None}, r"here: density is None; legal: a finite number"),
         ({"seed": 1.5}, r"here: seed is 1.5; legal: a whole number"),
@@ -119,7 +119,7 @@ def test_an_empty_preset_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_preset_that_is_not_there_points_to_the_list() -> None:
-    with pytest.raises(ValueError, match="file hydra/mnist; robust-plugin list .*hydra/digits"):
+    with pytest.raises(ValueError, match="file hydra/mnist .did you mean hydra/digits.*; robust"):
         read_preset("hydra/mnist", HydraConfig)
 
 
@@ -144,7 +144,7 @@ def test_all_wrong_settings_are_named_at_once_by_their_paths() -> None:
     assert sorted(others) == [
         "  objective.kappa is [1, 0.5, 0]; legal: a list of 2.",
         "  prune.lr is 'fast'; legal: a finite number.",
-        "  rates is 'ekr'; legal: uniform, erk, lamp, global.",
+        "  rates is 'ekr' (did you mean erk?); legal: uniform, erk, lamp, global.",
         "  threat.eps is ['8/255']; legal: text.",
         "  unknown setting threat.nrm (did you mean threat.norm?); legal: norm, eps.",
     ]

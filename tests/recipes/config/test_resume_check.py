@@ -70,3 +70,11 @@ def test_runs_that_are_older_than_a_setting_go_on() -> None:
     refuse_other_settings(older, now, Path("runs"))
     with pytest.raises(ValueError, match="round_to was 1 and is now 8"):
         refuse_other_settings(older, {**now, "round_to": 8}, Path("runs"))
+
+
+def test_a_run_on_other_images_is_refused_and_an_older_one_without_a_digest_is_not() -> None:
+    now = identity_of(CONFIG, content="a")
+    refuse_other_settings(now, identity_of(CONFIG, content="a"), Path("runs"))
+    refuse_other_settings(identity_of(CONFIG), now, Path("runs"))
+    with pytest.raises(ValueError, match="runs holds a run on other images: the files"):
+        refuse_other_settings(now, identity_of(CONFIG, content="b"), Path("runs"))

@@ -68,7 +68,7 @@ def test_the_first_step_counts_only_where_it_is_alone(
     now = iter(moments)
     monkeypatch.setattr("robust_plugin.recipes.dry.measure.time.perf_counter", lambda: next(now))
     watch = Stopwatch({"prune": 9}, torch.device("cpu"))
-    with watch.stage("prune", steps=9, done=0, folder=tmp_path):
+    with watch.stage("prune", epochs=1, steps=9, done=0):
         for _ in moments[1:]:
             watch.update()
     assert watch.seconds("prune") == seconds and watch.peaks["prune"] > 2**20

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from robust_plugin.pruning.checkpoint import load
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.resume_check import refuse_other_settings
 from robust_plugin.recipes.config.schema import RecipeConfig
-from robust_plugin.recipes.evaluate import before_after as module
-from robust_plugin.recipes.evaluate.before_after import before_after
+from robust_plugin.recipes.evaluate.before_after import BeforeAfter, before_after, compared
 from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.papers.registry import RECIPES
 from robust_plugin.recipes.training import loop
@@ -25,12 +25,6 @@ from robust_plugin.recipes.training.weights_or_channels import small_network
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
 CHANNELS = ("--structure=channels", "--budget=channels", "--density=0.5")
 CONV, WIDE = "0", "3"  # the groups of the tiny network: 8 and 16 channels
-
-
-@pytest.fixture(autouse=True)
-def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = module.alternating
-    monkeypatch.setattr(module, "alternating", lambda a, b, seconds: timed(a, b, seconds=0.02))
 
 
 def run_of(out: Path, recipe: str) -> Run:
@@ -79,7 +73,7 @@ def check_table(run: Run, small: nn.Module, printed: str) -> None:
         "parameters", "multiply-adds", "file, bytes", "ms at batch 1", "ms at batch 64",
     ]  # fmt: skip
     content = json.loads((run.folder / "before_after.json").read_text())
-    dense, after = content["dense"], content["small"]
+    dense, after = content["dense"], content["pruned"]
     a, b = (small.get_submodule(name).out_channels for name in (CONV, WIDE))
     # Convolutions on 4x4 and 2x2 positions, and a Linear layer that reads the latter.
     assert dense["multiply_adds"] == 16 * 27 * 8 + 4 * 9 * 8 * 16 + 64 * 4
@@ -93,6 +87,14 @@ def check_table(run: Run, small: nn.Module, printed: str) -> None:
     # The small network classifies as the masked one, clean and attacked, and both are in the table.
     assert after["report"]["clean_acc"] == report["clean_acc"]
     assert "clean, %" in text and "PGD" in text and "n=32 test points" in text
+    # Each accuracy is compared, and the text says that the pruned network was trained longer.
+    (recipe,) = (each for each in RECIPES.values() if each.config is type(run.config))
+    stages = recipe.stages(run.config)
+    epochs = sum(stage.epochs for name, stage in stages.items() if name != "pretrain")
+    said = [line for line in text.splitlines() if " of 32 points, " in line]
+    assert len(said) == len(report["flags"])
+    for line in said:
+        assert line.endswith(f"; pruned was trained {epochs} epochs longer than dense")
 
 
 def test_the_same_command_again_returns_the_same(
@@ -146,10 +148,42 @@ def test_a_run_on_weights_has_no_such_files(
 ) -> None:
     run_tiny("magnitude", tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
-    assert not left & {"small.safetensors", "channels.json", "before_after.txt"}
+    assert not left & {"small.safetensors", "channels.json"}
     assert "model.safetensors" in left
     with pytest.raises(ValueError, match="holds no small.safetensors; run a recipe with"):
         before_after(run_of(tmp_path, "magnitude"))
+
+
+def test_zeros_are_left_out_of_the_size_of_a_network_with_pruned_weights(
+    run_tiny: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run_tiny("magnitude", tmp_path)
+    found = compared(run_of(tmp_path, "magnitude"))
+    state = load_file(tmp_path / "model.safetensors")
+    kept = {name: int(state[f"{name}.weight"].count_nonzero()) for name in "036"}
+    others = 8 + 8 + 16 + 4  # of the BatchNorm, and biases
+    assert found.pruned.parameters == sum(kept.values()) + others
+    assert found.pruned.multiply_adds == 16 * kept["0"] + 4 * kept["3"] + kept["6"]
+    assert found.dense.parameters == 27 * 8 + 9 * 8 * 16 + 64 * 4 + others
+    assert found.dense.multiply_adds == 16 * 27 * 8 + 4 * 9 * 8 * 16 + 64 * 4
+    assert found.pruned.bytes < found.dense.bytes
+    text = (tmp_path / "before_after.txt").read_text()
+    assert text == f"{found}\n" and "parameters not zero" in text
+
+
+def test_measurements_are_used_again_if_the_settings_are_the_same(
+    run_tiny: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run_tiny("magnitude", tmp_path)
+    run = run_of(tmp_path, "magnitude")
+    first = compared(run)
+    assert compared(run, stored=True) == first  # the latency too
+    assert BeforeAfter.from_plain(json.loads(json.dumps(first.plain()))) == first
+    content = json.loads((tmp_path / "report.json").read_text())
+    content["identity"]["seed"] = 7
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    again = compared(run, stored=True)
+    assert again != first and again.dense.report == first.dense.report
 
 
 BAD: dict[str, tuple[str, tuple[str, ...], str]] = {

@@ -2,10 +2,10 @@
 
 import re
 
-import pytest
-import torch
+from sample_pages import CLASSES, attacked, evaluation_html, examples
 
 from robust_plugin import Report, ThreatModel, wilson_interval
+from robust_plugin.recipes.evaluate.network_facts import NetworkFacts
 from robust_plugin.recipes.evaluate.page import page
 
 
@@ -15,10 +15,10 @@ def test_the_page_of_an_evaluation_says_which_row_is_of_which_threat_model() -> 
     one = Report((0, 1), flags, threats={"PGD-2": small, "PGD-3": small})
     two = Report((0, 1), flags, threats={"PGD-2": small, "PGD-3": large})
     told = page(one, title="one", about="")
-    assert "<td>PGD-2</td>" in told and "<td>PGD-3</td>" in told and "Settings" not in told
+    assert ">PGD-2</span></td>" in told and ">PGD-3</span></td>" in told and "Settings" not in told
     told = page(two, title="two", about="", settings={"seed": 3})
-    assert f"<td>PGD-2, {small}</td>" in told and f"<td>PGD-3, {large}</td>" in told
-    assert "<td>clean</td>" in told and "seed: 3" in told
+    assert f">PGD-2, {small}</span></td>" in told and f">PGD-3, {large}</span></td>" in told
+    assert ">clean accuracy</span></td>" in told and "seed: 3" in told
 
 
 def test_every_row_has_its_accuracy_with_interval_and_n() -> None:
@@ -27,24 +27,35 @@ def test_every_row_has_its_accuracy_with_interval_and_n() -> None:
     report = Report((0, 1) * 5, flags, threats={"<PGD>": threat}, findings=("a & b",))
     html = page(report, title="mine", about="10 points")
     cells = re.findall(
-        r"<tr><td>(.*?)</td><td>(.*?) %</td>\n<td>\[(.*?)\]</td><td>(\d+)</td>", html
+        r'</i>([^<]*)</span></td><td>(.*?) %\n<span class="ends">(.*?)</span>.*?<td>(\d+)</td>',
+        html,
+        re.S,
     )
     low, high = (100 * end for end in wilson_interval(4, 10))
-    assert [cell[0] for cell in cells] == ["clean", "&lt;PGD&gt;"]
-    assert cells[1][1:] == ("40.0", f"{low:.1f}, {high:.1f}", "10")
+    assert [cell[0] for cell in cells] == ["clean accuracy", "&lt;PGD&gt;"]
+    assert cells[1][1:] == ("40.0", f"{low:.1f} to {high:.1f}", "10")
+    # the interval is drawn from its lower end on, as wide as it is
+    assert f'<i style="left: {low:.1f}%; width: {high - low:.1f}%">' in html
     assert '<p class="fails">a &amp; b</p>' in html
-    assert html.count("data:image/png;base64,") == 1  # by class; there is no curve, no example
+    assert html.count("<svg") == 1  # by class; there is no curve, no example
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4), (2, 4, 4), (5,)])
-def test_examples_are_shown_for_images_that_an_attack_fooled(shape: tuple[int, ...]) -> None:
-    threat = ThreatModel("Linf", 0.1)
-    images = {"inputs": torch.rand(3, *shape), "PGD": torch.rand(3, *shape)}
+def test_the_page_has_every_part_and_needs_nothing_beside_it() -> None:
+    html = evaluation_html()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", html) and "<script" not in html
+    assert "net &lt;1&gt;" in html and "<1>" not in html and "&lt;strange&gt;" in html
+    assert html.count("<svg") == 4  # curve, classes, two matrices
+    assert html.count('src="data:image/png;base64,') == 2 * 3  # clean, attacked, change
+    assert "50 of 1,000" in html and "robust-plugin evaluate runs/one" in html
+    assert "torch 2.9, pyautoattack 0.2" in html and "seed: 3" in html
+    for result in ("holds", "fails", "not run"):
+        assert re.search(rf'<td class="left[^"]*">{result}</td>', html)
 
-    def examples(robust: tuple[bool, ...]) -> bool:
-        flags = {"clean": (True, True, False), "PGD": robust}
-        report = Report((0, 1, 2), flags, threats={"PGD": threat})
-        return "<h2>Examples</h2>" in page(report, title="", about="", images=images)
 
-    assert examples((True, False, False)) == (len(shape) == 3 and shape[0] != 2)
-    assert not examples((True, True, False))  # the third point was wrong before the attack
+def test_a_fooled_point_shows_what_it_is_taken_for() -> None:
+    report = Report((0, 1, 2), {"clean": (True,) * 3, "PGD-10": (False, True, True)})
+    network = NetworkFacts(None, attacked(), examples(), CLASSES)
+    html = page(report, title="", about="", network=network)
+    assert "<br>clean: <span>cat &lt;1&gt;, 90 %</span>" in html
+    assert '<br>attacked: <span class="fails">dog, 60 %</span>' in html
+    assert "<h2>Examples</h2>" not in page(report, title="", about="")

@@ -16,16 +16,25 @@ NAMES = sorted(path.name for path in Path(html.__file__).parent.glob("*.j2"))
 VALUES = {
     "title": "<b>",
     "conditions": "",
-    "terms": "",
+    "cards": [],
+    "tables": [{"title": "", "head": ["method"], "rows": [["a & b"]], "best": []}],
+    "colors": [],
+    "reading": [],
     "interval": "",
-    "measures": ["clean"],
-    "rows": [["a & b", "1"]],
+    "measure": "",
+    "terms": "",
+    "densities": [],
     "paired": "",
     "gains": [],
-    "densities": "data:,",
-    "kept": "data:,",
-    "curves": "data:,",
+    "gain_colors": [],
+    "kept": [],
+    "curves": [],
+    "best": None,
+    "examples": None,
+    "confusion": None,
     "settings": "",
+    "command": "",
+    "versions": {},
 }
 
 
@@ -34,10 +43,11 @@ def test_a_template_escapes_its_values() -> None:
     assert page.startswith("<!doctype html>\n") and page.endswith("</body></html>")
     assert page.count("&lt;b&gt;") == 2 and "<b>" not in page  # in the title and the heading
     assert "<td>a &amp; b</td>" in page
-    assert "body {font: 15px" in page.partition("<style>\n")[2].partition("</style>")[0]
+    style = page.partition("<style>\n")[2].partition("</style>")[0]
+    assert "prefers-color-scheme: dark" in style and "max-width: 40rem" in style
 
 
-@pytest.mark.parametrize("missing", ["title", "measures", "settings"])
+@pytest.mark.parametrize("missing", ["title", "measure", "settings", "versions"])
 def test_a_missing_value_is_an_error_and_no_empty_place(missing: str) -> None:
     from jinja2 import UndefinedError
 
@@ -58,7 +68,9 @@ def test_the_package_ships_every_template() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     globs = settings["package-data"]["robust_plugin.recipes"]
     shipped = {path for glob in globs for path in (ROOT / "recipes").glob(glob)}
-    assert {"comparison.html.j2", "evaluation.html.j2", "page.html.j2"} <= set(NAMES)
+    assert {"comparison.html.j2", "evaluation.html.j2", "page.html.j2", "parts.html.j2"} <= set(
+        NAMES
+    )
     assert all(ROOT / "recipes" / "pages" / name in shipped for name in NAMES)
 
 

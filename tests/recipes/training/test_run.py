@@ -267,7 +267,7 @@ def test_evaluation_may_change_and_is_then_done_again(tmp_path: Path, run_tiny: 
     assert list(first["report"]["report"]["flags"]) == ["clean", "PGD-3x2"]
     assert list(again["report"]["report"]["flags"]) == ["clean", "PGD-4x2"]
     differ = {key for key in first if first[key] != again[key]}
-    assert differ == {"report", "config"}
+    assert differ == {"report", "config", "examples.safetensors"}
     assert run_tiny("hydra", tmp_path / "out") == first  # with the first settings again
 
 
