@@ -71,8 +71,7 @@ def _recipe(command: str, words: list[str]) -> None:
         return
     config = read_settings(begun, words, command=f"robust-plugin {command}")
     hide_progress(given.quiet)
-    if not given.config:
-        _say_preset(preset)
+    _say_preset(command, preset, given=bool(given.config))
     if given.dry_run:
         print(dry_run(command, config, out))
         return
@@ -111,8 +110,7 @@ def _compare(command: str, words: list[str]) -> None:
         return
     config = read_settings(begun, words, command="robust-plugin compare")
     hide_progress(given.quiet)
-    if not given.config:
-        _say_preset(preset)
+    _say_preset(command, preset, given=bool(given.config))
     if given.dry_run:
         print(dry_comparison(config, out))
         return
@@ -207,6 +205,8 @@ def _helped(
 
 def _writing_to(folder: Path) -> AbstractContextManager[None]:
     """Return the lock of a folder; torchrun's other processes belong to the first, which locks."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give --out a folder.")
     return locked(folder) if _rank() == 0 else nullcontext()
 
 
@@ -223,17 +223,27 @@ def _preset_for(command: str, words: list[str]) -> str:
     return f"{command}/{'images' if own else 'digits'}"
 
 
-def _say_preset(preset: str) -> None:
-    """Print the name of the preset that is used because --config is not given.
+def _say_preset(command: str, preset: str, *, given: bool) -> None:
+    """Print one line about a preset that the user may not expect.
 
-    The user should know it, because its settings fit only one data set.
+    Without --config, the user should know the preset, because its settings fit only one data set.
+    A preset of another recipe may be a slip. magnitude takes such presets on purpose, as the
+    baseline of that recipe.
+
+    Args:
+        command: the command that runs.
+        preset: name of the preset, or path to a file.
+        given: whether --config names the preset.
     """
+    recipe = "" if Path(preset).is_file() else preset.partition("/")[0]
+    if not given:
+        said = f"no --config: settings that are not given are those of {preset}"
+    elif recipe in RECIPES and command not in (recipe, "magnitude"):
+        said = f"{preset} is a preset of {recipe}, and {command} runs with its settings"
+    else:
+        return
     if _rank() == 0 and shows_progress():
-        print(
-            f"no --config: settings that are not given are those of {preset}; "
-            "robust-plugin list shows other presets",
-            file=sys.stderr,
-        )
+        print(f"{said}; robust-plugin list shows other presets", file=sys.stderr)
 
 
 def _say_time(began: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from robust_plugin.adapters.autoattack import AutoAttack
 from robust_plugin.attacks.minimum_norm import MinimumNorm
@@ -55,7 +55,8 @@ def plan_of_evaluation(config: EvaluateConfig, work: Prepared) -> Plan:
         work: network, points and threat model.
     """
     n: int = len(work.test)  # type: ignore[arg-type]
-    attacks, certifier = methods_of(config, work.threat)
+    # The certifier proves a few other points, which do not belong into the journal.
+    attacks, certifier = methods_of(replace(config, journal=None), work.threat)
     searches = [attack for attack in attacks if isinstance(attack, MinimumNorm)]
     has_checks = work.threat.norm != "L1" and work.threat.eps > 0
     return Plan(

@@ -31,6 +31,7 @@ def check_settings(config: RecipeConfig) -> None:
         ("prune.epochs", config.prune.epochs),
         ("data.batch_size", config.data.batch_size),
         ("evaluation.batch_size", config.evaluation.batch_size),
+        ("evaluation.votes", config.evaluation.votes),
         ("accumulate", config.accumulate),
         ("threads", 1 if config.threads is None else config.threads),
     ):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robust_plugin.attacks.logits import check_logits, naming_inputs
 from robust_plugin.evaluation.rows import AttackRow, Row
+from robust_plugin.evaluation.running_statistics import misfit
 from robust_plugin.evaluation.sanity import findings, is_random, refuse_random
 from robust_plugin.runtime.journal import Fingerprint
 from robust_plugin.runtime.progress import ProgressOption, reporting
@@ -143,7 +144,7 @@ def _check_first(
             return
     else:
         refuse_random(model, x, logits)
-    seen.findings += findings(model, x, y)
+    seen.findings += [*misfit(model, x, y), *findings(model, x, y)]
 
 
 def _points(batch: Any) -> tuple[Tensor, Tensor]:

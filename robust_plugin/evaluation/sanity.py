@@ -1,4 +1,4 @@
-"""Checks of a network before attacks, for defects that make its figures wrong.
+"""Checks of a network before attacks, for defects that make robust accuracy look too high.
 
 ``findings`` returns sentences about such defects, which go into the report. ``refuse_random``
 raises for a network that is random in evaluation mode.
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robust_plugin.attacks.losses import margin_loss, soft_margin
-from robust_plugin.evaluation.running_statistics import misfit
 from robust_plugin.masks.attach import held_weights
 from robust_plugin.runtime.contexts import exact
 from robust_plugin.runtime.tolerances import REPEATED_LOGITS
@@ -30,27 +29,24 @@ _UNDERFLOWN, _OFTEN = 1e-12, 0.25
 
 
 def findings(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """Return a sentence for each defect of a network that would make its figures wrong.
+    """Return a sentence for each defect of a network that would mislead attacks by gradients.
 
-    Most defects mislead attacks by gradients, so that robust accuracy looks too high: outputs that
-    are probabilities; logits that depend on the other points of the batch, or that have no graph to
-    the inputs; and input gradients that are zero, not finite, underflow in cross-entropy, or are
-    not the gradients of the outputs (a detached layer, a custom backward pass). Half precision
-    counts too. One defect makes every accuracy too low: running statistics of BatchNorm that do not
-    fit the weights. The first 32 points are checked, for BatchNorm the first 128. The list is empty
-    if there are no defects.
+    The defects are outputs that are probabilities; logits that depend on the other points of the
+    batch, or that have no graph to the inputs; and input gradients that are zero, not finite,
+    underflow in cross-entropy, or are not the gradients of the outputs (a detached layer, a custom
+    backward pass). Half precision counts too. The first 32 points are checked. The list is empty if
+    there are no defects.
 
     Args:
         model: network in evaluation mode.
         x: inputs, shape [B, ...].
         y: labels, shape [B].
     """
-    misfits = misfit(model, x, y)
     x, y = x[:_POINTS].detach().clone(), y[:_POINTS]
     with torch.enable_grad():
         logits = model(x.requires_grad_())
         gradient = _gradient(margin_loss(logits, y), x)
-    found = [*misfits, *_probabilities(logits.detach()), *_by_batch(model, x.detach())]
+    found = [*_probabilities(logits.detach()), *_by_batch(model, x.detach())]
     if gradient is None:
         return [
             *found,

@@ -205,7 +205,7 @@ def test_without_a_config_a_recipe_says_whose_settings_stand(
     assert "no --config" not in capsys.readouterr().err
     assert main(bare) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "--config" in line]
-    assert len(said) == 1 and "that are not given are those of hydra/digits" in said[0]
+    assert len(said) == 1 and "not given are those of hydra/images; robust" in said[0]
     assert main(["hydra", "--data.folder=images", f"--out={tmp_path / 'out'}"]) == 2
     assert "data.folder is images, but data.name is 'digits'" in capsys.readouterr().err
 
@@ -256,7 +256,7 @@ def test_a_run_prints_the_report_it_writes(
 # --- bad input
 
 BAD = [
-    ("--config=hydra/mnist", "no preset or file hydra/mnist .did you mean hydra/digits.*; robust"),
+    ("--config=hydra/mnist", "file hydra/mnist .did you mean hydra/images or hydra/dig.*; robust"),
     ("--threat.eps=8/0", r"eps is '8/0'; give a number >= 0 or a fraction such as \"8/255\""),
     ("--threat.eps=-1", "eps is '-1'"),
     ("--density=2", r"density is 2.0; legal: 0 < density <= 1"),

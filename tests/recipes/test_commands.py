@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from robust_plugin.recipes.cli import main
+from robust_plugin.recipes.commands import _preset_for
 from robust_plugin.recipes.runtime.folder_lock import locked
 
 Words = Callable[..., list[str]]
@@ -100,3 +101,48 @@ def test_help_needs_no_colour_and_fits_a_narrow_terminal(
     assert main(["harp", "--help"]) == 0 and main(["evaluate", "--help"]) == 0
     lines = screen.getvalue().splitlines()
     assert "\x1b" not in screen.getvalue() and max(map(len, lines)) <= 60
+
+
+@pytest.mark.parametrize(
+    ("words", "preset"),
+    [
+        ([], "digits"),
+        (["--density=0.1"], "digits"),
+        (["--data.name", "cifar10"], "digits"),
+        (["--data.folder=images"], "digits"),  # refused later: it lacks --data.name
+        (["--data.name=folder", "--data.folder=images"], "images"),
+        (["--density", "0.1", "--data.name", "table"], "images"),
+        (["--data.name=huggingface"], "images"),
+        (["--data.name", "my_data:load"], "images"),
+        (["--data.name=folder", "--data.name=digits"], "digits"),  # the last one counts
+    ],
+)
+def test_data_of_the_users_own_take_the_preset_of_images(words: list[str], preset: str) -> None:
+    for command in ("magnitude", "hydra", "harp"):
+        assert _preset_for(command, words) == f"{command}/{preset}"
+
+
+@pytest.mark.usefixtures("at_workplace")
+@pytest.mark.parametrize(
+    ("command", "preset", "said"),
+    [
+        ("hydra", "harp/digits", "harp/digits is a preset of harp, and hydra runs with its"),
+        ("harp", "hydra/digits-mart", "hydra/digits-mart is a preset of hydra, and harp runs"),
+        ("hydra", "hydra/digits", ""),
+        ("magnitude", "harp/digits", ""),  # on purpose: magnitude is the baseline of the others
+    ],
+)
+def test_a_preset_of_another_recipe_is_said_in_one_line(
+    command: str,
+    preset: str,
+    said: str,
+    tmp_path: Path,
+    words: Words,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = words(command, tmp_path / "out", "--dry-run", f"--config={preset}")
+    assert main(given) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "preset" in line]
+    assert len(lines) == bool(said) and all(line.startswith(said) for line in lines)
+    assert main([*given, "--quiet"]) == 0
+    assert "preset" not in capsys.readouterr().err

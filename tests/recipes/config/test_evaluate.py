@@ -27,5 +27,8 @@ def test_radii_and_attacks_are_texts() -> None:
 def test_a_certifier_is_one_of_the_legal_names() -> None:
     for name in get_args(CertifierName):
         assert build(EvaluateConfig, {"certify": name}, where="here").certify == name
-    with pytest.raises(ValueError, match="certify is 'crown'; legal: none, ibp, crown-ibp"):
+    with pytest.raises(
+        ValueError,
+        match=r"certify is 'crown' \(did you mean crown-ibp\?\); legal: none, ibp, crown-ibp",
+    ):
         build(EvaluateConfig, {"certify": "crown"}, where="here")

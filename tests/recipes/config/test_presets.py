@@ -155,7 +155,11 @@ def test_a_file_may_extend_a_preset_and_files_beside_it(tmp_path: Path) -> None:
     [
         ("mine.yaml", r"extend one another in a circle: .*mine.yaml -> .*mine.yaml\."),
         ("other.yaml", r"circle: .*mine.yaml -> .*other.yaml -> .*mine.yaml\."),
-        ("hydra/mnist", r"no preset or file hydra/mnist, which .*mine.yaml extends; .* list"),
+        (
+            "hydra/mnist",
+            r"no preset or file hydra/mnist, which .*mine.yaml extends \(did you mean "
+            r"hydra/images or hydra/digits\?\); .* list",
+        ),
     ],
 )
 def test_what_cannot_be_extended_is_named(tmp_path: Path, extends: str, message: str) -> None:
@@ -168,7 +172,11 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path, extends: str, message:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hydra/digits-fast", r"no preset or file hydra/digits-fast; robust-plugin list shows"),
+        (
+            "hydra/digits-fast",
+            r"no preset or file hydra/digits-fast \(did you mean hydra/digits-.*\?\); "
+            "robust-plugin list shows",
+        ),
         ("hydra/digits-erk-lamp", r"-erk and -lamp both choose the rates"),
         ("hydra/digits-hinge", r"-hinge: unknown setting control; legal: model"),
     ],
@@ -343,15 +351,11 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# One of each network; between them all the papers' objectives.
+# The small networks; the others, which take a minute together, are run by `make bench`.
 OWN = [
-    "magnitude/cifar10-vgg16",
-    "hydra/cifar10-wrn28-4",
-    "hydra/cifar10-cnn-small-crown-ibp",
     "hydra/cifar10-cnn-large-mixtrain",
-    "hydra/imagenet-resnet50",
     "hydra/digits-certified",
-    "harp/cifar10-resnet18-mart",
+    "hydra/images",
     "harp/digits",
 ]
 
@@ -422,6 +426,8 @@ PROOFS = ("verify", "smooth")
 
 
 COMPARED = [each for each in PRESETS if each.startswith("compare/")]
+# These take twenty seconds each, and have the same rows and networks as others.
+LONG = ("compare/cifar10-resnet18", "compare/digits-why")
 
 
 def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> None:
@@ -437,7 +443,9 @@ def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> No
     assert [cell["row"] for cell in report["cells"]] == ["dense", *config.rows]
 
 
-@pytest.mark.parametrize("preset", COMPARED)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(p, marks=pytest.mark.bench if p in LONG else ()) for p in COMPARED]
+)
 def test_two_steps_of_a_comparison_by_its_own_command(
     preset: str, tmp_path: Path, workplace: Path
 ) -> None:

@@ -119,7 +119,8 @@ def test_an_empty_preset_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_preset_that_is_not_there_points_to_the_list() -> None:
-    with pytest.raises(ValueError, match="file hydra/mnist .did you mean hydra/digits.*; robust"):
+    meant = "did you mean hydra/images or hydra/digits"
+    with pytest.raises(ValueError, match=f"file hydra/mnist .{meant}.*; robust"):
         read_preset("hydra/mnist", HydraConfig)
 
 

@@ -60,8 +60,14 @@ def test_a_threat_model_is_built_from_a_fraction() -> None:
     [
         ({"structure": "filters"}, "structure is 'filters'; legal: weights, channels"),
         ({"prune": {"optimizer": "lion"}}, "prune.optimizer is 'lion'; legal: sgd, adam"),
-        ({"evaluation": {"certify": "crown"}}, "evaluation.certify is 'crown'; legal: ibp, crown-"),
-        ({"threat": {"norm": "linf"}}, "threat.norm is 'linf'; legal: Linf, L2, L1"),
+        (
+            {"evaluation": {"certify": "crown"}},
+            r"evaluation.certify is 'crown' \(did you mean crown-ibp\?\); legal: ibp, crown-",
+        ),
+        (
+            {"threat": {"norm": "linf"}},
+            r"threat.norm is 'linf' \(did you mean Linf\?\); legal: Linf, L2, L1",
+        ),
     ],
 )
 def test_an_illegal_choice_is_named(content: dict[str, Any], message: str) -> None:
