@@ -140,13 +140,12 @@ def _measure(
         loader: batches x or (x, y).
         objective: function of (network, x, y) that runs the network; its value is not used.
     """
-    like = next(iter(layers)).running_mean
-    assert like is not None
+    device = next(iter(layers)).get_buffer("running_mean").device
     with torch.no_grad(), _recorded(network, list(layers)) as averages:
         for batch in loader:
             x, y = _pair(batch)
             if len(x) > 1:
-                objective(network, x.to(like.device), y.to(like.device))
+                objective(network, x.to(device), y.to(device))
     found = [_over_processes(averages[layer], layer) for layer in layers]
     if not any(average.points for average in found):
         raise ValueError(
@@ -161,9 +160,8 @@ def _measure(
                 )
     for layer, average in zip(layers, found, strict=True):
         if average.points:  # a layer that the network does not call keeps its statistics
-            assert layer.running_mean is not None and layer.running_var is not None
-            layer.running_mean.copy_(average.mean)
-            layer.running_var.copy_(average.variance)
+            layer.get_buffer("running_mean").copy_(average.mean)
+            layer.get_buffer("running_var").copy_(average.variance)
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
@@ -223,8 +221,7 @@ def _over_processes(average: _Average, layer: _BatchNorm) -> _Average:
     """Return the average of a layer over all processes, weighted by the points of each."""
     if rank_and_world()[1] == 1:
         return average
-    mean = layer.running_mean
-    assert mean is not None
+    mean = layer.get_buffer("running_mean")
     sums = torch.zeros(1 + 2 * mean.numel(), dtype=torch.float64, device=mean.device)
     if average.points:
         sums[0] = average.points
