@@ -280,7 +280,7 @@ def check_gradients() -> Callable[..., None]:
                 assert abs(slope - w.grad.view(-1)[i]) <= rel * max(abs(slope), scale)
                 checked += 1
             # dL/dm = w g with the underlying w, over all entries, kept or not.
-            under = model.get_submodule(member.layer_name).parametrizations.weight.original
+            under = model.get_submodule(member.layer_name)._parameters["weight"]
             to_mask = under * w.grad
             if member.dim is not None:
                 by_channel = to_mask.movedim(member.dim, 0).flatten(1).sum(1)

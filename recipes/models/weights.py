@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.masks.detach import dense_names, load_dense_state_dict
+from robust_plugin.masks.detach import load_dense_state_dict
+from robust_plugin.masks.masked_layer import is_of_masks
 from robust_plugin.recipes.runtime.weight_files import check_file
 from robust_plugin.runtime.files import read_tensors
 
@@ -48,9 +49,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = _state_in(_loaded(path), path)
     inner = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     one = len({name.partition(".")[0] for name in state}) == 1
-    load_dense_state_dict(
-        model, inner if one and inner.keys() == dense_names(model).keys() else state
-    )
+    own = {name for name in model.state_dict() if not is_of_masks(name)}
+    load_dense_state_dict(model, inner if one and inner.keys() == own else state)
 
 
 def _loaded(path: Path) -> Any:

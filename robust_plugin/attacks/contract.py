@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robust_plugin.attacks.logits import naming_inputs
 from robust_plugin.masks.attach import held_weights
+from robust_plugin.masks.masked_layer import is_of_masks
 from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.contexts import evaluating
 from robust_plugin.runtime.distributed import unwrapped
@@ -54,8 +55,8 @@ def attacked(model: nn.Module) -> Iterator[None]:
     check_model(model)
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     versions = {name: _version(p) for name, p in model.named_parameters()}
-    # Masks are bool and as large as the weights. Only their pruner changes them: no copy is needed.
-    buffers = [(b, b.clone()) for b in model.buffers() if b.dtype != torch.bool]
+    # Scores that are buffers are as large as the weights, and only the pruner writes to them.
+    buffers = [(b, b.clone()) for name, b in model.named_buffers() if not is_of_masks(name)]
     # A library may accumulate into .grad in place, so that the user's tensor is set aside.
     for parameter, _, grad in parameters:
         if grad is not None:

@@ -23,7 +23,7 @@ from robust_plugin.budget.density_logits import (
     rate_logits,
     set_logits,
 )
-from robust_plugin.masks.attach import GroupMask
+from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.runtime.values import is_number
 
 Control = Literal["held", "hinge"]
@@ -87,6 +87,9 @@ class RateControl(Protocol):
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned earlier."""
 
+    def resume(self, masks: Sequence[GroupMask]) -> None:
+        """Continue from the logits in ``masks``, which were changed from outside."""
+
 
 class FixedRates:
     """Layer densities that are not learned: every group keeps as many entries as at the start."""
@@ -96,7 +99,7 @@ class FixedRates:
 
     def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
         """Return the number of weights or channels that each mask keeps now."""
-        return [int(mask.kept) for mask in masks]
+        return [mask.kept for mask in masks]
 
     def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
         """Return zero, a scalar: fixed rates need no penalty."""
@@ -108,6 +111,9 @@ class FixedRates:
 
     def load(self, state: dict[str, Any]) -> None:
         """Do nothing: there is no state."""
+
+    def resume(self, masks: Sequence[GroupMask]) -> None:
+        """Do nothing: there are no logits."""
 
 
 class HeldRates:
@@ -160,6 +166,10 @@ class HeldRates:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned earlier."""
         self._previous = torch.tensor(state["previous"], dtype=torch.float64)
+
+    def resume(self, masks: Sequence[GroupMask]) -> None:
+        """Continue from the logits in ``masks``, which were changed from outside."""
+        self._previous = rate_logits(masks)
 
 
 class HingeRates:
@@ -243,6 +253,10 @@ class HingeRates:
         """Continue from what ``state`` returned earlier."""
         self.growths = int(state["growths"])
         self._previous = torch.tensor(state["previous"], dtype=torch.float64)
+
+    def resume(self, masks: Sequence[GroupMask]) -> None:
+        """Continue from the logits in ``masks``, which were changed from outside."""
+        self._previous = rate_logits(masks)
 
 
 def control_of(

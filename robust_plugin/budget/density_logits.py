@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robust_plugin.masks.attach import GroupMask
+from robust_plugin.masks.group_mask import GroupMask
 
 # Rate logits stay within +-12. Beyond that the gradient of a float32 sigmoid is too small for a
 # rate to come back.

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.attacks.logits import outputs_of
-from robust_plugin.certificates.rules import NORMS, kind_of
+from robust_plugin.certificates.rules import NORMS
+from robust_plugin.masks.masked_layer import plain_class
 from robust_plugin.runtime.distributed import innermost
 
 # Mean and biased variance of a BatchNorm's inputs in one call; each of shape [channels].
@@ -48,7 +49,7 @@ def clean_pass(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
     """
     network = innermost(model)
     seen: dict[nn.Module, list[Statistics]] = {
-        layer: [] for layer in network.modules() if kind_of(layer) in NORMS and layer.training
+        layer: [] for layer in network.modules() if plain_class(layer) in NORMS and layer.training
     }
     if seen and _is_replaced(model, network):
         logits = outputs_of(model, x)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robust_plugin.certificates.batch_norm import statistics_of
-from robust_plugin.certificates.rules import NORMS, kind_of, scale_and_shift
+from robust_plugin.certificates.rules import NORMS, scale_and_shift
 from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.detach import finalize
+from robust_plugin.masks.masked_layer import plain_class, present_weight
 
 
 class PlainCopy:
@@ -42,13 +43,15 @@ class PlainCopy:
         if next(masked_weights(self.network), None) is not None:
             finalize(self.network)
         for name, layer in list(self.network.named_modules()):
-            if parametrize.is_parametrized(layer):
+            if parametrize.is_parametrized(layer):  # by others; masks are gone
                 _make_plain(layer)
             if isinstance(layer, nn.modules.dropout._DropoutNd):
                 parent, _, key = name.rpartition(".")
                 setattr(self.network.get_submodule(parent), key, nn.Identity())
             elif (
-                kind_of(layer) in NORMS and layer.weight is None and layer.running_mean is not None
+                plain_class(layer) in NORMS
+                and layer.weight is None
+                and layer.running_mean is not None
             ):
                 # They hold the scale and shift that the statistics of a clean batch give.
                 ones = torch.ones_like(layer.running_mean)
@@ -103,7 +106,7 @@ class PlainCopy:
             model: the network that the copy was made of.
         """
         for name, own in self.network.named_modules():
-            if kind_of(own) not in NORMS:
+            if plain_class(own) not in NORMS:
                 continue
             norm: Any = model.get_submodule(name)
             statistics = statistics_of(name, norm)
@@ -145,8 +148,7 @@ def _effective_tensor(model: nn.Module, name: str) -> Tensor:
         name: qualified name of the tensor, such as ``"conv1.weight"``.
     """
     prefix, _, key = name.rpartition(".")
-    found: Tensor = getattr(model.get_submodule(prefix), key)
-    return found
+    return present_weight(model.get_submodule(prefix), key)
 
 
 class _PullBack(torch.autograd.Function):

@@ -21,8 +21,9 @@ from robust_plugin.attacks.logits import refuse_inputs
 from robust_plugin.certificates.batch_norm import statistics_of
 from robust_plugin.certificates.intervals import Ball, Bounded, Interval
 from robust_plugin.certificates.operations import ALIASES, RELUS, through_call, works_in_place
-from robust_plugin.certificates.rules import NORMS, kind_of, through_layer
+from robust_plugin.certificates.rules import NORMS, through_layer
 from robust_plugin.copies.tracing import OwnBackward, refusing_own_backward
+from robust_plugin.masks.masked_layer import plain_class
 from robust_plugin.threat.model import ThreatModel
 
 
@@ -101,7 +102,7 @@ class Propagation:
         outputs.
         """
         found, layer = self.output(), self.layer(self.out)
-        if layer is None or kind_of(layer) is not nn.Linear:
+        if layer is None or plain_class(layer) is not nn.Linear:
             return None, found
         return layer, self.values[self.out.args[0]]
 
@@ -112,10 +113,10 @@ class Propagation:
         """
         for node in self.nodes:
             layer = self.layer(node)
-            if node.target in RELUS or (layer is not None and kind_of(layer) is nn.ReLU):
+            if node.target in RELUS or (layer is not None and plain_class(layer) is nn.ReLU):
                 source: Any = node.args[0]
                 before = self.layer(source)
-                norm = before is not None and kind_of(before) in NORMS
+                norm = before is not None and plain_class(before) in NORMS
                 yield self.values[source].box(), before.weight if norm else None
 
     def layer(self, node: Any) -> Any:
@@ -161,7 +162,7 @@ class Propagation:
         layer = self.layer(node)
         if len(node.users) > 1:
             return True
-        alias = node.target if layer is None else kind_of(layer)
+        alias = node.target if layer is None else plain_class(layer)
         return alias in ALIASES and self._read_again(node.args[0])
 
 

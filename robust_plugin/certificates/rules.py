@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from robust_plugin.certificates.intervals import Bounded
+from robust_plugin.masks.masked_layer import plain_class
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -38,12 +38,6 @@ _MEANS = (
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
-def kind_of(layer: nn.Module) -> type[nn.Module]:
-    """Return a layer's class; for a parametrized (masked) layer, the class it had before."""
-    kind = type(layer)
-    return kind.__bases__[0] if parametrize.is_parametrized(layer) else kind
-
-
 def through_layer(
     name: str, layer: Any, z: Bounded, statistics: tuple[Tensor, Tensor] | None = None
 ) -> Bounded:
@@ -59,7 +53,7 @@ def through_layer(
     Raises:
         ValueError: if there is no rule for the layer; the message names it.
     """
-    kind = kind_of(layer)
+    kind = plain_class(layer)
     if kind is nn.Linear:
         return z.linear(F.linear, layer.weight, layer.bias)
     if kind in CONVOLUTIONS:

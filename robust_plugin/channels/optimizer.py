@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.channels.kept_entries import kept_entries, select
-from robust_plugin.masks.detach import dense_names
+from robust_plugin.masks.masked_layer import is_of_masks
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.runtime.calls import explain_wrong_calls
 
@@ -46,8 +46,7 @@ def carry_optimizer(
             "small as remove_channels(pruner).model."
         )
     model = pruner.model
-    under = dict(model.named_parameters())
-    names = {under[place]: name for name, place in dense_names(model).items() if place in under}
+    names = {p: name for name, p in model.named_parameters() if not is_of_masks(name)}
     learned = {p for mask in pruner.masks for p in mask.parameters()}
     new = dict(small.named_parameters())
     kept = kept_entries(pruner.groups, [mask.mask for mask in pruner.masks])

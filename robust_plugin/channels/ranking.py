@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_plugin.channels.kept_entries import kept_entries
-from robust_plugin.masks.attach import GroupMask
 from robust_plugin.masks.group_checks import check_channels
+from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.masks.groups import Group, Member
 from robust_plugin.pruning.pruner import Pruner
 

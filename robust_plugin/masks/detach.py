@@ -1,6 +1,7 @@
-"""From a masked network back to a plain one, and states of masked networks with plain names.
+"""From a masked network back to a plain one, and states of masked networks without their masks.
 
-A *dense name* is the name of a parameter or buffer in the state_dict of the network without masks.
+Parameters of a masked network have the names of the network without masks. Its state_dict also has
+the states of the masks.
 """
 
 from __future__ import annotations
@@ -12,9 +13,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from robust_plugin.masks.attach import GroupMask, MaskedWeight, chain_of, masked_weights
+from robust_plugin.masks.attach import masked_weights
+from robust_plugin.masks.group_mask import GroupMask
+from robust_plugin.masks.mask_state import facts_of, mask_of
+from robust_plugin.masks.masked_layer import (
+    MASKS,
+    MaskedWeight,
+    is_masked,
+    is_of_masks,
+    placed,
+    plain_class,
+    present_weight,
+    stored_weight,
+)
 from robust_plugin.masks.select import most_kept
 from robust_plugin.runtime.calls import explain_wrong_calls, user_level
 from robust_plugin.runtime.values import check_model
@@ -48,9 +60,9 @@ def finalize(model: nn.Module) -> None:
     for name, _, _, masked in found:
         _check_mask(masked.group, name)
     with torch.no_grad():
-        effective = [getattr(layer, parameter) for _, layer, parameter, _ in found]
+        effective = [present_weight(layer, parameter) for _, layer, parameter, _ in found]
         for (_, layer, parameter, _), value in zip(found, effective, strict=True):
-            chain_of(layer, parameter).original.copy_(_without_negative_zeros(value))
+            stored_weight(layer, parameter).copy_(_without_negative_zeros(value))
     for _, layer, _, _ in found:
         _detach(layer)
 
@@ -62,7 +74,7 @@ def _check_mask(group: GroupMask, name: str) -> None:
         group: the mask to check.
         name: name of the masked layer, for the error message.
     """
-    ones, kept = int(group.mask.sum()), int(group.kept)
+    ones, kept = int(group.mask.sum()), group.kept
     if ones != kept:
         raise ValueError(
             f"the mask of {name} keeps {ones} entries instead of {kept}, as in a copy whose "
@@ -88,21 +100,12 @@ def _without_negative_zeros(weight: Tensor) -> Tensor:
 
 def _detach(layer: nn.Module) -> None:
     """Remove the masks of a layer and give it back its class from before masking."""
-    # torch's remove_parametrizations deletes the property from the layer's class. A deepcopied
-    # model shares that class, so the other copy would break.
-    if not parametrize.is_parametrized(layer):
+    if not is_masked(layer):
         return
-    chains = cast(nn.ModuleDict, layer.parametrizations)
-    order: tuple[str, ...] = ()
-    for parameter, chain in chains.items():
-        layer._parameters[parameter] = cast(nn.Parameter, chain.original)
-        masked = cast(MaskedWeight, cast(nn.ModuleList, chain)[0])
-        order = max(order, masked.parameter_order, key=len)
-    del layer.parametrizations
-    layer.__class__ = type(layer).__bases__[0]
-    # The parameters get their old order back: saved states of optimizers number them by it.
-    for parameter in order:
-        layer._parameters[parameter] = layer._parameters.pop(parameter)
+    masks = cast(nn.ModuleList, layer._modules.pop(MASKS))
+    for masked in masks:
+        cast(MaskedWeight, masked).release()
+    layer.__class__ = plain_class(layer)
 
 
 def lend_masks(source: nn.Module, copy: nn.Module) -> None:
@@ -123,46 +126,51 @@ def lend_masks(source: nn.Module, copy: nn.Module) -> None:
         raise ValueError("the model is no copy of the network that this pruner is attached to.")
     for (_, _, _, masked), (_, _, _, other) in zip(ours, theirs, strict=True):
         other.group.waits = masked.group.waits
-        other.group.mask.copy_(masked.group.mask)
-        other.group.kept.copy_(masked.group.kept)
-
-
-def dense_names(model: nn.Module) -> dict[str, str]:
-    """Return a dict from each dense name to the name of the same tensor in this model's state_dict.
-
-    The two names differ where a mask is attached. What belongs to the masks alone (scores, rate
-    logits, numbers of ones) has no dense name.
-    """
-    dense_by_prefix = {}
-    for name, _, parameter, _ in masked_weights(model):
-        layer = f"{name}." if name else ""
-        dense_by_prefix[f"{layer}parametrizations.{parameter}."] = layer + parameter
-    names = {}
-    for stored in model.state_dict():
-        prefix = next((each for each in dense_by_prefix if stored.startswith(each)), None)
-        if prefix is None:
-            names[stored] = stored
-        elif stored == f"{prefix}original":
-            names[dense_by_prefix[prefix]] = stored
-    return names
+        other.group.set_mask(masked.group.mask)
+        other.group.kept = masked.group.kept
 
 
 @explain_wrong_calls
-def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
+def dense_state_dict(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state_dict that the network would have after ``finalize``: pruned weights are 0.
 
     It loads with ``strict=True`` into a model of the same architecture without a pruner. The model
     does not change.
 
+    Args:
+        model: network with or without masks; or its state_dict, as it was saved by anybody.
+
     Raises:
-        ValueError: if the state of the model holds objects that are not tensors.
+        ValueError: if the state of the model holds objects that are not tensors, or the state of a
+            mask is damaged.
     """
+    if isinstance(model, Mapping):
+        return _dense(tensors_of(model))
     state = tensors_of(check_model(model).state_dict())
-    dense: dict[str, Tensor] = {}
-    for name, stored in dense_names(model).items():
-        dense[name] = state[stored]
-        if name != stored:
-            dense[name] = _without_negative_zeros(effective_weight(model, name))
+    dense = {name: tensor for name, tensor in state.items() if not is_of_masks(name)}
+    for layer_name, layer, parameter, _ in masked_weights(model):
+        name = f"{layer_name}.{parameter}" if layer_name else parameter
+        with torch.no_grad():
+            effective = present_weight(layer, parameter)
+        dense[name] = _without_negative_zeros(effective.detach())
+    return dense
+
+
+def _dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a saved state of a masked network as that of the network without masks."""
+    dense = {name: tensor for name, tensor in state.items() if not is_of_masks(name)}
+    for name, tensor in state.items():
+        layer, found, place = name.rpartition(f"{MASKS}.")
+        if not found or not place.endswith(f".{_EXTRA}") or place.count(".") != 1:
+            continue  # no state of a MaskedWeight
+        where = facts_of(tensor)
+        mask_state = state[f"{name.removesuffix(_EXTRA)}group.{_EXTRA}"]
+        weight_name = layer + where["parameter"]
+        weight = dense[weight_name]
+        index = None if where["index"] is None else torch.tensor(where["index"])
+        scores = state[f"{name.removesuffix(_EXTRA)}group.scores"]
+        mask = placed(mask_of(mask_state, scores.shape), where["dim"], index, weight.dim())
+        dense[weight_name] = _without_negative_zeros(weight * mask.to(weight.device))
     return dense
 
 
@@ -201,13 +209,6 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def effective_weight(model: nn.Module, name: str) -> Tensor:
-    """Return the parameter with this dense name, times its mask if it has one, detached."""
-    prefix, _, key = name.rpartition(".")
-    weight: Tensor = getattr(model.get_submodule(prefix), key)
-    return weight.detach()
-
-
 # The last part of the name that torch gives to the result of a layer's get_extra_state.
 _EXTRA = "_extra_state"
 
@@ -220,7 +221,8 @@ _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load the state of a network without masks into a model with or without a pruner attached.
 
-    Masks and scores do not change. If a wrapper put a prefix before every name (``module.`` of DDP,
+    Masks and scores do not change, but those of a pruner that has not begun a phase yet are chosen
+    anew from the loaded weights. If a wrapper put a prefix before every name (``module.`` of DDP,
     ``_orig_mod.`` of torch.compile), the prefix is removed.
 
     Args:
@@ -234,9 +236,9 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
     """
     if isinstance(model, Mapping):
         raise TypeError("model is a state_dict; the order is load_dense_state_dict(model, state).")
-    own = tensors_of(check_model(model).state_dict(keep_vars=True))
+    own = tensors_of(check_model(model).state_dict())
     state = tensors_of(state)
-    expected = {name: own[stored] for name, stored in dense_names(model).items()}
+    expected = {name: tensor for name, tensor in own.items() if not is_of_masks(name)}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in state) and not expected.keys() & state.keys():
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -250,12 +252,7 @@ def load_dense_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
             f"the state does not fit the model; these differ: {', '.join(wrong[:5])}."
             + _prefix_hint(list(state), list(expected))
         )
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if name.endswith(_EXTRA):  # the layer has no parameter or buffer of this name
-                model.get_submodule(name.rpartition(".")[0]).set_extra_state(tensor)
-            else:
-                expected[name].copy_(tensor)
+    model.load_state_dict(state)
 
 
 def _prefix_hint(found: list[str], expected: list[str]) -> str:

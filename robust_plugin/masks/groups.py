@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.masks.masked_layer import present_weight
 from robust_plugin.runtime.tables import listed
 
 
@@ -50,8 +51,7 @@ class Member:
     def weight(self) -> Tensor:
         """The parameter as the model computes with it, times its mask if it has one, detached."""
         with torch.no_grad():  # also before the optimizer is followed, when training is refused
-            weight: Tensor = getattr(self.layer, self.parameter)
-        return weight.detach()
+            return present_weight(self.layer, self.parameter).detach()
 
     def multiply_adds(self, macs: Mapping[tuple[str, str], int]) -> int:
         """Return the number of multiply-adds in which each single weight of this parameter is used.

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize, prune
 
 from robust_plugin.masks.groups import Group, Member
+from robust_plugin.masks.masked_layer import is_masked
 from robust_plugin.runtime.calls import explain_wrong_calls, user_level
 from robust_plugin.runtime.values import check_model
 
@@ -58,7 +59,7 @@ def refuse_masked(model: nn.Module) -> None:
         pruned = any(
             isinstance(h, prune.BasePruningMethod) for h in layer._forward_pre_hooks.values()
         )
-        if pruned or parametrize.is_parametrized(layer):
+        if pruned or is_masked(layer) or parametrize.is_parametrized(layer):
             raise ValueError(
                 f"layer {name!r} carries a mask or another parametrization; finalize the pruner, "
                 "or remove it, first: channels are cut from plain parameters."
@@ -107,7 +108,7 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
     for member in prunable_members(model):
         if member.layer in dense:
             continue
-        if parametrize.is_parametrized(member.layer):
+        if is_masked(member.layer) or parametrize.is_parametrized(member.layer):
             raise ValueError(
                 f"layer {member.layer_name!r} is parametrized already; finalize or "
                 "remove_parametrizations first, or exclude it."

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from robust_plugin.masks.groups import Member
+from robust_plugin.masks.masked_layer import is_masked, plain_class
 from robust_plugin.runtime.calls import user_level
 
 _FUNCTIONS = (
@@ -71,7 +71,7 @@ def keeps_zeros(layer: nn.Module) -> bool | None:
         bool | None: None if unknown, because the copy could not run on a single input or called
         none of these functions.
     """
-    kind = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+    kind = plain_class(layer)
     maskable = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
     if not maskable or kind.__module__.startswith("torch."):
         return True
@@ -97,7 +97,7 @@ def _half_zero(layer: Any) -> None:
     with torch.no_grad():
         for parameter in layer.parameters(recurse=False):  # a gain of 0 would hide the weight
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
-        if not parametrize.is_parametrized(layer):
+        if not is_masked(layer):
             layer.weight.sub_(1).mul_(torch.rand(layer.weight.shape, generator=generator) < 0.5)
 
 

@@ -20,8 +20,9 @@ from robust_plugin.budget.density_logits import rate_logit
 from robust_plugin.budget.patterns_and_blocks import check_learns_rates
 from robust_plugin.budget.plan import Plan, planner
 from robust_plugin.budget.rates import Rates
-from robust_plugin.masks.attach import GroupMask, attach_groups, masked_weights
+from robust_plugin.masks.attach import attach_groups, masked_weights
 from robust_plugin.masks.group_checks import divisible
+from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.masks.groups import Group
 from robust_plugin.masks.select import Pattern, parse_pattern
 from robust_plugin.pruning.phases import Learnable
@@ -47,6 +48,7 @@ class Attachment:
         masks: one mask per group, attached to the model.
         control: makes learned layer densities meet the budget; does nothing if none are learned.
         settings: settings that a saved state must have in common with the pruner, plain JSON.
+        scores: how initial scores are computed.
     """
 
     groups: tuple[Group, ...]
@@ -56,6 +58,23 @@ class Attachment:
     masks: tuple[GroupMask, ...]
     control: RateControl
     settings: dict[str, Any]
+    scores: Scores
+
+    def compute_anew(self, density: float) -> None:
+        """Compute the scores, densities and masks from the weights as they are now.
+
+        Args:
+            density: density of the budget.
+        """
+        plan = self.plan(density)
+        for group, mask, k, count in zip(
+            self.groups, self.masks, plan.densities, plan.counts, strict=True
+        ):
+            mask.scores.data.copy_(initial_scores(self.scores, group.name, group.magnitudes))
+            if mask.rate is not None:
+                mask.rate.data.fill_(rate_logit(k, mask.k_min))
+            mask.choose(count)
+        self.control.resume(self.masks)
 
 
 def check_choices(
@@ -138,7 +157,7 @@ def attach_masks(
     )
     first = plan(density)
     # All masks are built before the first one is attached: an error leaves the model alone.
-    masks = _new_masks(kept_groups, first, scores, pattern, learns_rates)
+    masks = _new_masks(kept_groups, first, scores, pattern, learn)
     kind = control if learns_rates else None
     attachment = Attachment(
         kept_groups,
@@ -156,6 +175,7 @@ def attach_masks(
             gamma_step=gamma_step if learns_rates else None,
             round_to=round_to,
         ),
+        scores,
     )
     attach_groups(kept_groups, masks)
     return attachment
@@ -166,7 +186,7 @@ def _new_masks(
     first: Plan,
     scores: Scores,
     pattern: Pattern | None,
-    learns_rates: bool,
+    learn: Collection[Learnable],
 ) -> tuple[GroupMask, ...]:
     """Return one mask per group, not attached to the model yet.
 
@@ -175,8 +195,9 @@ def _new_masks(
         first: density of each group at the start, and how many weights or channels it then keeps.
         scores: initial scores: a name, a function of the weight, or tensors by parameter name.
         pattern: n:m pattern of the masks; None for unstructured masks.
-        learns_rates: whether the density of each group is learned.
+        learn: what the prune phase learns: any of "scores" and "rates" (layer densities).
     """
+    learns_rates = "rates" in learn
     k_min = _K_MIN_SHARE * first.budget.density if learns_rates else 0.0
     if k_min and pattern is not None:
         k_min = 1 / pattern.m
@@ -184,6 +205,7 @@ def _new_masks(
         GroupMask(
             initial_scores(scores, group.name, group.magnitudes),
             count,
+            learned="scores" in learn,
             k_min=k_min,
             rate=rate_logit(k, k_min) if learns_rates else None,
             pattern=pattern,

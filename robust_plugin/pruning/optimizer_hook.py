@@ -8,34 +8,48 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from robust_plugin.budget.budget import Budget
 from robust_plugin.budget.control import Schedule
-from robust_plugin.masks.attach import GroupMask
+from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.runtime.calls import user_level
+from robust_plugin.runtime.distributed import rank_and_world
 from robust_plugin.runtime.values import is_whole
 
 
 class Following:
-    """Hook on an optimizer of the prune phase.
+    """Hooks on the optimizers of the prune phase.
 
     From ``start`` to ``end`` it calls a function after each step, to update the masks. From ``end``
     on it calls a check before each step.
     """
 
     def __init__(self) -> None:
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._followed: torch.optim.Optimizer | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._followed: tuple[torch.optim.Optimizer, ...] = ()
 
     @property
     def active(self) -> bool:
         """Whether a function is called after each step of an optimizer."""
-        return self._followed is not None
+        return bool(self._followed)
 
-    def start(self, optimizer: torch.optim.Optimizer, after_step: Callable[[], None]) -> None:
-        """From now on call ``after_step`` after each step of ``optimizer``, and of no other one.
+    def start(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        before_step: Callable[[torch.optim.Optimizer], None],
+        after_step: Callable[[], None],
+    ) -> None:
+        """From now on call ``before_step`` before the steps of these optimizers, and of no others.
 
-        A step that a GradScaler skips does not count as a step.
+        After each step of the last one, call ``after_step``. A step that a GradScaler skips does
+        not count as a step.
+
+        Args:
+            optimizers: the innermost optimizers, in the order in which they step.
+            before_step: gets the optimizer that is about to step.
+            after_step: called without arguments.
         """
 
         def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -43,49 +57,101 @@ class Following:
                 after_step()
 
         self._remove()
-        former = self._followed
-        if former is not None and former is not optimizer:
-            former.register_step_pre_hook(self._warn_of_former)
-        self._followed = optimizer
-        self._hook = optimizer.register_step_post_hook(hook)
+        for former in self._followed:
+            if former not in optimizers:
+                former.register_step_pre_hook(self._warn_of_former)
+        self._followed = tuple(optimizers)
+        for each in optimizers:
+            handle = each.register_step_pre_hook(lambda own, *_: before_step(own))
+            self._hooks.append(handle)
+        self._hooks.append(optimizers[-1].register_step_post_hook(hook))
 
     def end(self, before_step: Callable[[torch.optim.Optimizer], None]) -> None:
         """End the calls after steps; from now on call ``before_step`` before each step instead.
 
-        ``before_step`` gets the optimizer that was given to ``start``, and can raise an error: an
+        ``before_step`` gets an optimizer that was given to ``start``, and can raise an error: an
         optimizer of the prune phase that is used in the next phase would silently train only the
         parameters that both phases train.
         """
-        followed, self._followed = self._followed, None
-        self._remove()
-        if followed is not None:
-            self._hook = followed.register_step_pre_hook(lambda own, *_: before_step(own))
+        followed, self._followed = self._followed, ()
+        if followed:
+            self._remove()
+        for each in followed:
+            handle = each.register_step_pre_hook(lambda own, *_: before_step(own))
+            self._hooks.append(handle)
 
     def _warn_of_former(self, former: torch.optim.Optimizer, *_: Any) -> None:
         """Warn if an optimizer that is followed no more makes a step while another is followed."""
-        if self._followed not in (None, former):
+        if self._followed and former not in self._followed:
             warnings.warn(
                 "this optimizer was followed before another one was: its steps update no masks any "
-                "more. Put all parameters into one optimizer, or follow the one that steps last.",
+                "more. Follow all optimizers of the phase at once: follow([first, second], ...).",
                 stacklevel=user_level(),
             )
 
     def _remove(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
 
-def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Raise an error unless the optimizer holds every parameter of the model that requires grad.
+# Attributes under which wrappers hold the optimizer that makes the steps: accelerate and Lightning
+# use the first, SAM and Lookahead the second.
+_INNER = ("optimizer", "base_optimizer")
+
+
+def innermost_optimizers(optimizer: object) -> tuple[torch.optim.Optimizer, ...]:
+    """Return the optimizers inside of wrappers, one for each optimizer that is given.
+
+    A wrapper holds another optimizer as ``optimizer`` or ``base_optimizer``. Its own ``step`` may
+    never be called (SAM's loops call ``first_step`` and ``second_step``), but that of the inner
+    optimizer is.
+
+    Args:
+        optimizer: a torch optimizer, a wrapper of one, or a list of these.
 
     Raises:
-        TypeError: if ``optimizer`` is not a torch.optim.Optimizer.
-        ValueError: naming a parameter that the optimizer lacks.
+        TypeError: if there is no torch optimizer inside.
+        ValueError: if the optimizer evaluates the loss several times within one step (LBFGS), or
+            the list is empty.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer.")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    given = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    if not given:
+        raise ValueError("there are no optimizers to follow; give at least one.")
+    found = []
+    for each in given:
+        inner: Any = each
+        seen = [inner]
+        while True:
+            held = [getattr(inner, name, None) for name in _INNER]
+            held = [one for one in held if hasattr(one, "param_groups") and one not in seen]
+            if not held:
+                break
+            inner = held[0]
+            seen.append(inner)
+        if not isinstance(inner, torch.optim.Optimizer) or not hasattr(
+            inner, "_optimizer_step_post_hooks"
+        ):
+            raise TypeError(
+                f"optimizer is a {type(each).__name__}; give a torch.optim.Optimizer, a wrapper "
+                "that holds one as .optimizer or .base_optimizer, or a list of these."
+            )
+        if isinstance(inner, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS cannot be followed: within one step it evaluates the loss several times, "
+                "and the masks move after the step. Take SGD or Adam for the prune phase."
+            )
+        found.append(inner)
+    return tuple(found)
+
+
+def check_holds(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> None:
+    """Raise an error unless the optimizers hold every parameter of the model that requires grad.
+
+    Raises:
+        ValueError: naming a parameter that the optimizers lack.
+    """
+    held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
     missing = [
         name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held
     ]
@@ -147,17 +213,17 @@ def warn_of_first_step(masks: Sequence[GroupMask], *, hinge: bool, penalised: bo
         )
 
 
-def warn_of_decay(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> None:
+def warn_of_decay(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Tensor]) -> None:
     """Warn if the optimizer applies weight decay to rate logits.
 
     It pulls the logits to 0 and thus the densities of all layers to about one half.
 
     Args:
-        optimizer: optimizer of the prune phase.
+        optimizers: optimizers of the prune phase.
         rates: the logits of the learned layer densities.
     """
     learned = {id(rate) for rate in rates}
-    for group in optimizer.param_groups:
+    for group in (group for each in optimizers for group in each.param_groups):
         decay = group.get("weight_decay", 0)
         if decay and any(id(parameter) in learned for parameter in group["params"]):
             warnings.warn(
@@ -194,3 +260,24 @@ def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf > 0)
+
+
+def at_first_step(model: nn.Module, check: Callable[[nn.Module], None]) -> None:
+    """Call ``check(model)`` after the first step of any optimizer that trains the model.
+
+    This is for distributed processes; in a single process nothing is called.
+
+    Args:
+        model: the network.
+        check: a function that compares the processes, such as ``check_ranks``.
+    """
+    if rank_and_world()[1] == 1:
+        return
+
+    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        own = {id(p) for p in model.parameters() if p.requires_grad}
+        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            handle.remove()
+            check(model)
+
+    handle = register_optimizer_step_post_hook(hook)

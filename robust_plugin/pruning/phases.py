@@ -8,20 +8,21 @@ from typing import Any, Literal
 from torch import nn
 
 from robust_plugin.budget.budget import Budget
-from robust_plugin.masks.attach import GroupMask
+from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.masks.prunable import norm_parameters
 
 Learnable = Literal["scores", "rates"]
 Phase = Literal["attached", "prune", "finetune", "finalized"]
 
 
-def check_order(current: Phase, wanted: str, *, learns: bool, name: str) -> None:
+def check_order(current: Phase, wanted: str, *, learns: bool, learned: bool, name: str) -> None:
     """Raise an error unless ``wanted`` may follow ``current``: prune, then finetune, then finalize.
 
     Args:
         current: the phase that the pruner is in.
         wanted: the phase that is to begin.
         learns: whether the pruner learns scores or layer densities; if not, it has no prune phase.
+        learned: whether something was learned already, as in a state that was loaded.
         name: name of the pruner in error messages.
 
     Raises:
@@ -37,7 +38,7 @@ def check_order(current: Phase, wanted: str, *, learns: bool, name: str) -> None
         raise ValueError(
             f"phase {wanted!r} cannot follow {current!r}; the order is prune, finetune, finalize."
         )
-    if wanted == "finetune" and current == "attached" and learns:
+    if wanted == "finetune" and current == "attached" and learns and not learned:
         raise ValueError(_nothing_learned(name))
 
 
@@ -61,8 +62,8 @@ def train_only(
         frozen: parameters that stay frozen in every phase.
 
     Returns:
-        list: param groups for an optimizer, with the trained parameters. Those of scores and of
-        rate logits set weight decay to 0.
+        list: param groups for an optimizer, with the trained parameters. In the prune phase, the
+        first one holds scores and rate logits, and sets weight decay to 0.
     """
     norms = set(norm_parameters(model))
     own = {parameter for mask in masks for parameter in mask.parameters()}
@@ -73,11 +74,31 @@ def train_only(
     rates = [mask.rate for mask in masks if mask.rate is not None]
     for parameter in (*scores, *rates):
         parameter.requires_grad_(phase == "prune")
+    for mask in masks:
+        mask.learning = phase == "prune"
+        mask.fixed = phase == "finetune"
+        mask.waits = False
     others = [p for p in model.parameters() if p.requires_grad and p not in own]
     groups: list[dict[str, Any]] = [{"params": others}]
     if phase == "prune":
-        groups += [{"params": learned, "weight_decay": 0.0} for learned in (scores, rates)]
+        # What the phase is about comes first: many loops set the learning rate of group 0 alone.
+        groups.insert(0, {"params": [*scores, *rates], "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
+
+
+def drop_other_gradients(model: nn.Module, trained: Collection[nn.Parameter]) -> None:
+    """Set the gradients of parameters that the prune phase does not train to None.
+
+    They have some if a loop switches requires_grad of everything off and on again around an attack.
+    An optimizer of ``model.parameters()`` would train them.
+
+    Args:
+        model: the masked network.
+        trained: the parameters that the phase trains.
+    """
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter not in trained:
+            parameter.grad = None
 
 
 def check_follows(phase: Phase) -> None:
@@ -133,17 +154,18 @@ def check_lower(density: float, wanted: Budget, present: Budget) -> None:
         )
 
 
-def check_finalizes(phase: Phase, *, learns: bool, name: str) -> None:
+def check_finalizes(phase: Phase, *, learns: bool, learned: bool, name: str) -> None:
     """Raise a ValueError if a pruner in this phase cannot be finalized.
 
     Args:
         phase: the phase that the pruner is in; "finalized" is illegal.
         learns: whether the pruner learns scores or layer densities; then "attached" is illegal too.
+        learned: whether something was learned already, as in a state that was loaded.
         name: name of the pruner in error messages.
     """
     if phase == "finalized":
         raise ValueError("the pruner is finalized already.")
-    if phase == "attached" and learns:
+    if phase == "attached" and learns and not learned:
         raise ValueError(_nothing_learned(name))
 
 

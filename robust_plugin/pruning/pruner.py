@@ -11,7 +11,7 @@ methods of three papers are combinations of the two:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,13 +23,17 @@ from robust_plugin.budget.density_logits import densities as rate_densities
 from robust_plugin.budget.density_logits import rate_logits
 from robust_plugin.budget.rates import Rates
 from robust_plugin.masks import detach
+from robust_plugin.masks.attach import masked_weights
 from robust_plugin.masks.group_checks import check_groups
 from robust_plugin.masks.groups import Group, Groups
+from robust_plugin.masks.masked_layer import stored_weight
 from robust_plugin.masks.prunable import refuse_wrapped, warn_of_uncovered, weight_groups
 from robust_plugin.masks.transformed import refuse_transformed
 from robust_plugin.pruning import optimizer_hook, phases
 from robust_plugin.pruning.attachment import attach_masks, check_choices
-from robust_plugin.pruning.optimizer_hook import Following, check_holds
+from robust_plugin.pruning.loading import AfterLoad, refuse_other_budget
+from robust_plugin.pruning.optimizer_hook import Following, check_holds, innermost_optimizers
+from robust_plugin.pruning.phase_run import MakeOptimizer, PhaseRun, run_phases
 from robust_plugin.pruning.phases import Learnable, Phase
 from robust_plugin.pruning.scores import Scores
 from robust_plugin.pruning.state import refuse_ended, refuse_foreign, refuse_other
@@ -133,14 +137,25 @@ class Pruner:
         )
         self.groups, self.left_dense = attached.groups, attached.left_dense
         self.budget, self.masks, self.control = attached.budget, attached.masks, attached.control
-        self._plan, self._settings = attached.plan, attached.settings
+        self._attached, self._settings = attached, attached.settings
         self.schedule = Schedule()
         self.phase: Phase = "attached"
         self._following = Following()
         # Whether the user has called update_masks, and budget_penalty in the prune phase.
         self._updated = self._penalised = False
+        # Whether the masks keep the final number of weights of each group.
+        self._settled = "rates" not in self.learn
+        self._finetune_steps = 0
+        self._trained: frozenset[nn.Parameter] = frozenset()
+        self._places = tuple(masked_weights(model))
         for mask in self.masks:
-            mask.waits = bool(self.learn)
+            mask.waits, mask.fixed = bool(self.learn), not self.learn
+        self.masks[0].room += 32 * len(self.masks)  # for a logit of each, in digits
+        self._record()
+        self._hooks = (
+            model.register_load_state_dict_pre_hook(refuse_other_budget),
+            model.register_load_state_dict_post_hook(AfterLoad(model, self._after_load)),
+        )
 
     def __repr__(self) -> str:
         """Return one line with the phase, the number of groups, and how much is kept."""
@@ -152,13 +167,13 @@ class Pruner:
     @property
     def kept(self) -> int:
         """The cost of what the masks keep now, in parameters or FLOPs, as the budget counts it."""
-        return int(self.budget.cost([int(mask.kept) for mask in self.masks]))
+        return int(self.budget.cost([mask.kept for mask in self.masks]))
 
     @property
     def densities(self) -> dict[str, float]:
         """The share of its weights or channels that each group keeps now, by name of the group."""
         return {
-            group.name: int(mask.kept) / group.size
+            group.name: mask.kept / group.size
             for group, mask in zip(self.groups, self.masks, strict=True)
         }
 
@@ -184,6 +199,7 @@ class Pruner:
         """
         self._updated = True
         self._choose()
+        self._record()
 
     def _choose(self) -> None:
         counts = self.control.counts(self.masks, self.schedule)
@@ -208,22 +224,37 @@ class Pruner:
                 learned. A call of ``update_masks`` counts as a step, as after scores were written
                 by hand.
         """
-        phases.check_order(self.phase, phase, learns=bool(self.learn), name=type(self).__name__)
-        if phase == "finetune" and self.phase != "finetune":
+        phases.check_order(
+            self.phase,
+            phase,
+            learns=bool(self.learn),
+            learned=self._has_learned,
+            name=type(self).__name__,
+        )
+        self._check_layers()
+        former = self.phase
+        if phase == "finetune" and former != "finetune":
             self._check_learned()
             self._settle()
         self.phase = phase
         groups = phases.train_only(self.model, self.masks, phase, self.learn, self.frozen)
+        self._trained = frozenset(p for group in groups for p in group["params"])
         for mask in self.masks:
-            mask.waits = False
             mask.unfollowed = phase == "prune" and not self._following.active
-        self._choose()
+        if "prune" in (phase, former):  # else the masks are as they were made or loaded
+            self._choose()
+        self._record()
+        if phase == "finetune":
+            optimizer_hook.at_first_step(self.model, check_ranks)
         return groups
+
+    @property
+    def _has_learned(self) -> bool:
+        return self.schedule.step > 0 or self._updated
 
     def _check_learned(self) -> None:
         if self.phase == "prune":
-            moved = self.schedule.step > 0 or self._updated
-            follows = self._following.active
+            moved, follows = self._has_learned, self._following.active
             phases.check_learned(type(self).__name__, moved=moved, follows=follows)
 
     def _settle(self) -> None:
@@ -232,7 +263,7 @@ class Pruner:
         If rates were learned, these numbers are rounded to cost at most the budget.
         """
         self._following.end(self._before_finetune_step)
-        if "rates" not in self.learn or self.phase != "prune":
+        if self._settled:
             return
         share = self.budget.share(rate_logits(self.masks), self.masks[0].k_min)
         optimizer_hook.warn_of_cut(share, self.budget, self.schedule)
@@ -240,10 +271,63 @@ class Pruner:
         for mask, count in zip(self.masks, counts, strict=True):
             mask.choose(count)
         self.control = FixedRates()
+        self._settled = True
+        self._record()
+
+    def _check_layers(self) -> None:
+        """Raise a ValueError if a masked layer was replaced, or its weight written in vain."""
+        present = set(self.model.modules())
+        for name, layer, parameter, masked in self._places:
+            if layer not in present:
+                raise ValueError(
+                    f"the layer {name!r} that the pruner masks is no part of the model any more; "
+                    "replace layers before the pruner is attached, or after finalize."
+                )
+            stored_weight(layer, parameter)
+            if masked.was_written():
+                raise ValueError(
+                    f"something was written to {name}.{parameter} while its mask is learned: that "
+                    "is a product of weight and mask, and the weight did not change. Initialise or "
+                    "load weights before the pruner is attached, or by model.load_state_dict."
+                )
+
+    def _record(self) -> None:
+        """Write into the masks what a state_dict of the network alone needs to continue."""
+        budget = {"total": self.budget.total, "density": self.budget.density}
+        for mask in self.masks:
+            mask.budget = budget
+        if self.learn or self._finetune_steps:
+            self.masks[0].progress = {
+                "step": self.schedule.step,
+                "finetune_steps": self._finetune_steps,
+                "settled": self._settled,
+                "updated": self._updated,
+                "control": self.control.state(),
+            }
+
+    def _after_load(self) -> None:
+        """Continue from the state of the network that was just loaded."""
+        first, dense = self.masks[0], all(mask.was_dense for mask in self.masks)
+        if dense and self.phase == "attached" and not self._has_learned:
+            self._attached.compute_anew(self.budget.density)
+            self._record()
+        if dense:
+            return
+        if first.budget and first.budget["density"] != self.budget.density:
+            self.budget = self._attached.plan(first.budget["density"]).budget
+        if first.progress:
+            self.schedule.step = first.progress["step"]
+            self._updated = first.progress["updated"]
+            self._settled = first.progress["settled"]
+            self._finetune_steps = first.progress["finetune_steps"]
+            if first.progress["control"] and self.control.state():
+                self.control.load(first.progress["control"])
+            if self.phase == "finetune":  # the best state of the prune phase, say
+                self._settle()
 
     def follow(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         epochs: int | None = None,
         steps_per_epoch: int | None = None,
@@ -253,7 +337,9 @@ class Pruner:
         A step that a GradScaler skips does not count.
 
         Args:
-            optimizer: an optimizer of the parameters that the prune phase trains.
+            optimizer: an optimizer of the parameters that the prune phase trains; or a wrapper that
+                holds it as ``optimizer`` (accelerate) or ``base_optimizer`` (SAM); or a list of
+                optimizers, in the order in which they step.
             epochs: number of epochs of the prune phase; required if rates are learned.
             steps_per_epoch: number of optimizer steps (not batches) per epoch; required if rates
                 are learned.
@@ -261,25 +347,32 @@ class Pruner:
         Raises:
             TypeError: if ``optimizer`` is no optimizer.
             ValueError: if the pruner is not in the prune phase, the optimizer lacks parameters of
-                the phase, a length is no whole number, or rates are learned and a length is
-                missing.
+                the phase or is an LBFGS, a length is no whole number, or rates are learned and a
+                length is missing.
         """
         phases.check_follows(self.phase)
-        check_holds(optimizer, self.model)
+        optimizers = innermost_optimizers(optimizer)
+        check_holds(optimizers, self.model)
         lengths = optimizer_hook.check_lengths(
             epochs, steps_per_epoch, required="rates" in self.learn
         )
-        self.schedule = Schedule(self.schedule.step, *lengths)
         optimizer_hook.warn_of_decay(
-            optimizer, [mask.rate for mask in self.masks if mask.rate is not None]
+            optimizers, [mask.rate for mask in self.masks if mask.rate is not None]
         )
-        self._following.start(optimizer, self._after_step)
+        self.schedule = Schedule(self.schedule.step, *lengths)
+        self._following.start(
+            optimizers, before_step=self._before_prune_step, after_step=self._after_step
+        )
         for mask in self.masks:
             mask.unfollowed = False
 
+    def _before_prune_step(self, _: torch.optim.Optimizer) -> None:
+        # A loop may have switched requires_grad of everything off and on again.
+        phases.drop_other_gradients(self.model, self._trained)
+
     def _before_finetune_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.phase == "finetune":
-            check_holds(optimizer, self.model)
+            check_holds([optimizer], self.model)
 
     def _after_step(self) -> None:
         self.schedule.step += 1
@@ -288,8 +381,64 @@ class Pruner:
             optimizer_hook.warn_of_first_step(
                 self.masks, hinge=self._settings["control"] == "hinge", penalised=self._penalised
             )
+            self._check_layers()
         self.control.after_step(self.masks, self.schedule)
         self._choose()
+        self._record()
+
+    def phases(
+        self,
+        make_optimizer: MakeOptimizer | Mapping[str, MakeOptimizer],
+        *,
+        epochs: Mapping[str, int],
+        steps_per_epoch: int,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> Iterator[PhaseRun]:
+        """Yield the phases in order, each with its optimizer; finalize after the last one.
+
+        Each phase is set, its optimizer made and, in the prune phase, followed. A network whose
+        state_dict was loaded continues in the phase and epoch of that state.
+
+        Args:
+            make_optimizer: function of param groups that returns an optimizer, or a tuple of
+                optimizer and learning rate scheduler; or such functions by name of the phase.
+            epochs: number of epochs by name of the phase: ``"prune"``, if the pruner learns, and
+                ``"finetune"``.
+            steps_per_epoch: number of optimizer steps (not batches) per epoch.
+            wrap: function that wraps the network anew in each phase, such as
+                ``DistributedDataParallel``; None for the network itself.
+
+        Raises:
+            TypeError: if ``epochs`` is no dict.
+            ValueError: if a phase is unknown or missing, or a number is not above 0.
+
+        >>> import torch
+        >>> model = nn.Linear(8, 2)
+        >>> pruner = HydraPruner(model, density=0.25)
+        >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
+        >>> for phase in pruner.phases(sgd, epochs={"prune": 1, "finetune": 2}, steps_per_epoch=1):
+        ...     for epoch in phase:
+        ...         phase.optimizer.zero_grad()
+        ...         model(torch.rand(4, 8)).square().mean().backward()
+        ...         phase.optimizer.step()
+        >>> int(model.weight.count_nonzero()), pruner.phase
+        (4, 'finalized')
+        """
+        return run_phases(
+            self, make_optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch, wrap=wrap
+        )
+
+    @property
+    def phase_done(self) -> tuple[str, int]:
+        """The last phase that made steps, and how many it has made, also before a resume."""
+        if self._finetune_steps:
+            return "finetune", self._finetune_steps
+        return "prune", self.schedule.step
+
+    def count_step(self) -> None:
+        """Count a step of the fine-tuning phase, for the state that a resume begins from."""
+        self._finetune_steps += 1
+        self._record()
 
     def set_density(self, density: float) -> None:
         """Prune further, by the magnitude of the weights as they are now (iterative pruning).
@@ -307,12 +456,13 @@ class Pruner:
         """
         fixed = bool(self.learn) or self.pattern is not None
         phases.check_prunes_further(self.phase, fixed=fixed, name=type(self).__name__)
-        planned = self._plan(density)
+        planned = self._attached.plan(density)
         phases.check_lower(density, planned.budget, self.budget)
         self.budget = planned.budget
         for group, mask, count in zip(self.groups, self.masks, planned.counts, strict=True):
             mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))
             mask.choose(count)
+        self._record()
 
     def lend_masks(self, model: nn.Module) -> None:
         """Overwrite the masks of a copy of the network (an EMA, say) with the present masks.
@@ -339,14 +489,28 @@ class Pruner:
             ValueError: if the pruner is finalized already, ``model`` is no copy of the network, or
                 the pruner learns and has learned nothing (see ``set_phase``).
         """
-        phases.check_finalizes(self.phase, learns=bool(self.learn), name=type(self).__name__)
+        phases.check_finalizes(
+            self.phase,
+            learns=bool(self.learn),
+            learned=self._has_learned,
+            name=type(self).__name__,
+        )
         if model is not None and model is not self.model:
             self.lend_masks(model)
             detach.finalize(model)
             return
         self._check_learned()
+        self._check_layers()
         self._settle()
+        if self.kept > self.budget.total:
+            raise ValueError(
+                f"the masks keep a cost of {self.kept:,}, and the budget is "
+                f"{int(self.budget.total):,}: a state of another pruner was loaded, or "
+                "masks were written. Call set_phase('prune') and follow again, or attach anew."
+            )
         detach.finalize(self.model)
+        for hook in self._hooks:
+            hook.remove()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter not in self.frozen)
         self.phase = "finalized"
@@ -359,6 +523,8 @@ class Pruner:
             "phase": self.phase,
             "schedule": vars(self.schedule).copy(),
             "control": self.control.state(),
+            "settled": self._settled,
+            "finetune_steps": self._finetune_steps,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -370,12 +536,14 @@ class Pruner:
         """
         self.check_state(state)
         if not self.learn and self.pattern is None and state["density"] != self.budget.density:
-            self.budget = self._plan(state["density"]).budget
+            self.budget = self._attached.plan(state["density"]).budget
         self.schedule = Schedule(**state["schedule"])
         self.phase = state["phase"]
         if self.phase == "finetune":
             self.control = FixedRates()
         self.control.load(state["control"])
+        self._settled = state.get("settled", self.phase == "finetune" or "rates" not in self.learn)
+        self._finetune_steps = state.get("finetune_steps", 0)
         for mask in self.masks:
             mask.waits = self.phase == "attached" and bool(self.learn)
         if self.phase in ("prune", "finetune"):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robust_plugin.budget.costs import multiply_adds
-from robust_plugin.masks.detach import dense_names
+from robust_plugin.masks.masked_layer import is_of_masks
 from robust_plugin.masks.prunable import prunable_members, refuse_fixed
 from robust_plugin.masks.transformed import keeps_zeros
 from robust_plugin.runtime.calls import explain_wrong_calls
@@ -165,8 +165,11 @@ def sparsity(
     macs: dict[tuple[str, str], int] = {}
     if example_inputs is not None:
         macs = multiply_adds(model, example_inputs)
-    own = dict(model.named_parameters(remove_duplicate=False))
-    parameters = {name: own[under] for name, under in dense_names(model).items() if under in own}
+    parameters = {
+        name: parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not is_of_masks(name)
+    }
     # Keyed by the parameter: a tied weight is listed once, under its first name, with the
     # multiply-adds of all layers that use it.
     layers: dict[Tensor, LayerSparsity] = {}

@@ -63,6 +63,7 @@ def check_ranks(model: nn.Module) -> None:
     distributed.all_gather(gathered, checksum)
     if any(not torch.equal(other, gathered[0]) for other in gathered):
         raise ValueError(
-            "scores, rates or norms differ between processes after the first step; wrap the "
-            "model in DistributedDataParallel after pruner.set_phase, not before."
+            "the trained parameters differ between processes after the first step of the phase; "
+            "wrap the model in DistributedDataParallel anew after each pruner.set_phase, because "
+            "DDP averages only the gradients of what was trained when it was made."
         )

@@ -40,10 +40,19 @@ class Fingerprint:
             self.add(part)
 
     def add(self, part: Tensor | nn.Module) -> None:
-        """Add a tensor (dtype, shape, values), or a network (layers, parameters, buffers)."""
+        """Add a tensor (dtype, shape, values), or a network.
+
+        Of a network, that is its layers, parameters and buffers, and tensors of further states
+        (the bits of masks).
+        """
         if isinstance(part, nn.Module):
             self._digest.update(str(part).encode())
-            for name, tensor in [*part.named_parameters(), *part.named_buffers()]:
+            further = [
+                (name, value)
+                for name, value in part.state_dict().items()
+                if name.endswith("_extra_state") and isinstance(value, Tensor)
+            ]
+            for name, tensor in [*part.named_parameters(), *part.named_buffers(), *further]:
                 self._digest.update(name.encode())
                 self.add(tensor)
             return

@@ -15,7 +15,7 @@ from robust_plugin.budget.control import (
     Schedule,
 )
 from robust_plugin.budget.density_logits import densities
-from robust_plugin.masks.attach import GroupMask
+from robust_plugin.masks.group_mask import GroupMask
 
 SIZES = (200, 3000, 40)
 

@@ -12,7 +12,7 @@ from robust_plugin.budget.density_logits import (
     rate_logits,
     set_logits,
 )
-from robust_plugin.masks.attach import GroupMask
+from robust_plugin.masks.group_mask import GroupMask
 
 
 def test_rate_logit_inverts_and_stays_finite():

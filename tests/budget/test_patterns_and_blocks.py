@@ -212,7 +212,7 @@ def test_bad_values():
     for pruner, density in ((MagnitudePruner, 0.05), (HarpPruner, 0.05)):
         with pytest.raises(ValueError, match=r"density is 0.05 and leaves .*round_to=16.*already"):
             pruner(model, density, round_to=16, **options)
-    assert not any("parametrizations" in name for name in model.state_dict())
+    assert not any("pruner_masks" in name for name in model.state_dict())
 
 
 # --- n:m patterns -------------------------------------------------------------------------------

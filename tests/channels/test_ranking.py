@@ -14,7 +14,7 @@ from robust_plugin.channels.ranking import (
     rankings,
     zero_scheduled_gradients,
 )
-from robust_plugin.masks.attach import GroupMask
+from robust_plugin.masks.group_mask import GroupMask
 
 
 def pruned():

@@ -44,10 +44,7 @@ def sliced(model, keep1, keep2):
         nn.Flatten(),
         nn.Linear(len(keep2) * 16, 3),
     )
-    state = {
-        k.replace(".parametrizations.weight.original", ".weight"): v
-        for k, v in model.state_dict().items()
-    }
+    state = model.state_dict()
     positions = torch.cat([torch.arange(16) + 16 * c for c in keep2])
     new = {
         "0.weight": state["0.weight"][keep1],
@@ -103,7 +100,7 @@ def test_masked_channels_equal_the_sliced_network(batch, trained):
 def test_first_channel_scores_rank_by_norm():
     model = convnet()
     pruner = MagnitudePruner(model, density=0.5, groups=channel_groups(model))
-    norms = [model[3].parametrizations.weight.original[:, c].norm().item() for c in range(6)]
+    norms = [model[3]._parameters["weight"][:, c].norm().item() for c in range(6)]
     best = sorted(range(6), key=lambda c: -norms[c])[:3]
     assert set(pruner.masks[0].mask.flatten().nonzero().flatten().tolist()) == set(best)
     assert pruner.groups[0].magnitudes.flatten().tolist() != norms  # masked ones are zero now

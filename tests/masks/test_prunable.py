@@ -71,7 +71,7 @@ def test_tied_linears_are_one_group_and_stay_tied():
     plain.last.weight = plain.first.weight
     plain.head.weight.data = model.head.weight.detach().clone()
     F.cross_entropy(plain(x), torch.tensor([0, 1, 2, 3])).backward()
-    weight = model.first.parametrizations.weight.original
+    weight = model.first._parameters["weight"]
     wanted = pruner.masks[0].scores.sign() * weight * plain.first.weight.grad
     assert torch.allclose(pruner.masks[0].scores.grad, wanted, atol=1e-6)
     optimizer.step()

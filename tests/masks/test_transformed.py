@@ -108,7 +108,7 @@ def test_a_standardised_convolution_is_refused_and_may_stay_dense() -> None:
     ):
         with pytest.raises(ValueError, match=r"'0': a StdConv2d computes with another weight"):
             call()
-        assert not any("parametrizations" in name for name in model.state_dict())
+        assert not any("pruner_masks" in name for name in model.state_dict())
     pruner = MagnitudePruner(
         model, 0.05, exclude=[m for m in model.modules() if isinstance(m, StdConv2d)]
     )

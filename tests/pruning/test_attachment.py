@@ -6,10 +6,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 from unchanged import check_unchanged, snapshot
 
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, Pruner
+from robust_plugin.masks.masked_layer import is_masked
 
 
 def with_nan(model, value=math.nan):
@@ -188,7 +188,7 @@ def test_attaching_twice(cnn):
     check_unchanged(model, before)
     pruner.finalize()
     MagnitudePruner(model, 0.05)
-    assert parametrize.is_parametrized(model[0])
+    assert is_masked(model[0])
 
 
 def test_a_model_that_masks_hardly_cover_warns():

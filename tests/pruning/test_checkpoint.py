@@ -159,7 +159,7 @@ def test_plain_model_and_tied_weights(cnn, tmp_path):
     MagnitudePruner(tied, 0.5)
     checkpoint.save(tmp_path / "b", model=tied)
     checkpoint.load(tmp_path / "b").restore(model=tied)
-    assert tied[0].parametrizations.weight.original is tied[1].parametrizations.weight.original
+    assert tied[0]._parameters["weight"] is tied[1]._parameters["weight"]
 
 
 def test_random_state_comes_back(cnn, tmp_path):
@@ -225,7 +225,7 @@ def test_checkpoints_of_something_else(cnn, attach, tmp_path):
             model=model, pruner=pruner, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
         )
 
-    unchanged(of("held"), other_optimizer, r"holds an optimizer of \[2, 3, 3\] parameters")
+    unchanged(of("held"), other_optimizer, r"holds an optimizer of \[6, 2\] parameters")
     unchanged(
         of("held"),
         lambda m, p: checkpoint.load(tmp_path / "plain").restore(

@@ -33,7 +33,7 @@ def test_hydra_finds_the_weights_that_matter_and_magnitude_does_not():
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     assert bool(pruner.masks[0].mask[:, 4:].all())
-    assert torch.equal(model[0].parametrizations.weight.original, weight)
+    assert torch.equal(model[0]._parameters["weight"], weight)
 
 
 def test_iterative_magnitude_prunes_what_is_smallest_now(cnn, batch, attach, train):

@@ -38,11 +38,12 @@ from learned_steps import (
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import robust_plugin.masks.attach
+import robust_plugin.masks.group_mask
 from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, Pruner, evaluate, pgd, sparsity
+from robust_plugin.masks.group_mask import GroupMask
+from robust_plugin.masks.masked_layer import is_masked
 
 # A few steps do not take the rates to their target, and the pruner warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
@@ -51,9 +52,9 @@ LEARNED = pytest.mark.parametrize("kind", ["hydra", "held"])
 
 def test_top_k_runs_once_a_layer_in_a_step_with_an_attack(cnn, batch, threat, monkeypatch):
     calls, forwards = [], []
-    original = robust_plugin.masks.attach.topk_mask
+    original = robust_plugin.masks.group_mask.topk_mask
     monkeypatch.setattr(
-        robust_plugin.masks.attach,
+        robust_plugin.masks.group_mask,
         "topk_mask",
         lambda scores, count: calls.append(count) or original(scores, count),
     )
@@ -164,7 +165,7 @@ def test_an_average_is_evaluated_with_the_masks_of_now(cnn, batch, train):
     average = torch.optim.swa_utils.AveragedModel(model)
     train(pruner, "prune", lr=3.0)
     masks = [mask.mask.clone() for mask in pruner.masks]
-    carried = [m for name, m in average.named_buffers() if name.endswith(".mask")]
+    carried = [m.mask for m in average.modules() if isinstance(m, GroupMask)]
     assert any(not torch.equal(a, b) for a, b in zip(masks, carried, strict=True))
     pruner.lend_masks(average)
     assert all(torch.equal(a, b) for a, b in zip(masks, carried, strict=True))
@@ -172,7 +173,7 @@ def test_an_average_is_evaluated_with_the_masks_of_now(cnn, batch, train):
     before = average(batch[0])
     pruner.finalize(average)
     assert torch.equal(average(batch[0]), before)
-    assert not any(parametrize.is_parametrized(layer) for layer in average.modules())
+    assert not any(is_masked(layer) for layer in average.modules())
 
 
 @LEARNED
@@ -377,6 +378,4 @@ def test_attacks_run_on_the_network_inside_the_wrapper(ranks: list[dict[str, Any
 
 def test_wrapping_before_the_phase_is_caught_on_every_rank(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert (
-            "wrap the model in DistributedDataParallel after pruner.set_phase" in rank["too early"]
-        )
+        assert "wrap the model in DistributedDataParallel anew" in rank["too early"]

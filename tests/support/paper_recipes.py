@@ -51,9 +51,4 @@ def stage_state(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def dense_weight(state: dict[str, Tensor], layer: str) -> Tensor:
-    (found,) = [t for k, t in state.items() if k in (f"{layer}.weight", under(layer))]
-    return found
-
-
-def under(layer: str) -> str:
-    return f"{layer}.parametrizations.weight.original"
+    return state[f"{layer}.weight"]

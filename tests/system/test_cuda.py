@@ -163,7 +163,7 @@ def pruned(model: nn.Module, pruner: Pruner, data: Batch, steps: int = 4) -> dic
             losses.append(loss.item())
         masks += [mask.mask.cpu() for mask in pruner.masks]
     pruner.finalize()
-    assert not any("parametrizations" in name for name in model.state_dict())
+    assert not any("pruner_masks" in name for name in model.state_dict())
     return {"losses": losses, "masks": masks, "logits": model.eval()(x).detach().cpu()}
 
 

@@ -262,7 +262,7 @@ def test_the_scores_learn_what_the_masked_channels_contribute():
     plain, weight = copy.deepcopy(model), None
     pruner.finalize(plain)
     for channel in range(12):
-        weight = model.both.parametrizations.weight.original.detach()[:, 8 + channel]
+        weight = model.both._parameters["weight"].detach()[:, 8 + channel]
         moved = []
         for step in (1e-6, -1e-6):
             other = copy.deepcopy(plain)

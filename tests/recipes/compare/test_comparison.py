@@ -181,7 +181,7 @@ def test_the_prune_phase_is_trained_once_for_all_learning_rates_and_test_points_
     first, *others = [(here / f"lr{lr:g}" / "prune.safetensors").read_bytes() for lr in lrs]
     assert all(other == first for other in others)
     tuned = [load_file(here / f"lr{lr:g}" / "finetune.safetensors") for lr in lrs]
-    name = "model/3.parametrizations.weight.original"
+    name = "model/3.weight"
     assert not tuned[0][name].equal(tuned[1][name])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from paper_recipes import SIZES, UNIFORM, kept, settings, stage_state, stages, under
+from paper_recipes import SIZES, UNIFORM, kept, settings, stage_state, stages
 from torch import nn
 
 from robust_plugin.masks.select import kept_count
@@ -84,9 +84,9 @@ def test_the_prune_phase_trains_the_masks_and_not_the_weights(
     dense = stage_state(folder, "pretrain.best")
     pruned, tuned = stage_state(folder, "prune"), stage_state(folder, "finetune")
     for layer in ("0", "3", "6"):
-        assert torch.equal(pruned[under(layer)], dense[f"{layer}.weight"])  # theta frozen
-        assert not torch.equal(tuned[under(layer)], pruned[under(layer)])
-        scores = f"{layer}.parametrizations.weight.0.group.scores"
+        assert torch.equal(pruned[f"{layer}.weight"], dense[f"{layer}.weight"])  # theta frozen
+        assert not torch.equal(tuned[f"{layer}.weight"], pruned[f"{layer}.weight"])
+        scores = f"{layer}.pruner_masks.0.group.scores"
         assert torch.equal(pruned[scores], tuned[scores])
         first = dense[f"{layer}.weight"] / dense[f"{layer}.weight"].abs().max()
         first = first * (6 / first[0].numel()) ** 0.5

@@ -1,0 +1,115 @@
+"""The whole job of a pruner as one loop: each phase with its optimizer, then finalize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from robust_plugin.pruning.optimizer_hook import innermost_optimizers, step_was_skipped
+from robust_plugin.runtime.values import is_whole
+
+if TYPE_CHECKING:
+    from robust_plugin.pruning.pruner import Pruner
+
+ParamGroups = list[dict[str, Any]]
+MakeOptimizer = Callable[[ParamGroups], Any]
+
+
+@dataclass(frozen=True)
+class PhaseRun:
+    """One phase of ``Pruner.phases``. Iterating over it gives the numbers of its epochs.
+
+    Attributes:
+        name: ``"prune"`` or ``"finetune"``.
+        model: the network, wrapped by the function that ``phases`` was given.
+        optimizer: the optimizer of this phase.
+        scheduler: what ``make_optimizer`` returned beside the optimizer; None if nothing.
+        epochs: number of epochs of the phase.
+        first_epoch: number of the epoch to begin with: 0, or more after a resume.
+        resumed: whether a loaded state lies in this phase, so that the optimizer's state belongs to
+            it.
+    """
+
+    name: Literal["prune", "finetune"]
+    model: nn.Module
+    optimizer: Any
+    scheduler: Any
+    epochs: int
+    first_epoch: int = 0
+    resumed: bool = False
+
+    def __iter__(self) -> Iterator[int]:
+        """Return an iterator over the numbers of the epochs that are left."""
+        return iter(range(self.first_epoch, self.epochs))
+
+
+def run_phases(
+    pruner: Pruner,
+    make_optimizer: MakeOptimizer | Mapping[str, MakeOptimizer],
+    *,
+    epochs: Mapping[str, int],
+    steps_per_epoch: int,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+) -> Iterator[PhaseRun]:
+    """Yield the phases of a pruner in order, and finalize it after the last one.
+
+    See ``Pruner.phases``.
+    """
+    done, steps = pruner.phase_done
+    for name in _names(pruner, epochs, steps_per_epoch):
+        if done == "finetune" and name == "prune":
+            continue
+        resumed = name == done and steps > 0
+        groups = pruner.set_phase(name)
+        model = pruner.model if wrap is None else wrap(pruner.model)
+        make = make_optimizer[name] if isinstance(make_optimizer, Mapping) else make_optimizer
+        made = make(groups)
+        optimizer, scheduler = made if isinstance(made, tuple) else (made, None)
+        if name == "prune":
+            pruner.follow(optimizer, epochs=epochs[name], steps_per_epoch=steps_per_epoch)
+        else:
+            _count(pruner, optimizer)
+        first = steps // steps_per_epoch if resumed else 0
+        yield PhaseRun(name, model, optimizer, scheduler, epochs[name], first, resumed)
+    pruner.finalize()
+
+
+def _count(pruner: Pruner, optimizer: Any) -> None:
+    """Count the steps of the fine-tuning phase, so that a saved state knows its epoch."""
+
+    def hook(own: torch.optim.Optimizer, *_: Any) -> None:
+        if not step_was_skipped(own):
+            pruner.count_step()
+
+    innermost_optimizers(optimizer)[-1].register_step_post_hook(hook)
+
+
+def _names(
+    pruner: Pruner, epochs: Mapping[str, int], steps_per_epoch: int
+) -> list[Literal["prune", "finetune"]]:
+    """Return the names of the phases, in order.
+
+    Raises:
+        TypeError: if ``epochs`` is no mapping.
+        ValueError: naming an unknown phase or an illegal number, or if a pruner that learns has no
+            epochs to prune.
+    """
+    legal = ("prune", "finetune") if pruner.learn else ("finetune",)
+    if not isinstance(epochs, Mapping):
+        raise TypeError(f"epochs is {epochs!r}; give a dict, as {dict.fromkeys(legal, 5)}.")
+    numbers = [*epochs.values(), steps_per_epoch]
+    if set(epochs) - set(legal) or not all(is_whole(n) and n > 0 for n in numbers):
+        raise ValueError(
+            f"epochs is {dict(epochs)} and steps_per_epoch is {steps_per_epoch!r}; legal: whole "
+            f"numbers above 0, for {' and '.join(map(repr, legal))}."
+        )
+    if pruner.learn and "prune" not in epochs:
+        raise ValueError(
+            f"epochs is {dict(epochs)}, without 'prune', in which {type(pruner).__name__} learns; "
+            "give it, or take MagnitudePruner."
+        )
+    return [name for name in ("prune", "finetune") if name in epochs]
