@@ -76,12 +76,9 @@ class MaskedWeight(nn.Module):
         mask = self.entries(weight.dtype, weight.dim())
         if mask.device != weight.device:  # in a replica of DataParallel
             mask = mask.to(weight.device)
-        try:
-            product = weight * mask
-        except RuntimeError as error:
-            if "DTensor" not in type(weight).__name__ + type(weight.data).__name__:
-                raise
-            raise ValueError(SHARDED) from error
+        if is_sharded(weight):
+            raise ValueError(SHARDED)
+        product = weight * mask
         if self.group.waits and self.training and product.requires_grad:
             product.register_hook(self._warn_of_waiting)  # type: ignore[no-untyped-call]
         return product
@@ -181,6 +178,11 @@ SHARDED = (
 )
 
 
+def is_sharded(weight: Tensor) -> bool:
+    """Return whether a weight is one of several shards (a DTensor of FSDP2)."""
+    return hasattr(weight, "device_mesh")
+
+
 def placed(mask: Tensor, dim: int | None, index: Tensor | None, dims: int) -> Tensor:
     """Return a group's mask in a shape that broadcasts to a weight of ``dims`` dimensions.
 
@@ -210,8 +212,10 @@ def is_of_masks(name: str) -> bool:
 
 def plain_class(layer: nn.Module) -> type[nn.Module]:
     """Return a layer's class, or the class it had before it was masked or parametrized."""
-    changed = is_masked(layer) or parametrize.is_parametrized(layer)
-    return type(layer).__bases__[0] if changed else type(layer)
+    kind = type(layer)
+    if parametrize.is_parametrized(layer):
+        kind = kind.__bases__[0]
+    return kind.__bases__[0] if "_is_masked" in vars(kind) else kind
 
 
 def masks_of(layer: nn.Module, parameter: str) -> list[MaskedWeight]:

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize, prune
 
 from robust_plugin.masks.groups import Group, Member
-from robust_plugin.masks.masked_layer import is_masked
+from robust_plugin.masks.masked_layer import SHARDED, is_masked, is_sharded
 from robust_plugin.runtime.calls import explain_wrong_calls, user_level
 from robust_plugin.runtime.values import check_model
 
@@ -37,15 +37,18 @@ def refuse_wrapped(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"{name} has no shape yet; run one forward pass before attaching.")
+        if is_sharded(parameter):
+            raise ValueError(SHARDED)
     kind = type(model).__name__
     fix = {
         "DistributedDataParallel": "model.module, and wrap it again after set_phase",
         "DataParallel": "model.module",
-        "FullyShardedDataParallel": "the module before sharding",
         "OptimizedModule": "model._orig_mod, and compile after attaching",
     }
-    if kind in fix or kind.startswith("FSDP"):
-        raise ValueError(f"model is wrapped in {kind}; give {fix.get(kind, 'it before sharding')}.")
+    if kind.startswith(("FullySharded", "FSDP")):
+        raise ValueError(SHARDED)
+    if kind in fix:
+        raise ValueError(f"model is wrapped in {kind}; give {fix[kind]}.")
 
 
 def refuse_masked(model: nn.Module) -> None:

@@ -66,6 +66,8 @@ class Attachment:
         Args:
             density: density of the budget.
         """
+        for mask in self.masks:
+            mask.mask.fill_(True)  # magnitudes are those of the weights times masks
         plan = self.plan(density)
         for group, mask, k, count in zip(
             self.groups, self.masks, plan.densities, plan.counts, strict=True

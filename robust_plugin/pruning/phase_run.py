@@ -60,7 +60,11 @@ def run_phases(
     See ``Pruner.phases``.
     """
     done, steps = pruner.phase_done
-    for name in _names(pruner, epochs, steps_per_epoch):
+    names = _names(pruner, epochs, steps_per_epoch)
+    if isinstance(make_optimizer, Mapping) and set(names) - set(make_optimizer):
+        lacking = next(name for name in names if name not in make_optimizer)
+        raise ValueError(f"make_optimizer has no function for {lacking!r}; give one per phase.")
+    for name in names:
         if done == "finetune" and name == "prune":
             continue
         resumed = name == done and steps > 0

@@ -298,7 +298,7 @@ class Pruner:
             mask.budget = budget
         if self.learn or self._finetune_steps:
             self.masks[0].progress = {
-                "step": self.schedule.step,
+                "schedule": vars(self.schedule).copy(),
                 "finetune_steps": self._finetune_steps,
                 "settled": self._settled,
                 "updated": self._updated,
@@ -316,7 +316,9 @@ class Pruner:
         if first.budget and first.budget["density"] != self.budget.density:
             self.budget = self._attached.plan(first.budget["density"]).budget
         if first.progress:
-            self.schedule.step = first.progress["step"]
+            saved = Schedule(**first.progress["schedule"])
+            ours = self.schedule if self.schedule.steps else saved
+            self.schedule = Schedule(saved.step, ours.epochs, ours.steps_per_epoch)
             self._updated = first.progress["updated"]
             self._settled = first.progress["settled"]
             self._finetune_steps = first.progress["finetune_steps"]
@@ -365,6 +367,7 @@ class Pruner:
         )
         for mask in self.masks:
             mask.unfollowed = False
+        self._choose()  # the number of weights that learned rates keep depends on the lengths
 
     def _before_prune_step(self, _: torch.optim.Optimizer) -> None:
         # A loop may have switched requires_grad of everything off and on again.

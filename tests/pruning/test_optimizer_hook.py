@@ -375,3 +375,168 @@ def test_scores_written_through_data(kind: str) -> None:
     # Each step's masks are checked against the scores that the step left.
     trace = learn(kind, between=look_back)
     assert min(trace.flips) > 0
+
+
+class Sam(torch.optim.Optimizer):
+    """Sharpness-aware minimisation in its usual shape: loops call first_step and second_step."""
+
+    def __init__(self, params, base, rho=0.05, **options):
+        super().__init__(params, {"rho": rho, **options})
+        self.base_optimizer = base(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        norm = torch.stack([g.norm() for g in grads if g is not None]).norm()
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["old"] = p.data.clone()
+                if p.grad is not None:
+                    p.add_(p.grad * group["rho"] / norm)
+
+    @torch.no_grad()
+    def second_step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = self.state[p]["old"]
+        self.base_optimizer.step()
+
+
+class Hidden(torch.optim.Optimizer):
+    """A wrapper that hides its optimizer, and whose own step is never called."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+        self._own = torch.optim.SGD(self.param_groups, lr=0.1)
+
+    def go(self):
+        self._own.step()
+
+
+class Wrapped:
+    """A wrapper without hooks of its own, as accelerate's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    def step(self):
+        self.optimizer.step()
+
+
+@LEARNED
+def test_masks_move_with_a_sharpness_aware_optimizer(cnn, batch, attach, kind):
+    x, y = batch
+    pruner = attach(kind, cnn(), 0.1)
+    optimizer = Sam(pruner.set_phase("prune"), torch.optim.SGD, rho=2.0, lr=1.0)
+    pruner.follow(optimizer, epochs=1, steps_per_epoch=3)
+    first = [mask.mask.clone() for mask in pruner.masks]
+    perturbed = []
+    for _ in range(3):
+        F.cross_entropy(pruner.model(x), y).backward()
+        optimizer.first_step()
+        optimizer.zero_grad()
+        F.cross_entropy(pruner.model(x), y).backward()  # with the masks of the perturbed scores
+        perturbed.append([mask.mask.clone() for mask in pruner.masks])
+        for mask in pruner.masks:
+            count = int(mask.mask.sum())
+            assert mask.scores.abs()[mask.mask].min() >= mask.scores.abs()[~mask.mask].max()
+            assert count == mask.kept
+        optimizer.second_step()
+        optimizer.zero_grad()
+    assert pruner.schedule.step == 3 and pruner.kept == pruner.budget.total
+    assert any(not torch.equal(a, m.mask) for a, m in zip(first, pruner.masks, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(perturbed[0], first, strict=True))
+    pruner.set_phase("finetune")
+
+
+def test_a_wrapper_that_hides_its_optimizer_is_noticed(cnn, batch, attach):
+    for end in (lambda pruner: pruner.set_phase("finetune"), Pruner.finalize):
+        pruner = attach("hydra", cnn(), 0.1)
+        optimizer = Hidden(pruner.set_phase("prune"))
+        pruner.follow(optimizer)
+        F.cross_entropy(pruner.model(batch[0]), batch[1]).backward()
+        optimizer.go()
+        with pytest.raises(ValueError, match="the followed optimizer has made no step"):
+            end(pruner)
+
+
+def test_wrappers_and_several_optimizers_are_followed(cnn, batch, attach):
+    x, y = batch
+    pruner = attach("held", cnn(), 0.1)
+    scores, norms = pruner.set_phase("prune")
+    first, last = torch.optim.SGD([norms], lr=0.1), torch.optim.Adam([scores], lr=0.1)
+    lengths = {"epochs": 1, "steps_per_epoch": 2}
+    with pytest.raises(ValueError, match="the optimizer lacks 2 parameters"):
+        pruner.follow([last], **lengths)
+    pruner.follow([first, Wrapped(last)], **lengths)
+    before = [mask.mask.clone() for mask in pruner.masks]
+    F.cross_entropy(pruner.model(x), y).backward()
+    first.step()
+    assert pruner.schedule.step == 0
+    assert all(torch.equal(a, m.mask) for a, m in zip(before, pruner.masks, strict=True))
+    last.step()
+    assert pruner.schedule.step == 1
+    assert any(not torch.equal(a, m.mask) for a, m in zip(before, pruner.masks, strict=True))
+
+
+def test_a_follow_that_fails_leaves_nothing_half_set(cnn, attach):
+    pruner = attach("held", cnn(), 0.1)
+    (scores, norms) = pruner.set_phase("prune")
+    wrong = [
+        (torch.optim.LBFGS([*scores["params"], *norms["params"]]), "LBFGS cannot be followed"),
+        ([], "there are no optimizers to follow"),
+        (torch.optim.SGD([scores], lr=0.1), "the optimizer lacks"),
+    ]
+    for optimizer, says in wrong:
+        with pytest.raises(ValueError, match=says):
+            pruner.follow(optimizer, epochs=2, steps_per_epoch=5)
+        assert not pruner._following.active and pruner.schedule.steps == 0
+        assert all(mask.unfollowed for mask in pruner.masks)
+    for optimizer in (Wrapped(3), object(), "SGD"):
+        with pytest.raises(TypeError, match=r"give a torch.optim.Optimizer, a wrapper"):
+            pruner.follow(optimizer, epochs=2, steps_per_epoch=5)
+
+
+@LEARNED
+def test_a_loop_that_switches_everything_off_and_on_trains_what_the_phase_trains(
+    cnn, batch, attach, kind
+):
+    """Around an attack, with an optimizer of all parameters; as one that leaves the flags alone."""
+    x, y = batch
+
+    def run(toggles: bool) -> dict[str, Tensor]:
+        model = cnn()
+        pruner = attach(kind, model, 0.1)
+        for phase in ("prune", "finetune"):
+            groups = pruner.set_phase(phase)
+            given = model.parameters() if toggles else groups
+            optimizer = torch.optim.SGD(given, lr=0.5, momentum=0.9)
+            if phase == "prune":
+                pruner.follow(optimizer, epochs=1, steps_per_epoch=3)
+            for _ in range(3):
+                if toggles:
+                    model.eval().requires_grad_(False)
+                    model(x)
+                    model.train().requires_grad_(True)
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        scores = [mask.scores.detach().clone() for mask in pruner.masks]
+        pruner.finalize()
+        return {**model.state_dict(), **{str(i): s for i, s in enumerate(scores)}}
+
+    plain, toggled = run(False), run(True)
+    assert all(torch.equal(plain[name], toggled[name]) for name in plain)
+
+
+def test_the_first_group_holds_what_the_phase_is_about(cnn, attach):
+    pruner = attach("held", cnn(), 0.1)
+    optimizer = torch.optim.SGD(pruner.set_phase("prune"), lr=0.1)
+    pruner.follow(optimizer, epochs=1, steps_per_epoch=3)
+    held = optimizer.param_groups[0]["params"]
+    assert {id(p) for p in held} == {id(p) for mask in pruner.masks for p in mask.parameters()}

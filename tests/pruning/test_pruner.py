@@ -379,3 +379,52 @@ def test_attacks_run_on_the_network_inside_the_wrapper(ranks: list[dict[str, Any
 def test_wrapping_before_the_phase_is_caught_on_every_rank(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "wrap the model in DistributedDataParallel anew" in rank["too early"]
+
+
+def test_a_wrapper_kept_into_the_next_phase_is_caught_on_every_rank(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        assert "anew after each pruner.set_phase" in rank["kept"]
+
+
+def test_sharded_networks_are_refused_in_either_order(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert all("masks are chosen over whole weights" in said for said in rank["sharded"])
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "hydra"])
+def test_a_layer_that_was_replaced_is_named(cnn, attach, kind):
+    model = cnn()
+    pruner = attach(kind, model, 0.1)
+    model[6] = nn.Linear(128, 3)
+    for end in (lambda: pruner.set_phase("finetune"), pruner.finalize):
+        pruner._updated = True
+        with pytest.raises(ValueError, match="the layer '6' that the pruner masks is no part of"):
+            end()
+
+
+def test_a_compiled_layer_is_finalized_like_the_others(cnn, batch):
+    model, plain = cnn(), cnn()
+    model[6] = torch.compile(model[6], backend="eager")
+    for one in (model, plain):
+        pruner = MagnitudePruner(one, 0.1)
+        pruner.finalize()
+    assert sparsity(model).kept == sparsity(plain).kept
+    assert torch.equal(model.eval()(batch[0]), plain.eval()(batch[0]))
+
+
+def test_lists_of_parameters_by_name_are_those_of_the_plain_network(cnn, attach):
+    def decayed(model: nn.Module) -> list[str]:
+        return [n for n, p in model.named_parameters() if n.endswith("weight") and p.dim() > 1]
+
+    plain = decayed(cnn())
+    for kind in ("magnitude", "hydra", "held"):
+        model = cnn()
+        pruner = attach(kind, model, 0.1)
+        assert decayed(model) == plain
+        if pruner.learn:
+            pruner.set_phase("prune")
+            pruner.update_masks()
+        pruner.set_phase("finetune")
+        assert decayed(model) == plain

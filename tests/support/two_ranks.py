@@ -19,6 +19,7 @@ from learned_steps import (
     step_by,
 )
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from robust_plugin import pgd, recompute_statistics, trades
@@ -76,6 +77,44 @@ def wrapped_too_early(rank: int) -> str:
     return "no error"
 
 
+def wrapper_kept(rank: int) -> str:
+    """The wrapper of the prune phase, kept in the next one as Lightning's error message advises."""
+    model = network(batch_norm=False)
+    pruner = attach_learned("hydra", model)
+    optimizer = sgd(pruner.set_phase("prune"))
+    follow(pruner, optimizer)
+    outer = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    x, y = (t.chunk(2)[rank] for t in batch_of(0, 16))
+    step_by(F.cross_entropy(outer(x), y), optimizer)
+    optimizer = torch.optim.SGD(pruner.set_phase("finetune"), lr=0.1)
+    try:
+        step_by(F.cross_entropy(outer(x), y), optimizer)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def sharded(rank: int) -> list[str]:
+    """A network that is sharded (FSDP2) before, and after, the pruner is attached."""
+    said = []
+    for early in (True, False):
+        model = network(batch_norm=False)
+        try:
+            if early:
+                fully_shard(model)
+            pruner = attach_learned("hydra", model)
+            optimizer = sgd(pruner.set_phase("prune"))
+            follow(pruner, optimizer)
+            if not early:
+                fully_shard(model)
+            x, y = batch_of(rank)
+            F.cross_entropy(model(x), y).backward()
+            said.append("no error")
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
 def forwards_of_the_wrapper(rank: int) -> tuple[int, int]:
     """How often an attack and a training step call the wrapper, whose calls meet other ranks."""
     model = network()
@@ -118,6 +157,8 @@ def two_processes(rank: int, folder: Path) -> None:
     results["statistics"] = shared_statistics(rank, 2)
     results["calls"] = forwards_of_the_wrapper(rank)
     results["too early"] = wrapped_too_early(rank)
+    results["kept"] = wrapper_kept(rank)
+    results["sharded"] = sharded(rank)
     torch.save(results, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
