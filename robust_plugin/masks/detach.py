@@ -58,6 +58,7 @@ def finalize(model: nn.Module) -> None:
             stacklevel=user_level(),
         )
     for name, _, _, masked in found:
+        masked.group.refresh()
         _check_mask(masked.group, name)
     with torch.no_grad():
         effective = [present_weight(layer, parameter) for _, layer, parameter, _ in found]

@@ -6,6 +6,8 @@ layers whose input channels are removed together.
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +34,9 @@ class GroupMask(nn.Module):
     The mask, the number of its ones and the progress of the prune phase are neither parameters nor
     buffers, so that averages of networks (EMA) and DDP leave them alone. They are in the state_dict
     as one tensor of bytes.
+
+    A copy of the network has the masks of the moment when it was made. If its scores are written
+    later, it is an average, and takes the present masks of the network that it was copied from.
 
     Args:
         scores: initial scores, one per weight or per channel.
@@ -88,9 +93,12 @@ class GroupMask(nn.Module):
         self.progress: dict[str, Any] = {}
         self.budget: dict[str, float] = {}
         self.room = 256
-        # The version of the scores that the mask was chosen from; None in a copy of the network,
-        # whose mask stays as it is (an EMA moves its scores).
-        self._chosen_from: int | None = None
+        # The version of the scores that the mask was chosen from, or copied or loaded with.
+        self._chosen_from = 0
+        self._changes = 0  # counts new masks
+        # In a copy: the group that it was copied from, and the count there at the last look.
+        self._original: weakref.ref[GroupMask] | None = None
+        self._seen = 0
         self.choose()
 
     def choose(self, kept: int | None = None) -> None:
@@ -117,6 +125,23 @@ class GroupMask(nn.Module):
         """Overwrite the mask with a given one of the same shape."""
         with torch.no_grad():
             self.mask.copy_(mask)
+        self._changes += 1
+
+    def refresh(self) -> None:
+        """Choose the mask anew if the scores were written since; an average takes the original's.
+
+        Only learned masks are chosen anew. A forward pass does this first.
+        """
+        if torch.compiler.is_compiling() or self._chosen_from == self.scores._version:
+            return
+        if self._original is None:
+            if self.learning:
+                self.choose()
+            return
+        original = self._original()
+        if original is not None and original._changes != self._seen:
+            self.set_mask(original.mask)
+            self.kept, self.waits, self._seen = original.kept, original.waits, original._changes
 
     def density(self) -> Tensor:
         """Return the density k = k_min + (1 - k_min) sigmoid(r), HARP section 3.2.
@@ -137,14 +162,8 @@ class GroupMask(nn.Module):
         Raises:
             ValueError: if scores or rate are to be learned and ``Pruner.follow`` was not called.
         """
-        if not self.learning:
-            return self.mask
-        if not torch.compiler.is_compiling() and self._chosen_from not in (
-            None,
-            self.scores._version,
-        ):
-            self.choose()
-        if not torch.is_grad_enabled():
+        self.refresh()
+        if not (self.learning and torch.is_grad_enabled()):
             return self.mask
         if self.unfollowed:
             raise ValueError(
@@ -207,5 +226,18 @@ class GroupMask(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes for a copy; its mask does not follow its scores (see above)."""
-        return {**self.__dict__, "_chosen_from": None}
+        """Return the attributes for a copy or a pickle."""
+        return {**self.__dict__, "_original": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a copy or a pickle."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._chosen_from = self.scores._version
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroupMask:
+        """Return a copy that knows its original."""
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        made._original = self._original or weakref.ref(self)
+        made._seen = -1
+        return made

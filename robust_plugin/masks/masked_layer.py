@@ -98,13 +98,17 @@ class MaskedWeight(nn.Module):
 
         So the parameter itself is what the network computes with, and may be read and written.
         """
-        with torch.no_grad():
-            # Not seen by autograd: a weight that is zero there already does not change.
-            weight.data.mul_(self.entries(weight.dtype, weight.dim()))
+        self.write_zeros(weight)
         hooked = None if self._hooked is None else self._hooked()
         if torch.is_grad_enabled() and weight.requires_grad and hooked is not weight:
             self._hook = weight.register_hook(self._masked)  # type: ignore[no-untyped-call]
             self._hooked = weakref.ref(weight)
+
+    def write_zeros(self, weight: nn.Parameter) -> None:
+        """Write the zeros of the mask into the parameter, so that its saved state has them."""
+        with torch.no_grad():
+            # Not seen by autograd: a weight that is zero there already does not change.
+            weight.data.mul_(self.entries(weight.dtype, weight.dim()))
 
     def _masked(self, grad: Tensor) -> Tensor:
         return grad * self.entries(grad.dtype, grad.dim())
@@ -212,10 +216,10 @@ def is_of_masks(name: str) -> bool:
 
 def plain_class(layer: nn.Module) -> type[nn.Module]:
     """Return a layer's class, or the class it had before it was masked or parametrized."""
-    kind = type(layer)
-    if parametrize.is_parametrized(layer):
-        kind = kind.__bases__[0]
-    return kind.__bases__[0] if "_is_masked" in vars(kind) else kind
+    for kind in type(layer).__mro__:
+        if "_is_masked" in vars(kind):
+            return kind.__bases__[0]
+    return type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
 
 
 def masks_of(layer: nn.Module, parameter: str) -> list[MaskedWeight]:

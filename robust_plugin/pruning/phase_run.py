@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -12,11 +12,32 @@ from torch import nn
 from robust_plugin.pruning.optimizer_hook import innermost_optimizers, step_was_skipped
 from robust_plugin.runtime.values import is_whole
 
-if TYPE_CHECKING:
-    from robust_plugin.pruning.pruner import Pruner
-
 ParamGroups = list[dict[str, Any]]
 MakeOptimizer = Callable[[ParamGroups], Any]
+PhaseName = Literal["prune", "finetune"]
+
+
+class Phased(Protocol):
+    """What ``run_phases`` needs of a pruner."""
+
+    model: nn.Module
+    learn: frozenset[Any]
+
+    @property
+    def phase_done(self) -> tuple[str, int]:
+        """The last phase that made steps, and how many."""
+
+    def set_phase(self, phase: PhaseName) -> ParamGroups:
+        """Begin a phase."""
+
+    def follow(self, optimizer: Any, *, epochs: int | None, steps_per_epoch: int | None) -> None:
+        """Update the masks after each step."""
+
+    def count_step(self) -> None:
+        """Count a step of the fine-tuning phase."""
+
+    def finalize(self) -> None:
+        """End the pruning."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,7 @@ class PhaseRun:
             it.
     """
 
-    name: Literal["prune", "finetune"]
+    name: PhaseName
     model: nn.Module
     optimizer: Any
     scheduler: Any
@@ -48,7 +69,7 @@ class PhaseRun:
 
 
 def run_phases(
-    pruner: Pruner,
+    pruner: Phased,
     make_optimizer: MakeOptimizer | Mapping[str, MakeOptimizer],
     *,
     epochs: Mapping[str, int],
@@ -60,7 +81,7 @@ def run_phases(
     See ``Pruner.phases``.
     """
     done, steps = pruner.phase_done
-    names = _names(pruner, epochs, steps_per_epoch)
+    names = phase_names(pruner, epochs, steps_per_epoch)
     if isinstance(make_optimizer, Mapping) and set(names) - set(make_optimizer):
         lacking = next(name for name in names if name not in make_optimizer)
         raise ValueError(f"make_optimizer has no function for {lacking!r}; give one per phase.")
@@ -76,13 +97,13 @@ def run_phases(
         if name == "prune":
             pruner.follow(optimizer, epochs=epochs[name], steps_per_epoch=steps_per_epoch)
         else:
-            _count(pruner, optimizer)
+            count_steps(pruner, optimizer)
         first = steps // steps_per_epoch if resumed else 0
         yield PhaseRun(name, model, optimizer, scheduler, epochs[name], first, resumed)
     pruner.finalize()
 
 
-def _count(pruner: Pruner, optimizer: Any) -> None:
+def count_steps(pruner: Phased, optimizer: Any) -> None:
     """Count the steps of the fine-tuning phase, so that a saved state knows its epoch."""
 
     def hook(own: torch.optim.Optimizer, *_: Any) -> None:
@@ -92,9 +113,7 @@ def _count(pruner: Pruner, optimizer: Any) -> None:
     innermost_optimizers(optimizer)[-1].register_step_post_hook(hook)
 
 
-def _names(
-    pruner: Pruner, epochs: Mapping[str, int], steps_per_epoch: int
-) -> list[Literal["prune", "finetune"]]:
+def phase_names(pruner: Phased, epochs: Mapping[str, int], steps_per_epoch: int) -> list[PhaseName]:
     """Return the names of the phases, in order.
 
     Raises:
@@ -116,4 +135,5 @@ def _names(
             f"epochs is {dict(epochs)}, without 'prune', in which {type(pruner).__name__} learns; "
             "give it, or take MagnitudePruner."
         )
-    return [name for name in ("prune", "finetune") if name in epochs]
+    phases: tuple[PhaseName, ...] = ("prune", "finetune")
+    return [name for name in phases if name in epochs]

@@ -12,7 +12,7 @@ methods of three papers are combinations of the two:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -245,6 +245,7 @@ class Pruner:
             self._choose()
         self._record()
         if phase == "finetune":
+            self._write_zeros()
             optimizer_hook.at_first_step(self.model, check_ranks)
         return groups
 
@@ -273,6 +274,11 @@ class Pruner:
         self.control = FixedRates()
         self._settled = True
         self._record()
+
+    def _write_zeros(self) -> None:
+        """Write zeros into the weights that are pruned for good, for states saved from now on."""
+        for _, layer, parameter, masked in self._places:
+            masked.write_zeros(cast(nn.Parameter, stored_weight(layer, parameter)))
 
     def _check_layers(self) -> None:
         """Raise a ValueError if a masked layer was replaced, or its weight written in vain."""
@@ -326,6 +332,7 @@ class Pruner:
                 self.control.load(first.progress["control"])
             if self.phase == "finetune":  # the best state of the prune phase, say
                 self._settle()
+                self._write_zeros()
 
     def follow(
         self,
@@ -465,6 +472,8 @@ class Pruner:
         for group, mask, count in zip(self.groups, self.masks, planned.counts, strict=True):
             mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))
             mask.choose(count)
+        if self.phase == "finetune":
+            self._write_zeros()
         self._record()
 
     def lend_masks(self, model: nn.Module) -> None:

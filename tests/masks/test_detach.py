@@ -54,7 +54,7 @@ def test_what_wrappers_put_before_the_names_is_taken_off(cnn, prefix):
 def test_dense_state_goes_back_in(cnn, batch):
     source, model = cnn(5), cnn()
     pruner = HydraPruner(model, density=0.1)
-    masks = [mask.mask.clone() for mask in pruner.masks]
+    masks = [mask.mask.clone() for mask in HydraPruner(cnn(5), density=0.1).masks]
     parameters = {name: p for name, p in model.named_parameters()}
     load_dense_state_dict(model, source.state_dict())
     assert all(p is parameters[name] for name, p in model.named_parameters())

@@ -37,16 +37,6 @@ def test_a_fixed_mask_stays_whatever_happens_to_its_scores() -> None:
     assert ones(group) == before
 
 
-def test_the_mask_of_a_copy_stays_while_an_average_moves_its_scores() -> None:
-    group = GroupMask(torch.randn(40), 7, learned=True)
-    group.learning = True
-    average = copy.deepcopy(group)
-    with torch.no_grad():
-        average.scores.lerp_(torch.randn(40), 0.5)
-    average(torch.float32)
-    assert ones(average) == ones(group)
-
-
 def test_only_learned_scores_are_parameters() -> None:
     assert dict(GroupMask(torch.rand(3), 1).named_parameters()) == {}
     learned = GroupMask(torch.rand(3), 1, learned=True, rate=0.5)
@@ -62,3 +52,23 @@ def test_bits_and_scores_survive_a_change_of_dtype() -> None:
     group(torch.float16)
     assert group.scores.dtype == torch.float32 and torch.equal(group.scores, scores)
     assert group.mask.dtype == torch.bool and torch.equal(group.mask, before)
+
+
+def test_an_average_takes_the_masks_of_its_original_and_a_snapshot_does_not() -> None:
+    torch.manual_seed(3)
+    group = GroupMask(torch.randn(40), 7, learned=True)
+    group.learning = True
+    snapshot, average = copy.deepcopy(group), copy.deepcopy(group)
+    again = copy.deepcopy(average)
+    first = ones(group)
+    with torch.no_grad():
+        group.scores.copy_(torch.randn(40))
+        for other in (average, again):
+            other.scores.lerp_(group.scores, 0.1)
+    for each in (group, snapshot, average, again):
+        each(torch.float32)
+    assert ones(average) == ones(again) == ones(group) != first
+    assert ones(snapshot) == first
+    snapshot.load_state_dict(group.state_dict())
+    snapshot(torch.float32)
+    assert ones(snapshot) == ones(group)
