@@ -304,16 +304,34 @@ def masked_class(kind: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.
         finally:
             del own[_COMPUTES]
 
+    def save(self: nn.Module, *args: Any) -> None:
+        write_zeros(self)  # a saved state is that of the pruned network once masks are fixed
+        kind._save_to_state_dict(self, *args)  # type: ignore[operator]
+
     def reduce(self: nn.Module, _: int) -> tuple[Any, ...]:
         # object has no __getstate__ before Python 3.11.
         state = getattr(self, "__getstate__", lambda: self.__dict__)()
         return _rebuilt, (kind, parameters), state
 
     reads = {name: _property(name) for name in parameters}
-    body = {"forward": forward, "__reduce_ex__": reduce, "_is_masked": True, **reads}
+    body = {
+        "forward": forward,
+        "_save_to_state_dict": save,
+        "__reduce_ex__": reduce,
+        "_is_masked": True,
+        **reads,
+    }
     # torch.fx takes a layer for one of torch's by the module of its class.
     body["__module__"] = kind.__module__
     return type(f"Masked{kind.__name__}", (kind,), body)
+
+
+def write_zeros(layer: nn.Module) -> None:
+    """Write the zeros of fixed masks into the parameters of a masked layer."""
+    for masked in cast(Sequence[MaskedWeight], layer._modules[MASKS]):
+        weight = layer._parameters.get(masked.parameter)
+        if masked.group.fixed and weight is not None:
+            masked.write_zeros(weight)
 
 
 def _property(parameter: str) -> property:

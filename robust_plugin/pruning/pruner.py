@@ -245,7 +245,8 @@ class Pruner:
             self._choose()
         self._record()
         if phase == "finetune":
-            self._write_zeros()
+            if former != "finetune":
+                self._write_zeros()
             optimizer_hook.at_first_step(self.model, check_ranks)
         return groups
 

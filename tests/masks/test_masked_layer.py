@@ -172,3 +172,23 @@ def test_the_layer_is_traced_and_repeated_like_a_plain_one() -> None:
     traced = torch.fx.symbolic_trace(model)
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == list("01234")
     assert torch.equal(traced(X), model(X))
+
+
+def test_a_state_that_is_saved_with_a_fixed_mask_has_its_zeros() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    F.cross_entropy(model(X), Y).backward()
+    optimizer.step()  # momentum that would move pruned weights too
+    pruner = MagnitudePruner(model, 0.25)
+    pruner.set_phase("finetune")
+    F.cross_entropy(model(X), Y).backward()
+    optimizer.step()
+    kept = [int(model.state_dict()[name].count_nonzero()) for name in ("0.weight", "4.weight")]
+    assert kept == [mask.kept for mask in pruner.masks]
+
+
+def test_a_state_that_is_saved_while_masks_are_learned_has_all_weights() -> None:
+    model = network()
+    dense = model[4].weight.detach().clone()
+    HydraPruner(model, 0.25).set_phase("prune")
+    assert torch.equal(model.state_dict()["4.weight"], dense)
