@@ -18,6 +18,8 @@ from robust_plugin.masks.masked_layer import (
     masked_class,
     plain_class,
     present_weight,
+    settle,
+    stored_weight,
 )
 
 
@@ -52,6 +54,41 @@ def masked_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Mask
         if is_masked(layer):
             for masked in cast(Sequence[MaskedWeight], layer._modules[MASKS]):
                 yield name, layer, masked.parameter, masked
+
+
+def write_zeros(model: nn.Module) -> None:
+    """Write the zeros of fixed masks into the weights of a model."""
+    for layer in model.modules():
+        if is_masked(layer):
+            settle(layer)
+
+
+def check_layers(
+    model: nn.Module, places: Sequence[tuple[str, nn.Module, str, MaskedWeight]]
+) -> None:
+    """Check that masks are where they were attached, and that no write to a weight was lost.
+
+    Args:
+        model: the network.
+        places: what ``masked_weights`` yielded when the masks were attached.
+
+    Raises:
+        ValueError: naming a layer that was replaced, or a weight that was written in vain.
+    """
+    present = set(model.modules())
+    for name, layer, parameter, masked in places:
+        if layer not in present:
+            raise ValueError(
+                f"the layer {name!r} that the pruner masks is no part of the model any more; "
+                "replace layers before the pruner is attached, or after finalize."
+            )
+        stored_weight(layer, parameter)
+        if masked.was_written():
+            raise ValueError(
+                f"something was written to {name}.{parameter} while its mask is learned: that "
+                "is a product of weight and mask, and the weight did not change. Initialise or "
+                "load weights before the pruner is attached, or by model.load_state_dict."
+            )
 
 
 @contextmanager

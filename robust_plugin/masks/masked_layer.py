@@ -305,7 +305,7 @@ def masked_class(kind: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.
             del own[_COMPUTES]
 
     def save(self: nn.Module, *args: Any) -> None:
-        write_zeros(self)  # a saved state is that of the pruned network once masks are fixed
+        settle(self)  # a saved state is that of the pruned network once masks are fixed
         kind._save_to_state_dict(self, *args)  # type: ignore[operator]
 
     def reduce(self: nn.Module, _: int) -> tuple[Any, ...]:
@@ -326,7 +326,7 @@ def masked_class(kind: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.
     return type(f"Masked{kind.__name__}", (kind,), body)
 
 
-def write_zeros(layer: nn.Module) -> None:
+def settle(layer: nn.Module) -> None:
     """Write the zeros of fixed masks into the parameters of a masked layer."""
     for masked in cast(Sequence[MaskedWeight], layer._modules[MASKS]):
         weight = layer._parameters.get(masked.parameter)

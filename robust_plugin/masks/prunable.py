@@ -95,7 +95,8 @@ def refuse_tied(model: nn.Module, group: Group) -> None:
 def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -> tuple[Group, ...]:
     """Return one group (the parameters of one mask) per convolution, linear or attention weight.
 
-    Tied weights share one group.
+    Tied weights share one group. In a model of peft, LoRA's own matrices stay dense, and so do the
+    originals of layers that it trains in full (``modules_to_save``), which are not used.
 
     Args:
         model: any model without masks.
@@ -106,7 +107,7 @@ def weight_groups(model: nn.Module, exclude: Collection[str | nn.Module] = ()) -
             is tied to a parameter that cannot be masked, or a layer is parametrized already.
     """
     modules = dict(check_model(model).named_modules(remove_duplicate=False))
-    dense = below(modules, exclude)
+    dense = below(modules, exclude) | _set_aside(model)
     owners: dict[nn.Parameter, list[Member]] = {}
     for member in prunable_members(model):
         if member.layer in dense:
@@ -197,6 +198,19 @@ def below(modules: Mapping[str, nn.Module], exclude: Collection[str | nn.Module]
                 f"exclude names {entry!r}, which is not in the model; it has {names}.{hint}"
             )
         found.update(layer.modules())
+    return found
+
+
+def _set_aside(model: nn.Module) -> set[nn.Module]:
+    """Return the layers that peft added to a model, or keeps in it without using them."""
+    found: set[nn.Module] = set()
+    for parent in model.modules():
+        children = dict(parent.named_children())
+        for name, child in children.items():
+            added = name.startswith("lora_") and "base_layer" in children
+            unused = name == "original_module" and "modules_to_save" in children
+            if added or unused:
+                found.update(child.modules())
     return found
 
 

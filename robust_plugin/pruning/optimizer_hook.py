@@ -271,13 +271,20 @@ def at_first_step(model: nn.Module, check: Callable[[nn.Module], None]) -> None:
         model: the network.
         check: a function that compares the processes, such as ``check_ranks``.
     """
+    while _spent:
+        _spent.pop().remove()
     if rank_and_world()[1] == 1:
         return
+    waiting = [model]
 
     def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        own = {id(p) for p in model.parameters() if p.requires_grad}
+        own = {id(p) for each in waiting for p in each.parameters() if p.requires_grad}
         if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-            handle.remove()
-            check(model)
+            _spent.append(handle)
+            check(waiting.pop())
 
     handle = register_optimizer_step_post_hook(hook)
+
+
+# Hooks that were called. A hook cannot remove itself while torch calls them all in turn.
+_spent: list[torch.utils.hooks.RemovableHandle] = []

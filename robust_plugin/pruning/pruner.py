@@ -12,7 +12,7 @@ methods of three papers are combinations of the two:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,9 @@ from robust_plugin.budget.density_logits import densities as rate_densities
 from robust_plugin.budget.density_logits import rate_logits
 from robust_plugin.budget.rates import Rates
 from robust_plugin.masks import detach
-from robust_plugin.masks.attach import masked_weights
+from robust_plugin.masks.attach import check_layers, masked_weights, write_zeros
 from robust_plugin.masks.group_checks import check_groups
 from robust_plugin.masks.groups import Group, Groups
-from robust_plugin.masks.masked_layer import stored_weight
 from robust_plugin.masks.prunable import refuse_wrapped, warn_of_uncovered, weight_groups
 from robust_plugin.masks.transformed import refuse_transformed
 from robust_plugin.pruning import optimizer_hook, phases
@@ -231,7 +230,7 @@ class Pruner:
             learned=self._has_learned,
             name=type(self).__name__,
         )
-        self._check_layers()
+        check_layers(self.model, self._places)
         former = self.phase
         if phase == "finetune" and former != "finetune":
             self._check_learned()
@@ -246,7 +245,7 @@ class Pruner:
         self._record()
         if phase == "finetune":
             if former != "finetune":
-                self._write_zeros()
+                write_zeros(self.model)
             optimizer_hook.at_first_step(self.model, check_ranks)
         return groups
 
@@ -275,28 +274,6 @@ class Pruner:
         self.control = FixedRates()
         self._settled = True
         self._record()
-
-    def _write_zeros(self) -> None:
-        """Write zeros into the weights that are pruned for good, for states saved from now on."""
-        for _, layer, parameter, masked in self._places:
-            masked.write_zeros(cast(nn.Parameter, stored_weight(layer, parameter)))
-
-    def _check_layers(self) -> None:
-        """Raise a ValueError if a masked layer was replaced, or its weight written in vain."""
-        present = set(self.model.modules())
-        for name, layer, parameter, masked in self._places:
-            if layer not in present:
-                raise ValueError(
-                    f"the layer {name!r} that the pruner masks is no part of the model any more; "
-                    "replace layers before the pruner is attached, or after finalize."
-                )
-            stored_weight(layer, parameter)
-            if masked.was_written():
-                raise ValueError(
-                    f"something was written to {name}.{parameter} while its mask is learned: that "
-                    "is a product of weight and mask, and the weight did not change. Initialise or "
-                    "load weights before the pruner is attached, or by model.load_state_dict."
-                )
 
     def _record(self) -> None:
         """Write into the masks what a state_dict of the network alone needs to continue."""
@@ -333,7 +310,7 @@ class Pruner:
                 self.control.load(first.progress["control"])
             if self.phase == "finetune":  # the best state of the prune phase, say
                 self._settle()
-                self._write_zeros()
+                write_zeros(self.model)
 
     def follow(
         self,
@@ -392,7 +369,7 @@ class Pruner:
             optimizer_hook.warn_of_first_step(
                 self.masks, hinge=self._settings["control"] == "hinge", penalised=self._penalised
             )
-            self._check_layers()
+            check_layers(self.model, self._places)
         self.control.after_step(self.masks, self.schedule)
         self._choose()
         self._record()
@@ -474,7 +451,7 @@ class Pruner:
             mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))
             mask.choose(count)
         if self.phase == "finetune":
-            self._write_zeros()
+            write_zeros(self.model)
         self._record()
 
     def lend_masks(self, model: nn.Module) -> None:
@@ -513,7 +490,7 @@ class Pruner:
             detach.finalize(model)
             return
         self._check_learned()
-        self._check_layers()
+        check_layers(self.model, self._places)
         self._settle()
         if self.kept > self.budget.total:
             raise ValueError(

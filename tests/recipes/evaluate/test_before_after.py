@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from robust_plugin.masks.mask_state import mask_of
 from robust_plugin.pruning.checkpoint import load
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.config.resume_check import refuse_other_settings
@@ -130,8 +131,11 @@ def test_killed_in_fine_tuning_it_goes_on_with_the_same_masks(
     monkeypatch.setattr(loop, "_epoch", epoch)
     resumed = run_tiny("harp", tmp_path / "cut", *CHANNELS)
     after = load(tmp_path / "cut" / "finetune.safetensors").tensors
-    masks = [name for name in before if name.endswith((".scores", ".kept"))]
-    assert len(masks) >= 4 and all(torch.equal(before[name], after[name]) for name in masks)
+    scores = [name for name in before if name.endswith(".scores")]
+    assert len(scores) >= 2 and all(torch.equal(before[name], after[name]) for name in scores)
+    for name in scores:
+        states = [found[name.replace("scores", "_extra_state")] for found in (before, after)]
+        assert torch.equal(*(mask_of(state, before[name].shape) for state in states))
     for name in ("small.safetensors", "model.safetensors", "report", "log"):
         assert resumed[name] == whole[name], name
 
