@@ -1,8 +1,7 @@
-"""Learned steps in two processes; this file runs as a script, once per process, as by torchrun."""
+"""Learned steps in two processes, as torchrun starts them."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,3 @@ def two_processes(rank: int, folder: Path) -> None:
     results["too early"] = wrapped_too_early(rank)
     torch.save(results, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    two_processes(int(sys.argv[1]), Path(sys.argv[2]))
