@@ -33,8 +33,9 @@ reproduce: .venv
 		--config compare/cifar10-resnet18 --base.data.folder $(DATA) --out runs/resnet18 || \
 		{ test $$? = 124 && echo "The $(MINUTES) minutes are over; the same command goes on."; }
 
+# Each process gets one half of the tests in their order, so that few fixtures are made twice.
 test: .venv
-	$(ONE_THREAD) $(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(ONE_THREAD) $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # One process: benchmarks that share the machine measure each other.
 bench: .venv

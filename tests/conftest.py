@@ -207,14 +207,16 @@ def random_network() -> Callable[[int], tuple[nn.Module, Tensor, Tensor]]:
 
 @pytest.fixture
 def highest_excess() -> Callable[..., float]:
-    """How far bounds lie above a margin that samples or float64 PGD reach; sound if <= 0."""
+    """How far any bound lies above a margin that samples or float64 PGD reach; sound if <= 0."""
 
-    def excess(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, bound: Tensor) -> float:
+    def excess(
+        model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *bounds: Tensor
+    ) -> float:
         exact = copy.deepcopy(model).double().eval()
         with suppress(ValueError):  # not masked
             finalize(exact)
-        x, classes = x.double(), bound.shape[1]
-        worst = torch.full_like(bound, torch.inf, dtype=torch.double)
+        x, classes = x.double(), bounds[0].shape[1]
+        worst = torch.full_like(bounds[0], torch.inf, dtype=torch.double)
 
         def margins(points: Tensor) -> Tensor:
             logits = exact(points)
@@ -240,8 +242,11 @@ def highest_excess() -> Callable[..., float]:
             )
             point = threat.project(point.detach() - size * scaled, start)
             visit(point)
-        slack = 1e-5 * (1 + bound.abs().amax(1, keepdim=True))
-        return float((bound - worst - slack).detach().max())
+        slacks = (1e-5 * (1 + bound.abs().amax(1, keepdim=True)) for bound in bounds)
+        return max(
+            float((bound - worst - slack).detach().max())
+            for bound, slack in zip(bounds, slacks, strict=True)
+        )
 
     return excess
 

@@ -2,8 +2,8 @@
 
 Start with ``comparison.py``, the command ``compare``. ``jobs.py`` lists its trainings, ``cells.py``
 has the results of one method at one density, ``differences.py`` the paired differences between
-methods. ``tables.py`` writes the text table, ``plots.py`` draws the plots, and ``page.py`` writes
-the HTML report.
+methods, ``security_curves.py`` the security curves. ``tables.py`` writes the text table,
+``plots.py`` draws the plots, and ``page.py`` writes the HTML report.
 
 Uses: papers, evaluate, training, config, pages, runtime.
 Used by: dry, cli.

@@ -22,6 +22,7 @@ from robust_plugin.recipes.compare.differences import differences
 from robust_plugin.recipes.compare.jobs import Job, Jobs, jobs_of, settings_of
 from robust_plugin.recipes.compare.page import BestNetwork, comparison_page, main_measure
 from robust_plugin.recipes.compare.plots import plot_curves, plot_densities
+from robust_plugin.recipes.compare.security_curves import mean_line, shown_curves, stored_curves
 from robust_plugin.recipes.compare.tables import comparison_table
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.evaluate.run_facts import attacked_of, examples_of
@@ -163,6 +164,12 @@ def _write(
         }
         for density in config.densities
     }
+    least = min(config.densities)
+    dense = [folder / f"seed{seed}" / "dense" for seed in config.seeds]
+    pruned = {
+        row: [job.folder for job in jobs] for (row, each), jobs in chosen.items() if each == least
+    }
+    security = stored_curves({"dense": dense, **pruned}) if config.base.evaluation.curve else {}
     content = {
         "data": data,
         "settings": settings,
@@ -176,6 +183,8 @@ def _write(
             for row, density in chosen
         },
         "curves": curves,
+        # [accuracy, both ends of its interval] at 0, 1/2, 1, 2 and 4 eps, at the smallest density
+        "security_curves": {row: mean_line(each) for row, each in security.items()},
     }
     write_text(folder / "report.json", json.dumps(content, indent=1))
     write_text(folder / "report.txt", text + "\n")
@@ -192,6 +201,7 @@ def _write(
         settings=settings,
         kept=kept,
         curves=curves,
+        security=shown_curves(security, least),
         best=_best_network(table, chosen),
         command=command,
         versions=content["versions"],

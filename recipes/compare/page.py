@@ -20,6 +20,7 @@ from robust_plugin.recipes.pages.examples import shown_examples
 from robust_plugin.recipes.pages.html import load_template
 from robust_plugin.recipes.pages.plots import Kept, draw_kept, legend
 from robust_plugin.recipes.pages.run_facts import Example, UnderAttack
+from robust_plugin.recipes.pages.security_curve import ShownCurves
 from robust_plugin.recipes.pages.svg import drawing, svg_of
 
 _TERMS = (
@@ -56,6 +57,7 @@ def comparison_page(
     settings: Mapping[str, Any],
     kept: Mapping[str, Mapping[str, Kept]],
     curves: Mapping[str, Mapping[str, Sequence[float]]],
+    security: ShownCurves | None = None,
     best: BestNetwork | None = None,
     command: str = "",
     versions: Mapping[str, str] | None = None,
@@ -71,6 +73,7 @@ def comparison_page(
         kept: what each layer keeps in the first seed, by title of the plot, then by method.
         curves: robust accuracy on the validation points after each epoch, in [0, 1], by title of
             the plot, then by method.
+        security: security curves at the smallest density; None leaves them out.
         best: predictions and examples of the best pruned network; None leaves them out.
         command: command line of the comparison; empty if it is not known.
         versions: versions of the libraries; None if they are not known.
@@ -105,6 +108,7 @@ def comparison_page(
                 (row, _svg(partial(draw_densities, cells=cells, row=row), f"{row} accuracy"))
                 for row in cells[0].rows
             ],
+            security=security,
             paired=paired,
             gains=[_gain(each, max(reach, 1.0)) for each in gains],
             gain_colors=[color_of(each.first) for each in gains],

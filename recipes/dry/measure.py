@@ -27,6 +27,7 @@ from robust_plugin.recipes.data.batches import batches_of
 from robust_plugin.recipes.data.epoch_loader import loader
 from robust_plugin.recipes.evaluate.expected_time import expected_times, sampled
 from robust_plugin.recipes.evaluate.plan import plan_of_run
+from robust_plugin.recipes.evaluate.security_curve import CURVE_TASK
 from robust_plugin.recipes.papers.registry import train_recipe
 from robust_plugin.recipes.runtime.progress import RunProgress
 from robust_plugin.recipes.training.length import length_of
@@ -152,8 +153,12 @@ class Rehearsal(Run):
         evaluation, points = self.config.evaluation, len(self.data.test)  # type: ignore[arg-type]
         name = f"PGD-{evaluation.steps}" + f"x{evaluation.restarts}" * (evaluation.restarts > 1)
         passes = points * evaluation.steps * evaluation.restarts
-        found = {f"{name} on {points:,} test points": _attack_seconds(self, model) * passes}
-        plan = replace(plan_of_run(self), steps=0)
+        plan, step = plan_of_run(self), _attack_seconds(self, model)
+        found = {f"{name} on {points:,} test points": step * passes}
+        if plan.curve:
+            part = f"{CURVE_TASK} on {plan.curve:,} test points"
+            found[part] = step * plan.curve * plan.curve_steps
+        plan = replace(plan, steps=0, curve=0)
         if plan.autoattack or plan.verify or plan.smooth:
             sample = sampled(model.eval(), self.data.validation, self.threat, plan, trained=False)
             for each in expected_times(sample, plan, classes=self.data.classes):

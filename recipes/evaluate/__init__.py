@@ -9,7 +9,8 @@ its end, and ``unfinished.py`` keeps the finished parts of a running evaluation.
 writes the HTML report of an evaluation; ``network_facts.py`` asks the network for what it shows,
 and ``plots.py`` draws. ``before_after.py`` makes the table of a network before and after pruning.
 At the end of a run, ``under_attack.py`` notes what the attack does to single points,
-``run_facts.py`` gathers what the page of the run shows, and ``run_report.py`` writes this page.
+``security_curve.py`` measures accuracy at several radii, ``run_facts.py`` gathers what the page of
+the run shows, and ``run_report.py`` writes this page.
 
 Uses: training, data, models, config, pages, runtime.
 Used by: papers, compare, dry, commands.

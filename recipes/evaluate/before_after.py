@@ -25,9 +25,11 @@ from robust_plugin.export.compressed import save_compressed
 from robust_plugin.pruning.sparsity_table import sparsity
 from robust_plugin.recipes.evaluate.certifiers import certifier_of
 from robust_plugin.recipes.evaluate.measure import measure, strongest_pgd
+from robust_plugin.recipes.evaluate.security_curve import measured_curve, points_of_curve
 from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.pages.accuracy_rows import rows_of
 from robust_plugin.recipes.pages.run_facts import Network
+from robust_plugin.recipes.pages.security_curve import CurveUnderPGD
 from robust_plugin.recipes.training.run import Run, dense_weights
 from robust_plugin.recipes.training.weights_or_channels import small_network
 from robust_plugin.runtime.files import write_text
@@ -59,6 +61,7 @@ class BeforeAfter:
         device: device on which the latency was measured.
         threads: number of CPU threads that torch used.
         epochs: number of epochs that the pruned network was trained longer than the dense one.
+        curve: security curve of the dense network; None if report.json has none of the pruned one.
     """
 
     dense: Network
@@ -67,6 +70,7 @@ class BeforeAfter:
     device: str
     threads: int
     epochs: int = 0
+    curve: CurveUnderPGD | None = None
 
     def __str__(self) -> str:
         """Return the table; its last column is the pruned network's value over the dense one's."""
@@ -106,7 +110,7 @@ class BeforeAfter:
             name: {**vars(each), "report": json.loads(each.report.to_json())}
             for name, each in (("dense", self.dense), ("pruned", self.pruned))
         }
-        return {**vars(self), **networks}
+        return {**vars(self), **networks, "curve": self.curve and self.curve.plain()}
 
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> BeforeAfter:
@@ -118,7 +122,8 @@ class BeforeAfter:
             return Network(**{**each, "milliseconds": times, "report": report})
 
         networks = {name: network(content[name]) for name in ("dense", "pruned")}
-        return cls(**{**content, **networks})
+        curve = CurveUnderPGD.from_plain(content.get("curve"))
+        return cls(**{**content, **networks, "curve": curve})
 
 
 def before_after(run: Run) -> BeforeAfter:
@@ -156,8 +161,11 @@ def compared(run: Run, *, stored: bool = False) -> BeforeAfter:
     content = _content(run.folder / "report.json")
     identity = content.get("identity")
     path = run.folder / "before_after.json"
-    if stored and identity is not None and (found := _content(path)).get("identity") == identity:
-        return BeforeAfter.from_plain({name: found[name] for name in _FIELDS})
+    found = _content(path) if stored else {}
+    points = points_of_curve(run) if content.get("security_curve") else 0
+    same = identity is not None and found.get("identity") == identity
+    if same and points in (0, _points(found.get("curve"))):
+        return BeforeAfter.from_plain({name: found[name] for name in _FIELDS if name in found})
     dense, pruned = run.fresh_model(), run.fresh_model()
     load_weights(dense, dense_weights(run.folder, run.config))
     load_weights(pruned, run.folder / "model.safetensors")
@@ -178,7 +186,8 @@ def compared(run: Run, *, stored: bool = False) -> BeforeAfter:
     threads = torch.get_num_threads()
     epochs = _epochs_after_dense(run.folder / "log.jsonl")
     structure, device = run.config.structure, str(run.device)
-    measured = BeforeAfter(networks[0], networks[1], structure, device, threads, epochs)
+    curve = measured_curve(run, dense, name="dense network: ") if points else None
+    measured = BeforeAfter(networks[0], networks[1], structure, device, threads, epochs, curve)
     write_text(path, json.dumps({**measured.plain(), "identity": identity}, indent=1))
     write_text(run.folder / "before_after.txt", f"{measured}\n")
     return measured
@@ -191,6 +200,11 @@ def _epochs_after_dense(log: Path) -> int:
 
 
 _FIELDS = tuple(BeforeAfter.__dataclass_fields__)
+
+
+def _points(curve: dict[str, Any] | None) -> int:
+    """Return the number of points of a stored security curve; 0 without one."""
+    return len(curve["distances"]) if curve else 0
 
 
 def _content(path: Path) -> dict[str, Any]:

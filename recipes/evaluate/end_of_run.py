@@ -26,6 +26,7 @@ from robust_plugin.recipes.evaluate.certifiers import certifier_of, smooth
 from robust_plugin.recipes.evaluate.expected_time import expected_seconds
 from robust_plugin.recipes.evaluate.measure import measure, strongest_pgd
 from robust_plugin.recipes.evaluate.plan import plan_of_run
+from robust_plugin.recipes.evaluate.security_curve import measured_curve, points_of_curve
 from robust_plugin.recipes.evaluate.under_attack import Watched, predictions_of, save_examples
 from robust_plugin.recipes.evaluate.unfinished import PREFIX, unfinished_folder
 from robust_plugin.recipes.runtime.library_versions import versions
@@ -62,9 +63,10 @@ def evaluate_run(
 ) -> Report:
     """Evaluate a finished network on the test points, and write model.safetensors and report.json.
 
-    If the folder holds a report with the same settings, that report is returned instead. Several
-    processes share the points of AutoAttack; each process does the rest of the evaluation for
-    itself, except randomized smoothing, which only the first process does.
+    If the folder holds a report with the same settings, that report is returned instead; only a
+    security curve that it lacks is measured. Several processes share the points of AutoAttack; each
+    process does the rest of the evaluation for itself, except randomized smoothing and the security
+    curve, which only the first process measures.
 
     Args:
         run: the run that trained the network.
@@ -75,13 +77,13 @@ def evaluate_run(
             layer.
     """
     path, settings = run.folder / "report.json", run.config.evaluation
-    identity = {**run.identity, "evaluation": as_plain(settings)}
+    identity, measured = _identity(run), (model if small is None else small).eval()
     if path.is_file():
         content = json.loads(path.read_text())
         if content.get("identity") == identity:
+            _complete(run, measured, path, content)
             return Report.from_json(json.dumps(content["report"]))
     journal = unfinished_folder(run.folder, identity)
-    measured = (model if small is None else small).eval()
     attack = Watched(strongest_pgd(run.threat, steps=settings.steps, restarts=settings.restarts))
     expect_evaluation(run, measured, trained=True)
     report = _measured(run, measured, attack, journal)
@@ -89,6 +91,7 @@ def evaluate_run(
     if not is_first():
         return report
     smoothing = _smoothed(run, measured, journal) if settings.smooth else None
+    curve = measured_curve(run, measured)
     run.save_model(model, run.folder / "model.safetensors")
     if kept is None:
         table = sparsity(model, run.example)
@@ -100,6 +103,7 @@ def evaluate_run(
         "class_names": run.data.class_names,
         "report": json.loads(report.to_json()),
         "smoothing": smoothing,
+        "security_curve": curve and curve.plain(),
         "kept": kept,
         "findings": findings_of(run),
         "attacked": predictions_of(attack, measured, run.data.test, right, settings.batch_size),
@@ -111,6 +115,34 @@ def evaluate_run(
     for unfinished in run.folder.glob(f"{PREFIX}*"):
         shutil.rmtree(unfinished)
     return report
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """Return the settings that the figures of a report depend on, for the report itself.
+
+    The number of points of the security curve is none of them: a report from before there were
+    curves, or with a curve of other points, stays valid.
+    """
+    evaluation = as_plain(run.config.evaluation)
+    del evaluation["curve"]
+    return {**run.identity, "evaluation": evaluation}
+
+
+def _complete(run: Run, model: nn.Module, path: Path, content: dict[str, Any]) -> None:
+    """Measure the security curve that a finished report lacks, and write the report again.
+
+    Args:
+        run: the run, whose settings say how many points the curve has.
+        model: the network that the report is of.
+        path: path of report.json.
+        content: what it holds.
+    """
+    wanted, stored = points_of_curve(run), content.get("security_curve")
+    if is_first() and wanted and (stored is None or len(stored["distances"]) != wanted):
+        curve = measured_curve(run, model)
+        write_text(
+            path, json.dumps({**content, "security_curve": curve and curve.plain()}, indent=1)
+        )
 
 
 def findings_of(run: Run) -> list[str]:

@@ -23,6 +23,7 @@ from robust_plugin.certificates.contract import Certifier
 from robust_plugin.copies.fast import fast_copy
 from robust_plugin.recipes.evaluate.measure import first_points
 from robust_plugin.recipes.evaluate.plan import Plan
+from robust_plugin.recipes.evaluate.security_curve import CURVE_TASK
 from robust_plugin.runtime.random import forked
 from robust_plugin.stats import wilson_interval
 from robust_plugin.threat.model import ThreatModel
@@ -187,6 +188,9 @@ def expected_times(sample: Sample, plan: Plan, *, classes: int) -> tuple[Expecte
     if plan.smooth:
         seconds = plan.votes * sample.forward
         found.append(_expected("randomized smoothing", "smoothing", plan.smooth, seconds, whole))
+    if plan.curve:
+        seconds = plan.curve_steps * sample.gradient
+        found.append(_expected(CURVE_TASK, CURVE_TASK, plan.curve, seconds, correct))
     return tuple(found)
 
 

@@ -29,7 +29,7 @@ def measure(
     model: nn.Module,
     points: Dataset[Any],
     *,
-    attacks: Sequence[Attack],
+    attacks: Sequence[Attack] | Mapping[str, Attack],
     seed: int,
     batch_size: int,
     certifier: Certifier | None = None,
@@ -42,7 +42,7 @@ def measure(
     Args:
         model: network to evaluate.
         points: pairs (x, y).
-        attacks: attacks, in the order in which the report lists them.
+        attacks: attacks, or a dict of them by their names in the report, in its order.
         seed: seed of the run, or of the evaluation; PGD draws its random starts from it.
         batch_size: number of points per forward pass.
         certifier: certifier that proves points; None proves none.

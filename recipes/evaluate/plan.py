@@ -11,6 +11,7 @@ from robust_plugin.certificates.contract import Certifier
 from robust_plugin.recipes.config.evaluate import EvaluateConfig
 from robust_plugin.recipes.evaluate.certifiers import certifier_of
 from robust_plugin.recipes.evaluate.prepared import Prepared, methods_of
+from robust_plugin.recipes.evaluate.security_curve import points_of_curve, radii_of_curve
 from robust_plugin.recipes.training.run import Run
 from robust_plugin.runtime.distributed import rank_and_world
 
@@ -30,6 +31,8 @@ class Plan:
         checks: number of points of the checks for obfuscated gradients.
         smooth: number of points that randomized smoothing certifies.
         votes: number of noisy copies of each of these points.
+        curve: number of points of the security curve by PGD.
+        curve_steps: number of gradient steps of PGD at all radii of the curve together.
         batch_size: number of points per batch.
         processes: number of processes that share the points of AutoAttack.
     """
@@ -43,6 +46,8 @@ class Plan:
     checks: int = 0
     smooth: int = 0
     votes: int = 0
+    curve: int = 0
+    curve_steps: int = 0
     batch_size: int = 250
     processes: int = 1
 
@@ -75,6 +80,7 @@ def plan_of_evaluation(config: EvaluateConfig, work: Prepared) -> Plan:
 def plan_of_run(run: Run) -> Plan:
     """Return the plan of the evaluation at the end of a run."""
     settings, n = run.config.evaluation, len(run.data.test)  # type: ignore[arg-type]
+    curve = points_of_curve(run)
     return Plan(
         points=n,
         steps=settings.steps * settings.restarts,
@@ -85,6 +91,8 @@ def plan_of_run(run: Run) -> Plan:
         verify=min(settings.verify, n),
         smooth=min(settings.smooth, n),
         votes=settings.votes,
+        curve=curve,
+        curve_steps=settings.steps * len(radii_of_curve(run)) if curve else 0,
         batch_size=settings.batch_size,
         processes=rank_and_world()[1],
     )

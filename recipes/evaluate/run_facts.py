@@ -24,6 +24,7 @@ from robust_plugin.recipes.pages.run_facts import (
     RunFacts,
     UnderAttack,
 )
+from robust_plugin.recipes.pages.security_curve import CurveUnderPGD
 from robust_plugin.recipes.training.objective import validation_certifier
 from robust_plugin.recipes.training.run import Run, dense_weights
 
@@ -59,6 +60,7 @@ def run_facts(run: Run, *, method: str, command: str) -> RunFacts:
         dense=networks.dense if networks else None,
         pruned=networks.pruned if networks else None,
         comparisons=networks.comparisons if networks else (),
+        curves=_curves(run, method, networks, content),
         epochs=_epochs(folder / "log.jsonl"),
         layers=tuple(Layer(name, *counts) for name, counts in content["kept"].items()),
         masks=_masks(run),
@@ -82,6 +84,25 @@ def _networks(run: Run) -> BeforeAfter | None:
     if not dense_weights(run.folder, run.config).is_file():
         return None
     return compared(run, stored=True)
+
+
+def _curves(
+    run: Run, method: str, networks: BeforeAfter | None, content: dict[str, Any]
+) -> dict[str, CurveUnderPGD]:
+    """Return the security curves of the dense and the pruned network, by their names in plots.
+
+    Args:
+        run: finished run; there are no curves if its settings turn them off, or if report.json has
+            none.
+        method: name of the recipe, which is the name of the pruned network.
+        networks: measurements of the dense network; None without one.
+        content: what report.json holds.
+    """
+    pruned = CurveUnderPGD.from_plain(content.get("security_curve"))
+    if pruned is None or not run.config.evaluation.curve:
+        return {}
+    dense = {} if networks is None or networks.curve is None else {"dense": networks.curve}
+    return {**dense, method: pruned}
 
 
 def _threads(threads: int) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robust_plugin.evaluation.comparison import Comparison
 from robust_plugin.evaluation.report import Report
+from robust_plugin.recipes.pages.security_curve import CurveUnderPGD
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ class RunFacts:
         dense: the dense network; None if its weights are not there any more.
         pruned: the pruned network on the points of ``dense``; None if that is.
         comparisons: the pruned network against the dense one, by each accuracy of ``dense``.
+        curves: security curves of the dense network and of the pruned one, by ``"dense"`` and
+            ``method``; empty for runs of versions that did not measure them.
         epochs: all epochs in the order of training.
         layers: how much of each layer is left.
         masks: masks of a few chosen layers.
@@ -167,6 +170,7 @@ class RunFacts:
     dense: Network | None
     pruned: Network | None
     comparisons: tuple[Comparison, ...]
+    curves: Mapping[str, CurveUnderPGD]
     epochs: tuple[Epoch, ...]
     layers: tuple[Layer, ...]
     masks: tuple[Mask, ...]

@@ -25,6 +25,7 @@ from robust_plugin.recipes.pages.html import load_template
 from robust_plugin.recipes.pages.mask_pictures import mask_picture
 from robust_plugin.recipes.pages.run_facts import Layer, Network, RunFacts
 from robust_plugin.recipes.pages.run_plots import kept_plot, size_plot, training_plot
+from robust_plugin.recipes.pages.security_curve import curves_of_run
 
 
 def run_page(facts: RunFacts) -> str:
@@ -50,6 +51,7 @@ def run_page(facts: RunFacts) -> str:
             head=ACCURACY_HEAD,
             rows=accuracy_rows(facts.report),
             reading=[(name, text) for name, text in readings(facts.report) if name not in said],
+            security=curves_of_run(facts.curves) if facts.curves else None,
             training=training_plot(epochs, facts.method, facts.validation) if epochs else "",
             validation=facts.validation,
             stages=list(dict.fromkeys(epoch.stage for epoch in epochs)),

@@ -61,6 +61,7 @@ def check_settings(config: RecipeConfig) -> None:
         ("evaluation.autoattack", config.evaluation.autoattack),
         ("evaluation.verify", config.evaluation.verify),
         ("evaluation.smooth", config.evaluation.smooth),
+        ("evaluation.curve", config.evaluation.curve),
         ("data.workers", config.data.workers),
     ):
         at_least(name, value, 0)

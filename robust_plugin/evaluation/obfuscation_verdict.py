@@ -9,7 +9,7 @@ from robust_plugin.runtime.tables import html_lines, html_table, listed
 # The smallest number of points of which 2 %, the share that may stay robust at an unbounded radius,
 # is one whole point. With fewer, a single point on which PGD fails would give a wrong alarm, and no
 # alarm would mean little: 0 of 50 still allows up to 6 % of all points (95 %, the rule of three).
-_ENOUGH = 50
+ENOUGH = 50
 # The result of a check in words.
 _MARKS = {True: "holds", False: "FAILS", None: "not run"}
 
@@ -50,11 +50,11 @@ class Obfuscation:
     def verdict(self) -> str:
         """One sentence about the result; for fewer than 50 points, that they are too few."""
         names = "; ".join(check.name for check in self.failed)
-        if self.n < _ENOUGH:
+        if self.n < ENOUGH:
             missed = f" (on these do not hold: {names})" if names else ""
             return (
                 f"too few points for a verdict on obfuscated gradients: {self.n} are right clean, "
-                f"and it takes {_ENOUGH}{missed}"
+                f"and it takes {ENOUGH}{missed}"
             )
         if not self.failed:
             ran = sum(check.passed is not None for check in self.checks)

@@ -1,17 +1,15 @@
 """A cascade's verdicts depend on its arguments alone, however often and wherever it ran."""
 
 import math
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from forked import Forked
+from torch import distributed, nn
 
 from robust_plugin import ThreatModel, pgd
 from robust_plugin.attacks.cascade import cascade
@@ -100,37 +98,30 @@ def test_killed_anywhere_it_goes_on_and_repeats_at_most_one_batch(tmp_path):
     assert torch.equal(run(journal=Journal(tmp_path / "j", {"of": "this"})), whole)
 
 
-WORKER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import time
-import torch
-from test_cascade import ATTACKS, network, points
-from robust_plugin.attacks.cascade import cascade
-from robust_plugin.runtime.journal import Journal
-torch.set_num_threads(1)
-x, y = points()
-def slow(attack):
+def slow(attack, calls: Path):
     def counted(model, x, y):
-        with open(sys.argv[4], "a") as calls:
-            calls.write("x")
-        time.sleep(.05)
+        with calls.open("a") as file:
+            file.write("x")
+        time.sleep(0.05)
         return attack(model, x, y)
+
     return counted
 
-attacks = {name: slow(attack) for name, attack in ATTACKS.items()}
-journal = Journal(sys.argv[2], {"of": "this"})
-torch.save(cascade(network(), x, y, attacks, seed=3, batch_size=8, journal=journal), sys.argv[3])
-"""
+
+def slow_run(journal: Path, out: Path, calls: Path) -> None:
+    """Run the cascade in a process that is killed, and save its result at the end."""
+    x, y = points()
+    attacks = {name: slow(attack, calls) for name, attack in ATTACKS.items()}
+    kept = Journal(journal, {"of": "this"})
+    torch.save(cascade(network(), x, y, attacks, seed=3, batch_size=8, journal=kept), out)
 
 
 def test_kill_9_at_ten_moments(tmp_path):
-    here, journal, out = str(Path(__file__).parent), tmp_path / "j", tmp_path / "out.pt"
-    command = [sys.executable, "-c", WORKER, here, str(journal), str(out), str(tmp_path / "calls")]
+    journal, out, calls = (tmp_path / name for name in ("j", "out.pt", "calls"))
     kills, moments = 0, random.Random(0)
     for _ in range(30):
         finished = len(list(journal.glob("*.safetensors")))
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        process = Forked(slow_run, journal, out, calls)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             now = len(list(journal.glob("*.safetensors")))
@@ -147,38 +138,23 @@ def test_kill_9_at_ten_moments(tmp_path):
     assert torch.equal(torch.load(out, weights_only=True), run())
     # Each kill costs one batch at most.
     batches = len(ATTACKS) * math.ceil(len(points()[0]) / 8)
-    assert (tmp_path / "calls").stat().st_size <= batches + kills
+    assert calls.stat().st_size <= batches + kills
     assert not [
         p for p in journal.iterdir() if p.suffix not in (".safetensors", ".json", ".partial")
     ]
 
 
-SHARED = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch
-import torch.distributed as dist
-from test_cascade import run
-torch.set_num_threads(1)
-place, rank = "file://" + sys.argv[2], int(sys.argv[3])
-dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
-torch.save(run(), sys.argv[4])
-dist.barrier()
-dist.destroy_process_group()
-"""
+def shared_run(meeting: Path, rank: int, out: Path) -> None:
+    """Run the cascade as one of two processes."""
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    torch.save(run(), out)
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_verdicts_of_one(tmp_path):
-    here, store = str(Path(__file__).parent), str(tmp_path / "store")
     outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARED, here, store, str(rank), str(outs[rank])],
-            env=environment,
-        )
-        for rank in range(2)
-    ]
+    processes = [Forked(shared_run, tmp_path / "store", r, out) for r, out in enumerate(outs)]
     try:
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
     finally:

@@ -1,9 +1,8 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -286,20 +285,16 @@ def test_an_interrupted_write_leaves_the_old_file(cnn, tmp_path, monkeypatch):
     assert checkpoint.load(path).meta == {"step": 1}
 
 
+def save_again_and_again(path):
+    model = torch.nn.Linear(600, 600)
+    for step in range(10000):
+        checkpoint.save(path, model=model, meta={"step": step})
+
+
 def test_killed_while_writing(tmp_path):
     """A process killed again and again leaves a file that loads, or none."""
     path = tmp_path / "a"
-    code = (
-        "import torch, sys\n"
-        "from robust_plugin import checkpoint\n"
-        "model = torch.nn.Linear(600, 600)\n"
-        "print('ready', flush=True)\n"
-        "for step in range(10000): checkpoint.save(sys.argv[1], model=model, meta={'step': step})\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
+    process = Forked(save_again_and_again, path)
     while not path.exists():
         assert process.poll() is None
     process.kill()

@@ -9,9 +9,6 @@ reach them. Either way the masks are equal, not close.
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import two_ranks
+from forked import Forked
 from learned_steps import (
     STEPS,
     THREAT,
@@ -313,23 +311,16 @@ def test_a_model_in_bfloat16_keeps_exact_scores(kind: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
-        subprocess.Popen(
-            [sys.executable, two_ranks.__file__, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        Forked(two_ranks.two_processes, rank, folder, env={"GLOO_SOCKET_IFNAME": "lo"})
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        outputs = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert [process.returncode for process in processes] == [0, 0], outputs
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

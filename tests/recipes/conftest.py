@@ -52,6 +52,7 @@ TINY = {
     "evaluation.steps": "3",
     "evaluation.restarts": "2",
     "evaluation.autoattack": "0",
+    "evaluation.curve": "0",
     "device": "cpu",
     "threads": "1",
 }

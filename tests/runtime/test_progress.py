@@ -2,15 +2,14 @@
 
 import builtins
 import io
-import subprocess
-import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from forked import Forked
+from torch import distributed, nn
 
 from robust_plugin import (
     MinimumNorm,
@@ -183,29 +182,18 @@ def test_every_long_computation_takes_the_same_argument():
         assert seen[0].task.startswith(task) and seen[0].unit.startswith(unit)
 
 
-RANK = """
-import sys, torch
-from torch import distributed
-from robust_plugin.runtime.progress import reporting
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-distributed.barrier()
-with reporting(print, "attack", total=1, unit="points") as show:
-    show(1)
-distributed.barrier()
-distributed.destroy_process_group()
-"""
+def one_of_two(rank: int, meeting: Path) -> None:
+    """Report progress as one of two processes."""
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    distributed.barrier()
+    with reporting(print, "attack", total=1, unit="points") as show:
+        show(1)
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def test_of_several_processes_the_first_alone_reports(tmp_path: Path):
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+    runs = [Forked(one_of_two, rank, tmp_path / "meeting") for rank in (0, 1)]
     first, second = (run.communicate(timeout=120)[0] for run in runs)
     assert first.splitlines() == ["attack, 0 of 1 points", "attack, 1 of 1 points"]
     assert second == "" and all(run.returncode == 0 for run in runs)

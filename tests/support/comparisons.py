@@ -13,7 +13,7 @@ BASE: dict[str, Any] = {
     "pretrain": {"epochs": 2, "lr": 0.1},
     "prune": {"epochs": 1, "lr": 0.5, "select": "last"},
     "finetune": {"epochs": 3},
-    "evaluation": {"steps": 2, "restarts": 1, "autoattack": 0},
+    "evaluation": {"steps": 2, "restarts": 1, "autoattack": 0, "curve": 0},
     "device": "cpu",
     "threads": 1,
 }

@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "pretrain": {"epochs": 6, "lr": 0.1},
     "prune": {"epochs": 4, "lr": 0.5, "select": "last"},
     "finetune": {"epochs": 6, "lr": 0.05},
-    "evaluation": {"steps": 3, "restarts": 1},
+    "evaluation": {"steps": 3, "restarts": 1, "curve": 0},
     "density": 0.1,
     "device": "cpu",
     "threads": 1,

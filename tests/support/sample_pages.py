@@ -5,13 +5,15 @@ from functools import cache
 
 import torch
 
-from robust_plugin import Report, ThreatModel
+from robust_plugin import Report, SecurityCurve, ThreatModel
 from robust_plugin.evaluation.obfuscation_verdict import Check, Obfuscation
 from robust_plugin.recipes.compare.cells import Cell
 from robust_plugin.recipes.compare.page import BestNetwork, comparison_page
+from robust_plugin.recipes.compare.security_curves import shown_curves
 from robust_plugin.recipes.evaluate.network_facts import NetworkFacts
 from robust_plugin.recipes.evaluate.page import page
 from robust_plugin.recipes.pages.run_facts import Example, UnderAttack
+from robust_plugin.recipes.pages.security_curve import CurveUnderPGD
 
 CLASSES = ("cat <1>", "a name of a class that is much too long for any plot", "dog")
 BALL = ThreatModel("Linf", 0.1)
@@ -43,6 +45,15 @@ def report(clean: int, robust: int, n: int = 60, *, more: bool = False) -> Repor
         verdicts=tuple("verified by IBP" if each else "unknown" for each in few),
         versions={"torch": "2.9", "pyautoattack": "0.2"},
     )
+
+
+def security_curve(*standing: int) -> CurveUnderPGD:
+    """So many of 60 points right: without an attack, at 1/2, 1, 2 and 4 eps, in the whole box."""
+    radii = (0.0, 0.05, 0.1, 0.2, 0.4, 1.0)
+    distances = [math.inf] * 60
+    for radius, stand in zip(reversed(radii), reversed(standing), strict=True):
+        distances[stand:] = [radius] * (60 - stand)
+    return CurveUnderPGD("PGD-10", 0.1, 1.0, SecurityCurve("Linf", tuple(distances)))
 
 
 def examples(channels: int = 3) -> tuple[Example, ...]:
@@ -103,6 +114,11 @@ def comparison_html(seeds: int = 1) -> str:
         for place, row in enumerate(ROWS)
     }
     curves = {row: [0.1 * place, 0.2, 0.5] for place, row in enumerate(ROWS)}
+    security = {
+        row: [security_curve(55, 50 - seed, 30 + place, 12, 9, 0) for seed in range(seeds)]
+        for place, row in enumerate(("dense", *ROWS))
+    }
+    security["HARP held"] = [security_curve(55, 50, 45, 30, 20, 5)] * seeds  # which looks wrong
     return comparison_page(
         cells,
         title="Comparison: mine",
@@ -111,6 +127,7 @@ def comparison_html(seeds: int = 1) -> str:
         settings={"densities": [0.05, 0.01]},
         kept={"5 % kept": kept, "1 % kept": kept},
         curves={"5 % kept": curves, "1 % kept": curves},
+        security=shown_curves(security, 0.01),
         best=BestNetwork(cells[4], attacked(), examples(1), CLASSES),
         command="robust-plugin compare --out runs/mine",
         versions={"torch": "2.9"},

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from sample_pages import BALL, CLASSES, LONG, attacked, examples, report
+from sample_pages import BALL, CLASSES, LONG, attacked, examples, report, security_curve
 
 from robust_plugin.recipes.pages.run_facts import Epoch, Layer, Mask, Network, RunFacts
 
@@ -41,6 +41,10 @@ def run_facts() -> RunFacts:
             pruned.compare(dense, row, name="pruned", other_name="dense", extra_epochs=4)
             for row in dense.rows
         ),
+        curves={
+            "dense": security_curve(50, 45, 30, 12, 2, 0),
+            "harp": security_curve(52, 50, 40, 30, 20, 5),
+        },
         epochs=epochs(),
         layers=(Layer("conv.weight", 216, 432), Layer(LONG, 20, 1000)),
         masks=(Mask("conv.weight", conv), Mask(LONG, torch.eye(300) > 0)),

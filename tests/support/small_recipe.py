@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
     "pretrain": {"epochs": 3, "lr": 0.1},
     "prune": {"epochs": 2, "lr": 0.2},
     "finetune": {"epochs": 4, "lr": 0.05},
-    "evaluation": {"steps": 2, "restarts": 1, "autoattack": 0},
+    "evaluation": {"steps": 2, "restarts": 1, "autoattack": 0, "curve": 0},
     "device": "cpu",
     "threads": 1,
 }

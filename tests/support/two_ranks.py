@@ -1,8 +1,7 @@
-"""Learned steps in two processes; this file runs as a script, once per process, as by torchrun."""
+"""Learned steps in two processes, as torchrun starts them."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,3 @@ def two_processes(rank: int, folder: Path) -> None:
     results["sharded"] = sharded(rank)
     torch.save(results, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    two_processes(int(sys.argv[1]), Path(sys.argv[2]))

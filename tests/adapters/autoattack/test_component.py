@@ -20,7 +20,7 @@ from robust_plugin.attacks.survivors import Survivors
         ("Linf", 0.06, 10, "full"),
         ("L2", 0.4, 10, "quick"),
         ("Linf", 0.06, 7, "quick"),
-        ("L2", 0.4, 7, "full"),
+        pytest.param("L2", 0.4, 7, "full", marks=pytest.mark.bench),
     ],
 )
 def test_its_verdicts_are_the_librarys_own(

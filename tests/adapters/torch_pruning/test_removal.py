@@ -63,8 +63,8 @@ def multiply_adds(model):
     return counter.get_total_flops() // 2
 
 
-LARGE = {"googlenet", "regnet", "resnet18-torchvision", "resnet50", "mobilenet-v3", "squeezenet",
-         "resnext"}  # fmt: skip
+LARGE = {"googlenet", "regnet", "resnet18-torchvision", "resnet50", "mobilenet-v2", "mobilenet-v3",
+         "squeezenet", "resnext"}  # fmt: skip
 CASES = [
     pytest.param(
         name,
@@ -88,7 +88,9 @@ ROUNDING = {"googlenet"}
 def test_masked_equals_removed(name, dtype):
     """In evaluation, in training on statistics of the batch, and in evaluation after that."""
     bound = 1e-5 if dtype == torch.float32 else 1e-12
-    model, x, many = build(name).to(dtype), images(dtype=dtype), images(64, dtype)
+    # Statistics of fewer values magnify rounding more, for which float64 leaves room.
+    many = images(64 if dtype == torch.float32 else 16, dtype)
+    model, x = build(name).to(dtype), images(4, dtype)
     pruner = MagnitudePruner(model, 1.0, groups=channel_groups(model, x[:1]))
     for level in LEVELS.values():
         keep(pruner, level)
@@ -98,11 +100,12 @@ def test_masked_equals_removed(name, dtype):
         for group in pruner.groups:
             before, after = (outputs_of(m.get_submodule(group.name)) for m in (model, small))
             assert after == before // group.size * level(group.size)
-        exact = copy.deepcopy(model).double().train()
+        own = name in ROUNDING and dtype == torch.float32
+        exact = copy.deepcopy(model).double().train() if own else None
         with torch.no_grad():
             trained, after = model.train()(many), small.train()(many)
             assert not torch.equal(trained, model.eval()(many)) or not norms(model)
-            rounding = apart(exact(many.double()), trained) if name in ROUNDING else 0.0
+            rounding = apart(exact(many.double()), trained) if exact else 0.0
             assert apart(trained, after) < max(bound, 2 * rounding)
             assert rounding < 5e-5
             assert apart(model(x), small.eval()(x)) < bound  # the running statistics moved alike
@@ -151,11 +154,15 @@ def wide_chain():
     return model, channel_groups(model, torch.rand(2, 4))
 
 
+FEW = {0, 1, 63, 126}
+
+
 @pytest.mark.parametrize(
-    "shift", [0, 1, 63, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 127, 4))]
+    "shift",
+    [pytest.param(s, marks=() if s in FEW else pytest.mark.bench) for s in range(128)],
 )
 def test_every_count_of_every_width_up_to_128(shift, wide_chain):
-    """Over the shifts, every count of each group."""
+    """Over all shifts, of which most are run by `make bench`, every count of each group."""
     (model, groups), x = copy.deepcopy(wide_chain), torch.rand(2, 4)
     pruner = MagnitudePruner(model, 1.0, groups=groups)
     assert [g.size for g in pruner.groups] == list(range(2, 129))

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ import pytest
 import torch
 import yaml
 from comparisons import BASE, ROWS, comparison
+from forked import Forked
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
@@ -299,26 +298,17 @@ def test_jobs_end_with_their_parent_and_two_give_what_one_gives(
     tmp_path: Path, workplace: Path, at_workplace: Path
 ) -> None:
     data = {"name": "folder", "folder": "images", "batch_size": 16, "validation": 0.25}
-    base = {**BASE, "data": data, "finetune": {"epochs": 60}}
+    base = {**BASE, "data": data, "finetune": {"epochs": 20}}
     rows = {"LWM": ROWS["LWM uniform"], "HARP": ROWS["HARP"]}
     content = {"base": base, "rows": rows, "densities": [0.3], "lrs": [0.05]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     command = ["compare", f"--config={tmp_path / 'mine.yaml'}"]
     assert main([*command, "--jobs=1", f"--out={tmp_path / 'one'}"]) == 0
 
-    script = Path(sys.executable).parent / "robust-plugin"
     out = tmp_path / "two"
 
-    def launched() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [str(script), *command, "--jobs=2", f"--out={out}"],
-            cwd=workplace,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a process group of its own, as in a terminal
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    def launched() -> Forked:
+        return Forked(main, [*command, "--jobs=2", f"--out={out}"], cwd=workplace, group=True)
 
     for how, until in (
         (signal.SIGINT, "seed0/LWM/0.3/lr0.05/log.jsonl"),

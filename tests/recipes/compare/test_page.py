@@ -25,7 +25,8 @@ def rows_of(html: str, heading: str) -> list[list[str]]:
 def test_the_page_of_a_comparison_needs_nothing_beside_it(seeds: int) -> None:
     html = comparison_html(seeds)
     assert not re.search(r"(src|href)=\"(?!data:|#)", html) and "<script" not in html
-    assert html.count("<svg") == 2 + 2 + 2 + 2  # densities, layers, curves, confusion
+    # densities, security curves, layers, curves, confusion
+    assert html.count("<svg") == 2 + 1 + 2 + 2 + 2
     assert f"{seeds} seed" in html and "test points: clean 60, PGD-10 60" in html
     assert ("95 % t interval" in html) == (seeds > 1) and ("Wilson" in html) == (seeds == 1)
     assert "robust-plugin compare --out runs/mine" in html and "torch 2.9" in html

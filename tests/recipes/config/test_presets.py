@@ -232,6 +232,7 @@ SHORT = {
     "evaluation.steps": "1",
     "evaluation.restarts": "1",
     "evaluation.autoattack": "0",
+    "evaluation.curve": "0",
     "evaluation.votes": "100",
     "density": "0.3",
     "device": "cpu",
@@ -413,10 +414,10 @@ SHORT_COMPARISON = {
     "objective.steps": "1",
     "pretrain.epochs": "1",
     "prune.epochs": "1",
-    "finetune.epochs": "5",  # each round of iterative pruning takes an epoch
     "evaluation.steps": "1",
     "evaluation.restarts": "1",
     "evaluation.autoattack": "0",
+    "evaluation.curve": "0",
     "evaluation.votes": "100",
     "device": "cpu",
 }
@@ -433,6 +434,8 @@ LONG = ("compare/cifar10-resnet18", "compare/digits-why")
 def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> None:
     config = read_preset(preset, CompareConfig)
     short = {**SHORT_COMPARISON, **changed, "data.folder": str(workplace / "images")}
+    # Each round of iterative pruning takes an epoch.
+    short["finetune.epochs"] = "5" if any("rounds" in row for row in config.rows.values()) else "1"
     # Two points are proved where the preset has points proved.
     evaluation = config.base.evaluation
     short |= {f"evaluation.{how}": str(min(2, getattr(evaluation, how))) for how in PROOFS}
@@ -447,16 +450,20 @@ def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> No
     "preset", [pytest.param(p, marks=pytest.mark.bench if p in LONG else ()) for p in COMPARED]
 )
 def test_two_steps_of_a_comparison_by_its_own_command(
-    preset: str, tmp_path: Path, workplace: Path
+    preset: str, tmp_path: Path, at_workplace: Path
 ) -> None:
-    wide = read_preset(preset, CompareConfig).base.model == "resnet18"  # a minute or two
-    run_two_steps(
-        preset, workplace, tmp_path / "out", **({"model": "resnet18-w16"} if wide else {})
-    )
+    base = read_preset(preset, CompareConfig).base
+    changed = {"model": "resnet18-w16"} if base.model == "resnet18" else {}  # a minute or two
+    if base.structure == "channels":
+        changed = {"model": "tiny_networks:net"}
+    run_two_steps(preset, at_workplace, tmp_path / "out", **changed)
+
+
+OWN_NETWORK = [each for each in COMPARED if "resnet18" in each or "channels" in each]
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("preset", [each for each in COMPARED if "resnet18" in each])
+@pytest.mark.parametrize("preset", OWN_NETWORK)
 def test_two_steps_of_a_comparison_on_its_own_network(
     preset: str, tmp_path: Path, workplace: Path
 ) -> None:

@@ -17,7 +17,7 @@ BASE: dict[str, Any] = {
     "pretrain": {"epochs": 2},
     "prune": {"epochs": 1},
     "finetune": {"epochs": 3},
-    "evaluation": {"steps": 2, "restarts": 1, "autoattack": 12},
+    "evaluation": {"steps": 2, "restarts": 1, "autoattack": 12, "curve": 0},
     "device": "cpu",
     "threads": 1,
 }

@@ -19,7 +19,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, workplace: Path, words: W
         patch.chdir(workplace)
         patch.setattr(sys, "path", list(sys.path))
         options = ("--pretrain.epochs=6", "--finetune.epochs=6", "--threat.eps=20/255")
-        assert main(words("hydra", out, *options, "--evaluation.autoattack=8")) == 0
+        measures = ("--evaluation.autoattack=8", "--evaluation.curve=24")
+        assert main(words("hydra", out, *options, *measures)) == 0
     return out
 
 

@@ -56,9 +56,12 @@ def test_the_first_attack_meets_correct_points_and_later_ones_robust_points() ->
     assert checks.points == 10 and checks.low < checks.seconds < checks.high
 
 
-def test_proofs_and_smoothing() -> None:
-    plan = Plan(verify=40, certifier=lambda *_: torch.ones(1), smooth=5, votes=1000)
-    proofs, smoothing = expected_times(SAMPLE, plan, classes=4)
+def test_proofs_smoothing_and_the_curve() -> None:
+    proving = Plan(verify=40, certifier=lambda *_: torch.ones(1), smooth=5, votes=1000)
+    plan = replace(proving, curve=50, curve_steps=100)
+    proofs, smoothing, curve = expected_times(SAMPLE, plan, classes=4)
+    assert curve.task == "security curve" and curve.points == 50
+    assert curve.seconds == pytest.approx(50 * 100 * 0.01 * 48 / 64)
     assert proofs.seconds == pytest.approx(40 * 2.0 * 48 / 64)
     low, high = wilson_interval(48, 64)
     assert (proofs.low, proofs.high) == pytest.approx((40 * low * 1.0, 40 * high * 3.0))

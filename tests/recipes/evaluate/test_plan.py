@@ -16,15 +16,19 @@ from robust_plugin.recipes.papers.registry import finished_run
 def test_the_plan_of_a_run_is_capped_by_its_points(finished: Path) -> None:
     run = finished_run(finished)
     settings = EvaluationConfig(
-        steps=3, restarts=2, autoattack=8, verify=9, smooth=99, votes=50, certify="ibp"
+        steps=3, restarts=2, autoattack=8, verify=9, smooth=99, votes=50, curve=7, certify="ibp"
     )
     run.config = replace(run.config, evaluation=settings)
     plan = plan_of_run(run)
     assert (plan.points, plan.steps, plan.autoattack) == (32, 6, {"standard": 8})
     assert (plan.verify, plan.smooth, plan.votes) == (9, 32, 50) and plan.certifier is not None
-    run.config = replace(run.config, evaluation=EvaluationConfig())
+    # four multiples of eps and the whole box, from one random start
+    assert (plan.curve, plan.curve_steps) == (7, 5 * 3)
+    run.config = replace(run.config, evaluation=EvaluationConfig(curve=0))
     bare = plan_of_run(run)
     assert bare == Plan(points=32, steps=100, votes=10_000, batch_size=500)
+    run.config = replace(run.config, evaluation=EvaluationConfig(curve=200))
+    assert plan_of_run(run) == replace(bare, curve=32, curve_steps=5 * 20)
 
 
 def test_the_plan_of_evaluate_has_its_attacks(run: Path) -> None:

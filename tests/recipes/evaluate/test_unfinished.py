@@ -1,14 +1,12 @@
 """An evaluation that is stopped continues with the same command, and with no other."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from printed import saved
 from torch import nn
 
@@ -28,17 +26,14 @@ NET = nn.Linear(2, 2)
 
 def stopped(words: list[str], home: Path, how: signal.Signals) -> tuple[int, str, Path]:
     """Start a command, stop it by a signal once two batches are finished; return how it ended."""
-    command = [sys.executable, "-m", "robust_plugin.recipes.cli", *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
-        end = time.monotonic() + 120
-        while len(list(home.glob(f"{PREFIX}*/*/*-0000*.safetensors"))) < 2:
-            assert process.poll() is None and time.monotonic() < end, "no batch was finished"
-            time.sleep(0.01)
-        process.send_signal(how)
-        error = process.communicate(timeout=60)[1]
+    process, end = Forked(main, words), time.monotonic() + 120
+    while len(list(home.glob(f"{PREFIX}*/*/*-0000*.safetensors"))) < 2:
+        assert process.poll() is None and time.monotonic() < end, "no batch was finished"
+        time.sleep(0.01)
+    process.send_signal(how)
+    status = process.wait(timeout=60)
     (left,) = home.glob(f"{PREFIX}*")
-    return process.returncode, error, left
+    return status, process.communicate()[1], left
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])

@@ -24,6 +24,7 @@ VALUES = {
     "measure": "",
     "terms": "",
     "densities": [],
+    "security": None,
     "paired": "",
     "gains": [],
     "gain_colors": [],

@@ -1,13 +1,12 @@
 """Several processes give the same losses, rates, masks and files as one process.
 
-This file also runs as a script, in processes like those of torchrun that communicate by gloo.
+They are processes like those of torchrun, and communicate by gloo.
 """
 
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import load_file
 
+from robust_plugin.recipes import commands
 from robust_plugin.recipes.cli import main
 from robust_plugin.recipes.papers import registry
 from robust_plugin.recipes.runtime.process_group import device_of
@@ -64,22 +65,21 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def launched(script: list[str], cwd: Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
-    """Start processes as torchrun does."""
+def launched(
+    function: Callable[..., int | None], *arguments: Any, cwd: Path, ranks: int = 2
+) -> list[Forked]:
+    """Start processes with the environment that torchrun gives them."""
     port = free_port()
     return [
-        subprocess.Popen(
-            [sys.executable, *script],
+        Forked(
+            function,
+            *arguments,
             cwd=cwd,
             env={
-                **os.environ,
-                **{"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"},
-                **{"MASTER_PORT": port, "WORLD_SIZE": str(ranks), "RANK": str(rank)},
+                **{"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                **{"WORLD_SIZE": str(ranks), "RANK": str(rank)},
                 **{"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)},
             },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(ranks)
     ]
@@ -94,6 +94,27 @@ def place(workplace: Path) -> Path:
     return workplace
 
 
+def one_of_two(out: Path) -> None:
+    """Run all command lines as one of two processes, and save this process's final networks."""
+    finished: dict[str, dict[str, torch.Tensor]] = {}
+    lines = json.loads((out / "lines.json").read_text())
+    train = registry.train_recipe
+    names = list(lines)
+
+    def kept(name: str, run: Any) -> Any:
+        model = train(name, run)
+        finished[names[len(finished)]] = {k: t.clone() for k, t in model.state_dict().items()}
+        return model
+
+    registry.train_recipe = kept
+    commands.page_or_reason = lambda *_, **__: "no page in this test"  # it takes longer than a run
+    sys.path.insert(0, os.getcwd())
+    for port, line in lines.values():
+        os.environ["MASTER_PORT"] = port  # the port of the group before may still be in use
+        assert main(line) == 0
+    torch.save(finished, out / f"rank{os.environ['RANK']}.pt")
+
+
 @pytest.fixture(scope="module")
 def by_two(place: Path, words: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All runs by two processes: their folder, their output, and the networks of each process."""
@@ -103,7 +124,7 @@ def by_two(place: Path, words: Words, tmp_path_factory: pytest.TempPathFactory) 
         for name, (command, *more) in RUNS.items()
     }
     (out / "lines.json").write_text(json.dumps(lines))
-    processes = launched([__file__, str(out)], place)
+    processes = launched(one_of_two, out, cwd=place)
     try:
         found = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -199,7 +220,7 @@ def test_killed_on_two_processes_it_goes_on_on_one(
     whole = by_one("whole")
     out = tmp_path / "killed"
     line = words(KILLED[0], out, *KILLED[1:])
-    processes = launched(["-m", "robust_plugin.recipes.cli", *line], place)
+    processes = launched(main, line, cwd=place)
     while not (out / "prune.safetensors").exists():
         assert all(process.poll() is None for process in processes), processes[0].communicate()
         time.sleep(0.002)
@@ -233,28 +254,3 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(name: str) -> N
 def test_a_device_without_values_is_refused() -> None:
     with pytest.raises(ValueError, match="device is 'meta', whose tensors hold no values; legal"):
         device_of("meta")
-
-
-def one_of_two(out: Path) -> None:
-    """Run all command lines as one of two processes, and save this process's final networks."""
-
-    finished: dict[str, dict[str, torch.Tensor]] = {}
-    lines = json.loads((out / "lines.json").read_text())
-    train = registry.train_recipe
-    names = list(lines)
-
-    def kept(name: str, run: Any) -> Any:
-        model = train(name, run)
-        finished[names[len(finished)]] = {k: t.clone() for k, t in model.state_dict().items()}
-        return model
-
-    registry.train_recipe = kept
-    for port, line in lines.values():
-        os.environ["MASTER_PORT"] = port  # the port of the group before may still be in use
-        assert main(line) == 0
-    torch.save(finished, out / f"rank{os.environ['RANK']}.pt")
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, os.getcwd())
-    one_of_two(Path(sys.argv[1]))

@@ -32,6 +32,7 @@ def test_the_settings_of_a_small_run_are_legal(recipe: str) -> None:
         ("harp", {"gamma_step": 0.1}, "gamma_step is 0.1, but control is 'held'"),
         ("hydra", {"pretrain": {"decay_scores": True}}, "pretrain.decay_scores is True, but only"),
         ("harp", {"finetune": {"decay_scores": True}}, "finetune.decay_scores is True, but only"),
+        ("hydra", {"evaluation": {"curve": -1}}, "^evaluation.curve is -1; legal: 0 or more"),
         ("hydra", {"evaluation": {"votes": 0}}, "^evaluation.votes is 0; legal: at least 1"),
         ("hydra", {"objective": {"name": "trades", "steps": 0}}, "steps is 0"),
         ("magnitude", {"finetune": {"epochs": 0}}, "finetune.epochs is 0; legal: at least 1"),
