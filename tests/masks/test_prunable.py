@@ -124,6 +124,41 @@ def test_exclude_by_module_name_and_subtree(cnn):
         weight_groups(cnn(), ["0", "3", "6"])
 
 
+class Adapted(nn.Module):
+    """A layer as LoRA of peft has it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(layer.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, layer.out_features, bias=False)})
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+def test_lora_matrices_and_originals_of_retrained_layers_stay_dense():
+    head = nn.ModuleDict(
+        {
+            "original_module": nn.Linear(6, 3),
+            "modules_to_save": nn.ModuleDict({"default": nn.Linear(6, 3)}),
+        }
+    )
+    model = nn.ModuleDict({"body": Adapted(nn.Linear(6, 6)), "head": head})
+    assert [g.name for g in weight_groups(model)] == [
+        "body.base_layer.weight",
+        "head.modules_to_save.default.weight",
+    ]
+    pruner = MagnitudePruner(model, density=0.5)
+    pruner.finalize()
+    body = model["body"]
+    assert int(body.base_layer.weight.count_nonzero()) == 18
+    assert body.lora_A["default"].weight.all() and body.lora_B["default"].weight.all()
+    # Layers of these names alone are ordinary ones.
+    plain = nn.ModuleDict({"lora_A": nn.Linear(2, 2), "original_module": nn.Linear(2, 2)})
+    assert len(weight_groups(plain)) == 2
+
+
 def test_a_parametrized_layer_is_refused_unless_excluded():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
     with pytest.raises(ValueError, match="layer '0' is parametrized already"):

@@ -65,9 +65,11 @@ LIBRARIES = {
     "autoattack": {"autoattack", "pyautoattack"},
     "auto_lirpa": {"auto_LiRPA"},
     "foolbox": {"foolbox"},
+    "lightning": {"lightning"},
     "onnx": {"onnx", "onnxruntime", "onnxscript"},
     "torch_pruning": {"torch_pruning"},
     "torchattacks": {"torchattacks"},
+    "transformers": {"transformers"},
 }
 WRAPPED = set().union(*LIBRARIES.values())
 # What else a floor may import; recipes may import anything that no adapter wraps.
