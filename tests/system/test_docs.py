@@ -139,7 +139,7 @@ class Placeholders(ast.NodeTransformer):
 
 def your_loop(names: dict[str, Any]) -> None:
     """Train with one pass over the batches: the loop behind the dots of the README."""
-    model, optimizer = names["model"], names["optimizer"]
+    model, optimizer = names["model"], names["phase"].optimizer
     for x, y in names["loader"]:
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()

@@ -1,148 +1,211 @@
-"""Training loops that other people wrote take the pruner in four lines.
+"""The pruner in training loops of many styles, from the first step to the plain network.
 
-``tests/loops`` holds each loop twice: as it was, and with the pruner.
+``tests/system/loops`` holds each loop twice: as it was, and with the pruner for the whole job. The
+loops are written after the pattern of public training scripts.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
+import copy
+import functools
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from loop_runs import (
+    DENSITY,
+    LOOPS,
+    NAMES,
+    Killed,
+    Points,
+    accuracy,
+    due,
+    examples,
+    imported,
+    kept,
+    load,
+    network,
+    run,
+    run_in_two_processes,
+    source,
+)
+from loop_variants import with_magnitude, with_torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from robust_plugin import finalize, sparsity
-from robust_plugin.masks.select import kept_count
+from robust_plugin import HydraPruner
 
-LOOPS = Path(__file__).parent / "loops"
-DENSITY = 0.1
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"loops_{name}", LOOPS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+IN_ONE_PROCESS = [
+    pytest.param(name, marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="no Muon"))
+    if name == "two_optimizers"
+    else name
+    for name in NAMES
+    if name != "ddp"
+]
+EPOCH = len(Points())  # reads of one epoch
+PRUNE_EPOCHS = 3
 
 
-def network() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(512, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
+@functools.cache
+def trained() -> nn.Module:
+    """A dense network, trained by the plainest of the loops."""
+    return run("best_state", load("best_state_before"), network(), Path())[0]
 
 
-def examples() -> tuple[Tensor, Tensor]:
-    """Ten prototypes with noise: separable, and small enough to learn in seconds."""
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.arange(512) % 10
-    prototypes = torch.rand(10, 1, 8, 8, generator=generator)
-    noise = 0.15 * torch.randn(512, 1, 8, 8, generator=generator)
-    return (prototypes[labels] + noise).clamp(0, 1), labels
+def dense() -> nn.Module:
+    return copy.deepcopy(trained())
 
 
-def budget(model: nn.Module) -> int:
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return sum(kept_count(layer.weight.numel(), DENSITY) for layer in layers)
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters() if p.dim() >= 2}
 
 
-def accuracy(model: nn.Module) -> float:
-    x, y = examples()
-    model.eval()
-    with torch.no_grad():
-        return float((model(x).argmax(1) == y).float().mean())
+def by_magnitude() -> dict[str, Tensor]:
+    """Which weights of the dense network are the largest of their layers."""
+    found = {}
+    for name, w in weights(trained()).items():
+        least = w.abs().flatten().sort(descending=True).values
+        found[name] = w.abs() >= least[max(1, w.numel() - int((1 - DENSITY) * w.numel())) - 1]
+    return found
 
 
-def changed_lines(before: str, after: str) -> int:
-    """Lines that differ, added, removed or changed; the blank ones do not count."""
-    old, new = ([line for line in text.splitlines() if line.strip()] for text in (before, after))
-    return sum(
-        max(i2 - i1, j2 - j1)
-        for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, False).get_opcodes()
-        if tag != "equal"
-    )
-
-
-@pytest.mark.parametrize("loop", ["amp_ema", "closure"])
-def test_the_pruner_costs_four_lines(loop: str) -> None:
-    before, after = ((LOOPS / f"{loop}_{when}.py").read_text() for when in ("before", "after"))
-    assert 1 <= changed_lines(before, after) <= 4
-    assert "robust_plugin" in after and "robust_plugin" not in before
-
-
-def test_changed_lines_counts_each_kind_of_change() -> None:
-    assert changed_lines("a\nb\nc", "a\nb\nc\n\n") == 0
-    assert changed_lines("a\nb\nc", "a\nx\nc") == 1
-    assert changed_lines("a\nb\nc", "a\nx\ny\nc\nz") == 3
-    assert changed_lines("a\nb\nc", "c") == 2
-
-
-def test_amp_ema_accumulation_and_schedule() -> None:
-    data = TensorDataset(*examples())
-    torch.manual_seed(0)
-    model, ema, dense_history = load("amp_ema_before").train(network(), data)
-    assert dense_history[-1] < 0.5 * dense_history[0]
-    dense_weights = [p.detach().clone() for p in model.parameters() if p.dim() >= 2]
-
-    model, ema, history = load("amp_ema_after").train(model, data)
-    # Ninety per cent of the weights gone at once, the loss starts high and recovers.
-    assert history[0] > 2 * dense_history[-1]
-    assert history[-1] < 0.5 * history[0]
-    total = budget(network())
-    assert sparsity(model).kept == sparsity(ema).kept == total
-    # Learned rates: some layer keeps another share than the rest.
-    shares = {layer.name: layer.kept / layer.size for layer in sparsity(model).layers}
-    assert max(shares.values()) > 1.2 * min(shares.values())
-
-    for trained in (model, ema):
-        finalize(trained)
+def check_pruned(networks: list[nn.Module]) -> list[nn.Module]:
+    """Check what a loop gives: plain names, exactly the budget, accuracy. Return plain copies."""
+    plain = []
+    for trained in networks:
         fresh = network()
         fresh.load_state_dict(trained.state_dict(), strict=True)
-        weights = [p for p in fresh.parameters() if p.dim() >= 2]
-        assert sum(int(w.count_nonzero()) for w in weights) == total
-        # The prune phase left the weights alone: what is not zero is what was there.
-        for weight, dense in zip(weights, dense_weights, strict=True):
-            kept = weight != 0
-            assert torch.equal(weight[kept], dense[kept])
-        assert accuracy(fresh) > 0.8
+        assert kept(fresh) == due(fresh)
+        assert accuracy(fresh) > 0.9
+        plain.append(fresh)
+    for name, w in weights(plain[0]).items():  # an average has the same zeros
+        assert all(torch.equal(w != 0, weights(other)[name] != 0) for other in plain[1:])
+    return plain
 
 
-def test_closures_through_prune_and_finetune() -> None:
-    x, y = examples()
-    batches = list(zip(x.split(64), y.split(64), strict=True))
-    torch.manual_seed(0)
-    before = load("closure_before").Trainer(model := network())
-    losses = before.fit(batches, epochs=3)
-    assert losses[-1] < 0.5 * losses[0]
+@pytest.mark.parametrize("name", IN_ONE_PROCESS)
+def test_the_whole_job(name: str, tmp_path: Path) -> None:
+    assert accuracy(network()) < 0.3
+    before = run(name, load(f"{name}_before"), network(), tmp_path)
+    assert all(accuracy(model) > 0.9 for model in before)
 
-    trainer = load("closure_after").Trainer(model)
-    losses = trainer.fit(batches, epochs=3)
-    assert losses[-1] < 0.8 * losses[0]
-    total = budget(network())
-    assert trainer.pruner.kept == total
-    masks = [mask.mask.clone() for mask in trainer.pruner.masks]
+    after = check_pruned(run(name, load(f"{name}_after"), dense(), tmp_path))
+    # Other weights are kept than the largest ones: something was learned.
+    largest = by_magnitude()
+    moved = sum(int(((w != 0) & ~largest[n]).sum()) for n, w in weights(after[0]).items())
+    assert moved > 0.01 * due(network())
 
-    # The same trainer, with the optimizer of the next phase.
-    trainer.optimizer = torch.optim.Adam(trainer.pruner.set_phase("finetune"), lr=0.003)
-    trainer.losses = []
-    finetuned = trainer.fit(batches, epochs=3)
-    assert finetuned[-1] < losses[-1]
-    assert all(m.mask.equal(old) for m, old in zip(trainer.pruner.masks, masks, strict=True))
-    trainer.pruner.finalize()
+
+@pytest.mark.parametrize("name", IN_ONE_PROCESS)
+def test_the_whole_job_by_magnitude(name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.py"
+    file.write_text(with_magnitude(name))
+    after = check_pruned(run(name, imported(file), dense(), tmp_path))
+    for n, largest in by_magnitude().items():
+        assert torch.equal(weights(after[0])[n] != 0, largest)
+
+
+def test_the_whole_job_in_two_processes(tmp_path: Path) -> None:
+    magnitude, other = tmp_path / "magnitude.py", tmp_path / "torch_prune.py"
+    magnitude.write_text(with_magnitude("ddp"))
+    other.write_text(with_torch("ddp"))  # for the table of docs/frameworks.md
+    run_in_two_processes([LOOPS / "ddp_after.py", magnitude, other], dense(), tmp_path)
+    state = torch.load(tmp_path / "torch_prune/rank0.pt", weights_only=True)
+    network().load_state_dict(state, strict=True)
+    for name in ("ddp_after", "magnitude"):
+        states = [torch.load(tmp_path / name / f"rank{rank}.pt") for rank in range(2)]
+        ranks = [network(), network()]
+        for model, state in zip(ranks, states, strict=True):
+            model.load_state_dict(state, strict=True)
+        check_pruned(ranks)
+        pairs = zip(ranks[0].parameters(), ranks[1].parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "name", ["accelerated", "adjust_rate", "amp_ema", "best_state", "pgd_switch", "sam", "swa"]
+)
+def test_the_prune_phase_leaves_the_weights_alone(name: str, tmp_path: Path) -> None:
+    """Also where the loop's optimizer holds all parameters, or the loop decays them."""
+    norms = {"features.1", "features.4"}  # these are trained beside the scores
+    model, first_of_finetune = dense(), PRUNE_EPOCHS * EPOCH
+    with pytest.raises(Killed):
+        run(name, load(f"{name}_after"), model, tmp_path, data=Points(first_of_finetune))
+    for n, w in trained().named_parameters():
+        now = dict(model.named_parameters())[n]
+        if n.rpartition(".")[0] not in norms:
+            assert torch.equal(now[now != 0], w[now != 0])
+
+
+def test_the_best_state_of_an_early_epoch_meets_the_budget(tmp_path: Path) -> None:
+    """The first state is loaded after each phase; in the prune phase it keeps too much."""
+    file = tmp_path / "best_state.py"
+    file.write_text(source("best_state_after").replace("density=0.1", "density=0.03"))
+    x, _ = examples()
+    never_right = TensorDataset(x, torch.full((len(x),), -1))  # the first state remains the best
+    with pytest.warns(UserWarning, match="the rates ended at .*, the budget is 0.03, at step 8 of"):
+        model = imported(file).train(dense(), Points(), never_right)
     fresh = network()
     fresh.load_state_dict(model.state_dict(), strict=True)
-    assert sum(int(p.count_nonzero()) for p in fresh.parameters() if p.dim() >= 2) == total
-    assert accuracy(fresh) > 0.9
+    assert kept(fresh) == sum(
+        max(1, p.numel() - int((1 - 0.03) * p.numel())) for p in weights(fresh).values()
+    )
+
+
+@pytest.mark.parametrize("when", [1.5, 3.0, 5.5])  # epochs: 3 to prune, 4 to fine-tune
+@pytest.mark.parametrize("name", ["adjust_rate", "timm_style"])
+def test_a_loops_own_checkpoint_continues_to_the_bit(
+    name: str, when: float, tmp_path: Path
+) -> None:
+    loop = load(f"{name}_after")
+    whole = check_pruned(run(name, loop, dense(), tmp_path))
+    with pytest.raises(Killed):
+        run(name, loop, dense(), tmp_path, data=Points(int(when * EPOCH)))
+    again = check_pruned(run(name, loop, network(), tmp_path, resume=True))
+    for first, second in zip(whole, again, strict=True):
+        pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["adjust_rate", "timm_style"])
+def test_a_checkpoint_by_magnitude_continues_to_the_bit(name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.py"
+    file.write_text(with_magnitude(name))
+    loop = imported(file)
+    whole = check_pruned(run(name, loop, dense(), tmp_path))
+    with pytest.raises(Killed):
+        run(name, loop, dense(), tmp_path, data=Points(int(2.5 * EPOCH)))
+    again = check_pruned(run(name, loop, network(), tmp_path, resume=True))
+    for first, second in zip(whole, again, strict=True):
+        pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_adversarial_weight_perturbation_acts_in_both_phases() -> None:
+    model = dense()
+    pruner = HydraPruner(model, density=DENSITY)
+    awp = load("awp_after").WeightPerturbation(model, gamma=0.05)
+    x, y = examples()
+    for phase in pruner.phases(
+        lambda params: torch.optim.SGD(params, lr=0.01),
+        epochs={"prune": 1, "finetune": 1},
+        steps_per_epoch=1,
+    ):
+        model.train()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        loss = F.cross_entropy(model(x), y)
+        difference = awp.difference(x, y)
+        assert set(difference) == set(weights(network()))
+        assert all(moved.abs().max() > 0 for moved in difference.values())
+        awp.shift(difference, 1)
+        worse = F.cross_entropy(model(x), y)
+        assert worse > loss + 0.01
+        worse.backward()
+        phase.optimizer.step()
+        awp.shift(difference, -1)
+        held = weights(network()) if phase.name == "prune" else {}
+        now = dict(model.named_parameters())
+        assert all(torch.allclose(now[name], before[name], atol=1e-6) for name in held)
+        phase.optimizer.zero_grad()
+    assert kept(model) == due(network())

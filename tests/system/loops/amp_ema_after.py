@@ -6,7 +6,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from robust_plugin import HarpPruner
+from robust_plugin import HarpPruner, finalize
 
 EPS = 0.05
 
@@ -18,34 +18,39 @@ def fgsm(model, images, labels):
     return torch.min(torch.max(stepped, images - EPS), images + EPS).clamp(0, 1)
 
 
-def train(model, dataset, epochs=6, batch_size=32, accumulate=4, lr=0.1, device="cpu"):
+def train(model, dataset, epochs=4, batch_size=16, accumulate=2, lr=0.1, device="cpu"):
     model = model.to(device)
     loader = DataLoader(dataset, batch_size, shuffle=True, drop_last=True)
     steps = len(loader) // accumulate
-    pruner = HarpPruner(model, density=0.1)
-    optimizer = torch.optim.SGD(pruner.set_phase("prune"), lr=lr, momentum=0.9, weight_decay=5e-4)
-    pruner.follow(optimizer, epochs=epochs, steps_per_epoch=steps)
-    scheduler = OneCycleLR(optimizer, max_lr=lr, epochs=epochs, steps_per_epoch=steps)
-    scaler = torch.amp.GradScaler(device)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    history = []
-    for _epoch in range(epochs):
-        model.train()
-        running = 0.0
-        for i, (images, labels) in enumerate(loader):
-            images, labels = images.to(device), labels.to(device)
-            with torch.autocast(device, dtype=torch.bfloat16):
-                attacked = fgsm(model, images, labels)
-                loss = F.cross_entropy(model(attacked), labels)
-            scaler.scale(loss / accumulate).backward()
-            running += loss.item() / len(loader)
-            if (i + 1) % accumulate == 0:
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-                scheduler.step()
-                ema.update_parameters(model)
-        history.append(running)
+    harp = HarpPruner(model, density=0.1)
+
+    def sgd(params):
+        return torch.optim.SGD(params, lr=lr, momentum=0.9, weight_decay=5e-4)
+
+    for phase in harp.phases(sgd, epochs={"prune": 3, "finetune": 4}, steps_per_epoch=steps):
+        optimizer, epochs = phase.optimizer, phase.epochs
+        scheduler = OneCycleLR(optimizer, max_lr=lr, epochs=epochs, steps_per_epoch=steps)
+        scaler = torch.amp.GradScaler(device)
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        history = []
+        for _epoch in range(epochs):
+            model.train()
+            running = 0.0
+            for i, (images, labels) in enumerate(loader):
+                images, labels = images.to(device), labels.to(device)
+                with torch.autocast(device, dtype=torch.bfloat16):
+                    attacked = fgsm(model, images, labels)
+                    loss = F.cross_entropy(model(attacked), labels)
+                scaler.scale(loss / accumulate).backward()
+                running += loss.item() / len(loader)
+                if (i + 1) % accumulate == 0:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    scheduler.step()
+                    ema.update_parameters(model)
+            history.append(running)
+    finalize(ema.module)
     return model, ema.module, history

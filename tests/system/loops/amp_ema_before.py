@@ -16,7 +16,7 @@ def fgsm(model, images, labels):
     return torch.min(torch.max(stepped, images - EPS), images + EPS).clamp(0, 1)
 
 
-def train(model, dataset, epochs=6, batch_size=32, accumulate=4, lr=0.1, device="cpu"):
+def train(model, dataset, epochs=4, batch_size=16, accumulate=2, lr=0.1, device="cpu"):
     model = model.to(device)
     loader = DataLoader(dataset, batch_size, shuffle=True, drop_last=True)
     steps = len(loader) // accumulate
