@@ -207,7 +207,7 @@ class GroupMask(nn.Module):
             prefix + own in state_dict for own in ("scores", "rate", "_extra_state")
         )
         if not self.was_dense:
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupMask:
         # Scores and rate keep their float32 values through a change of dtype: model.half() must not

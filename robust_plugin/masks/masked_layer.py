@@ -162,7 +162,7 @@ class MaskedWeight(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         if f"{prefix}_extra_state" in state_dict:  # else the state of a network without masks
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedWeight:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -282,14 +282,20 @@ def _read(layer: nn.Module, parameter: str) -> Tensor:
     return masks[-1].lend(weight, present_weight(layer, parameter))
 
 
-@functools.cache
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+
+
 def masked_class(kind: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
     """Return the subclass of a layer's class whose ``parameters`` are read times their masks.
+
+    All layers of a class share it, and so do copies of a layer.
 
     Args:
         kind: class of the layer.
         parameters: names of the masked parameters.
     """
+    if (kind, parameters) in _CLASSES:
+        return _CLASSES[kind, parameters]
 
     @functools.wraps(kind.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -306,7 +312,7 @@ def masked_class(kind: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.
 
     def save(self: nn.Module, *args: Any) -> None:
         settle(self)  # a saved state is that of the pruned network once masks are fixed
-        kind._save_to_state_dict(self, *args)  # type: ignore[operator]
+        kind._save_to_state_dict(self, *args)
 
     def reduce(self: nn.Module, _: int) -> tuple[Any, ...]:
         # object has no __getstate__ before Python 3.11.
@@ -323,7 +329,8 @@ def masked_class(kind: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.
     }
     # torch.fx takes a layer for one of torch's by the module of its class.
     body["__module__"] = kind.__module__
-    return type(f"Masked{kind.__name__}", (kind,), body)
+    made = _CLASSES[kind, parameters] = type(f"Masked{kind.__name__}", (kind,), body)
+    return made
 
 
 def settle(layer: nn.Module) -> None:

@@ -72,8 +72,8 @@ def train_only(
             parameter.requires_grad_(phase == "finetune" or parameter in norms)
     scores = [mask.scores for mask in masks if "scores" in learn]
     rates = [mask.rate for mask in masks if mask.rate is not None]
-    for parameter in (*scores, *rates):
-        parameter.requires_grad_(phase == "prune")
+    for learned in (*scores, *rates):
+        learned.requires_grad_(phase == "prune")
     for mask in masks:
         mask.learning = phase == "prune"
         mask.fixed = phase == "finetune"
@@ -169,7 +169,7 @@ def check_finalizes(phase: Phase, *, learns: bool, learned: bool, name: str) -> 
         raise ValueError(_nothing_learned(name))
 
 
-def check_learned(name: str, *, moved: bool, follows: bool) -> None:
+def check_learned(name: str, *, moved: bool, follows: bool, loaded: bool) -> None:
     """Raise a ValueError if a prune phase that learns ends before anything was learned.
 
     Args:
@@ -177,10 +177,13 @@ def check_learned(name: str, *, moved: bool, follows: bool) -> None:
         moved: whether a followed step was made, in this process or before the state was saved, or
             the user has called ``update_masks``.
         follows: whether an optimizer is followed.
+        loaded: whether the last state that was loaded is from before the first step.
     """
     if moved:
         return
     cause = "the followed optimizer has made no step" if follows else "no optimizer is followed"
+    if loaded:
+        cause = "the state that was loaded last is from before its first step"
     raise ValueError(
         f"{name} has learned nothing in its prune phase: {cause}. Call pruner.follow(optimizer, "
         "...) with an optimizer of what set_phase('prune') returned, and then loss.backward() and "

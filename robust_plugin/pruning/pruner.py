@@ -145,6 +145,7 @@ class Pruner:
         # Whether the masks keep the final number of weights of each group.
         self._settled = "rates" not in self.learn
         self._finetune_steps = 0
+        self._loaded_step: int | None = None  # the step of the last state that was loaded
         self._trained: frozenset[nn.Parameter] = frozenset()
         self._places = tuple(masked_weights(model))
         for mask in self.masks:
@@ -152,8 +153,10 @@ class Pruner:
         self.masks[0].room += 32 * len(self.masks)  # for a logit of each, in digits
         self._record()
         self._hooks = (
-            model.register_load_state_dict_pre_hook(refuse_other_budget),
-            model.register_load_state_dict_post_hook(AfterLoad(model, self._after_load)),
+            model.register_load_state_dict_pre_hook(refuse_other_budget),  # type: ignore[no-untyped-call]
+            model.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+                AfterLoad(model, self._after_load)
+            ),
         )
 
     def __repr__(self) -> str:
@@ -256,7 +259,9 @@ class Pruner:
     def _check_learned(self) -> None:
         if self.phase == "prune":
             moved, follows = self._has_learned, self._following.active
-            phases.check_learned(type(self).__name__, moved=moved, follows=follows)
+            phases.check_learned(
+                type(self).__name__, moved=moved, follows=follows, loaded=self._loaded_step == 0
+            )
 
     def _settle(self) -> None:
         """End the learning: from here on every group keeps the same number of weights or channels.
@@ -302,6 +307,7 @@ class Pruner:
         if first.progress:
             saved = Schedule(**first.progress["schedule"])
             ours = self.schedule if self.schedule.steps else saved
+            self._loaded_step = saved.step
             self.schedule = Schedule(saved.step, ours.epochs, ours.steps_per_epoch)
             self._updated = first.progress["updated"]
             self._settled = first.progress["settled"]
@@ -402,7 +408,7 @@ class Pruner:
 
         >>> import torch
         >>> model = nn.Linear(8, 2)
-        >>> pruner = HydraPruner(model, density=0.25)
+        >>> pruner = Pruner(model, density=0.25, learn={"scores"})
         >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
         >>> for phase in pruner.phases(sgd, epochs={"prune": 1, "finetune": 2}, steps_per_epoch=1):
         ...     for epoch in phase:

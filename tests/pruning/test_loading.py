@@ -200,3 +200,12 @@ def test_a_copy_that_is_loaded_does_not_move_the_pruner() -> None:
     copy.deepcopy(pruner.model).load_state_dict(early["model"])
     assert pruner.schedule.step == step
     assert isinstance(pruner.model, nn.Module) and saved
+
+
+def test_a_state_from_before_the_first_step_is_named_as_the_cause() -> None:
+    pruner, _ = job("hydra", stop=("prune", 1))
+    early = network()
+    attach_learned("hydra", early)
+    pruner.model.load_state_dict(early.state_dict())
+    with pytest.raises(ValueError, match="the state that was loaded last is from before its first"):
+        pruner.set_phase("finetune")

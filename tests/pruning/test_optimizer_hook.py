@@ -34,7 +34,13 @@ from unchanged import check_unchanged, snapshot
 
 from robust_plugin import HarpPruner, HydraPruner, Pruner, pgd
 from robust_plugin.masks.group_mask import GroupMask
-from robust_plugin.pruning.optimizer_hook import check_holds, innermost_optimizers, step_was_skipped
+from robust_plugin.pruning import optimizer_hook
+from robust_plugin.pruning.optimizer_hook import (
+    at_first_step,
+    check_holds,
+    innermost_optimizers,
+    step_was_skipped,
+)
 from robust_plugin.runtime.distributed import check_ranks
 
 LEARNED = pytest.mark.parametrize("kind", ["hydra", "held"])
@@ -540,3 +546,17 @@ def test_the_first_group_holds_what_the_phase_is_about(cnn, attach):
     pruner.follow(optimizer, epochs=1, steps_per_epoch=3)
     held = optimizer.param_groups[0]["params"]
     assert {id(p) for p in held} == {id(p) for mask in pruner.masks for p in mask.parameters()}
+
+
+def test_a_check_at_the_first_step_runs_once_beside_others(monkeypatch):
+    """As in a resume, where set_phase is called twice before the first step."""
+    monkeypatch.setattr(optimizer_hook, "rank_and_world", lambda: (0, 2))
+    model, other, checked = nn.Linear(2, 2), nn.Linear(2, 2), []
+    for each in (model, other, model):
+        at_first_step(each, checked.append)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, other)]
+    optimizers[0].step()
+    assert checked == [model, model]
+    for optimizer in optimizers * 2:
+        optimizer.step()
+    assert checked == [model, model, other]
