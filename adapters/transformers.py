@@ -15,8 +15,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
-from transformers.training_args import ParallelMode
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.training_args import ParallelMode
+except ImportError as error:
+    raise ImportError(
+        "prune_with needs the package transformers; pip install transformers"
+    ) from error
 
 from robust_plugin.pruning.optimizer_hook import innermost_optimizers
 from robust_plugin.pruning.phase_run import ParamGroups, PhaseRun, phase_names

@@ -3,11 +3,12 @@
 Start with ``pruner.py``: one ``Pruner`` for all methods. ``presets.py`` has the pruners of three
 papers, each a ``Pruner`` with some arguments fixed. ``attachment.py`` checks the arguments of a
 pruner and builds its masks, ``phases.py`` says which parameters are trained in which phase,
-``phase_run.py`` runs all phases as one loop, ``loading.py`` says what happens when a state is
-loaded, ``optimizer_hook.py`` updates the masks after optimizer steps, ``scores.py`` has initial
-scores, ``state.py`` compares a saved state with a pruner, ``checkpoint.py`` saves and loads a model
-with pruner and optimizer, ``sparsity_table.py`` counts the weights that are kept, and
-``batch_norm.py`` measures BatchNorm's running statistics anew after masks have changed.
+``phase_run.py`` runs all phases as one loop, ``progress.py`` counts their steps, ``loading.py``
+says what happens when a state is loaded, ``optimizer_hook.py`` updates the masks after optimizer
+steps, ``scores.py`` has initial scores, ``state.py`` compares a saved state with a pruner,
+``checkpoint.py`` saves and loads a model with pruner and optimizer, ``sparsity_table.py`` counts
+the weights that are kept, and ``batch_norm.py`` measures BatchNorm's running statistics anew after
+masks have changed.
 
 Not here: removing channels from the network (``channels``).
 

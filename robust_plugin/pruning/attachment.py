@@ -21,10 +21,12 @@ from robust_plugin.budget.patterns_and_blocks import check_learns_rates
 from robust_plugin.budget.plan import Plan, planner
 from robust_plugin.budget.rates import Rates
 from robust_plugin.masks.attach import attach_groups, masked_weights
-from robust_plugin.masks.group_checks import divisible
+from robust_plugin.masks.group_checks import check_groups, divisible
 from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.masks.groups import Group
+from robust_plugin.masks.prunable import warn_of_uncovered, weight_groups
 from robust_plugin.masks.select import Pattern, parse_pattern
+from robust_plugin.masks.transformed import refuse_transformed
 from robust_plugin.pruning.phases import Learnable
 from robust_plugin.pruning.scores import Scores, initial_scores
 from robust_plugin.pruning.state import settings_of
@@ -107,6 +109,30 @@ def check_choices(
     if "rates" in learn:
         check_learns_rates(parsed, control)
     return parsed
+
+
+def find_groups(
+    model: nn.Module, groups: Sequence[Group] | None, exclude: Collection[str | nn.Module]
+) -> Sequence[Group]:
+    """Return the groups to mask, after checking that masks on them would have an effect.
+
+    Args:
+        model: the network.
+        groups: groups that the user gave; None for one group per weight.
+        exclude: layers, or names of layers, that stay dense.
+
+    Raises:
+        TypeError: if ``groups`` is not a sequence of groups.
+        ValueError: if nothing is left to prune, or a group or layer cannot be masked.
+    """
+    if groups is None:
+        found = weight_groups(model, exclude)
+        if not exclude:
+            warn_of_uncovered(model, found)
+    else:
+        found = check_groups(model, groups, exclude)
+    refuse_transformed(member for group in found for member in group.members)
+    return found
 
 
 def attach_masks(

@@ -129,9 +129,8 @@ def innermost_optimizers(optimizer: object) -> tuple[torch.optim.Optimizer, ...]
                 break
             inner = held[0]
             seen.append(inner)
-        if not isinstance(inner, torch.optim.Optimizer) or not hasattr(
-            inner, "_optimizer_step_post_hooks"
-        ):
+        known = isinstance(inner, torch.optim.Optimizer) and hasattr(each, "param_groups")
+        if not known or not hasattr(inner, "_optimizer_step_post_hooks"):
             raise TypeError(
                 f"optimizer is a {type(each).__name__}; give a torch.optim.Optimizer, a wrapper "
                 "that holds one as .optimizer or .base_optimizer, or a list of these."

@@ -24,16 +24,15 @@ from robust_plugin.budget.density_logits import rate_logits
 from robust_plugin.budget.rates import Rates
 from robust_plugin.masks import detach
 from robust_plugin.masks.attach import check_layers, masked_weights, write_zeros
-from robust_plugin.masks.group_checks import check_groups
 from robust_plugin.masks.groups import Group, Groups
-from robust_plugin.masks.prunable import refuse_wrapped, warn_of_uncovered, weight_groups
-from robust_plugin.masks.transformed import refuse_transformed
+from robust_plugin.masks.prunable import refuse_wrapped
 from robust_plugin.pruning import optimizer_hook, phases
-from robust_plugin.pruning.attachment import attach_masks, check_choices
+from robust_plugin.pruning.attachment import attach_masks, check_choices, find_groups
 from robust_plugin.pruning.loading import AfterLoad, refuse_other_budget
 from robust_plugin.pruning.optimizer_hook import Following, check_holds, innermost_optimizers
 from robust_plugin.pruning.phase_run import MakeOptimizer, PhaseRun, run_phases
 from robust_plugin.pruning.phases import Learnable, Phase
+from robust_plugin.pruning.progress import Progress
 from robust_plugin.pruning.scores import Scores
 from robust_plugin.pruning.state import refuse_ended, refuse_foreign, refuse_other
 from robust_plugin.runtime.calls import explain_wrong_calls
@@ -81,6 +80,7 @@ class Pruner:
         phase: ``"attached"``, ``"prune"``, ``"finetune"`` or ``"finalized"``.
         example_inputs: inputs of one forward pass, or None.
         frozen: parameters that were frozen before the pruner was attached; they stay frozen.
+        progress: how many steps are done, for saved states.
 
     Raises:
         TypeError: if the model is no nn.Module, or round_to no integer.
@@ -106,13 +106,7 @@ class Pruner:
     ) -> None:
         refuse_wrapped(model)
         self.pattern = check_choices(model, learn, control, pattern)
-        if groups is None:
-            found = weight_groups(model, exclude)
-            if not exclude:
-                warn_of_uncovered(model, found)
-        else:
-            found = check_groups(model, groups, exclude)
-        refuse_transformed(member for group in found for member in group.members)
+        found = find_groups(model, groups, exclude)
         if example_inputs is None and isinstance(groups, Groups):
             example_inputs = groups.example_inputs
         self.model = model
@@ -137,15 +131,10 @@ class Pruner:
         self.groups, self.left_dense = attached.groups, attached.left_dense
         self.budget, self.masks, self.control = attached.budget, attached.masks, attached.control
         self._attached, self._settings = attached, attached.settings
-        self.schedule = Schedule()
+        self.progress = Progress(settled="rates" not in self.learn)
         self.phase: Phase = "attached"
         self._following = Following()
-        # Whether the user has called update_masks, and budget_penalty in the prune phase.
-        self._updated = self._penalised = False
-        # Whether the masks keep the final number of weights of each group.
-        self._settled = "rates" not in self.learn
-        self._finetune_steps = 0
-        self._loaded_step: int | None = None  # the step of the last state that was loaded
+        self._penalised = False  # whether budget_penalty was called in the prune phase
         self._trained: frozenset[nn.Parameter] = frozenset()
         self._places = tuple(masked_weights(model))
         for mask in self.masks:
@@ -165,6 +154,11 @@ class Pruner:
             f"{type(self).__name__}(phase={self.phase!r}, {len(self.groups)} groups, keeps "
             f"{self.kept:,} of {self.budget.full:,}, budget {self.budget.density:.4g})"
         )
+
+    @property
+    def schedule(self) -> Schedule:
+        """How many steps of the prune phase are done, and its length."""
+        return self.progress.schedule
 
     @property
     def kept(self) -> int:
@@ -199,7 +193,7 @@ class Pruner:
         After ``follow``, each optimizer step calls this. Call it yourself after you have written
         scores by hand.
         """
-        self._updated = True
+        self.progress.updated = True
         self._choose()
         self._record()
 
@@ -230,7 +224,7 @@ class Pruner:
             self.phase,
             phase,
             learns=bool(self.learn),
-            learned=self._has_learned,
+            learned=self.progress.has_learned,
             name=type(self).__name__,
         )
         check_layers(self.model, self._places)
@@ -252,15 +246,13 @@ class Pruner:
             optimizer_hook.at_first_step(self.model, check_ranks)
         return groups
 
-    @property
-    def _has_learned(self) -> bool:
-        return self.schedule.step > 0 or self._updated
-
     def _check_learned(self) -> None:
         if self.phase == "prune":
-            moved, follows = self._has_learned, self._following.active
             phases.check_learned(
-                type(self).__name__, moved=moved, follows=follows, loaded=self._loaded_step == 0
+                type(self).__name__,
+                moved=self.progress.has_learned,
+                follows=self._following.active,
+                loaded=self.progress.loaded_step == 0,
             )
 
     def _settle(self) -> None:
@@ -269,7 +261,7 @@ class Pruner:
         If rates were learned, these numbers are rounded to cost at most the budget.
         """
         self._following.end(self._before_finetune_step)
-        if self._settled:
+        if self.progress.settled:
             return
         share = self.budget.share(rate_logits(self.masks), self.masks[0].k_min)
         optimizer_hook.warn_of_cut(share, self.budget, self.schedule)
@@ -277,7 +269,7 @@ class Pruner:
         for mask, count in zip(self.masks, counts, strict=True):
             mask.choose(count)
         self.control = FixedRates()
-        self._settled = True
+        self.progress.settled = True
         self._record()
 
     def _record(self) -> None:
@@ -285,19 +277,14 @@ class Pruner:
         budget = {"total": self.budget.total, "density": self.budget.density}
         for mask in self.masks:
             mask.budget = budget
-        if self.learn or self._finetune_steps:
-            self.masks[0].progress = {
-                "schedule": vars(self.schedule).copy(),
-                "finetune_steps": self._finetune_steps,
-                "settled": self._settled,
-                "updated": self._updated,
-                "control": self.control.state(),
-            }
+        if self.learn or self.progress.finetune_steps:
+            control = self.control.state()
+            self.masks[0].progress = {**self.progress.state(), "control": control}
 
     def _after_load(self) -> None:
         """Continue from the state of the network that was just loaded."""
         first, dense = self.masks[0], all(mask.was_dense for mask in self.masks)
-        if dense and self.phase == "attached" and not self._has_learned:
+        if dense and self.phase == "attached" and not self.progress.has_learned:
             self._attached.compute_anew(self.budget.density)
             self._record()
         if dense:
@@ -305,13 +292,7 @@ class Pruner:
         if first.budget and first.budget["density"] != self.budget.density:
             self.budget = self._attached.plan(first.budget["density"]).budget
         if first.progress:
-            saved = Schedule(**first.progress["schedule"])
-            ours = self.schedule if self.schedule.steps else saved
-            self._loaded_step = saved.step
-            self.schedule = Schedule(saved.step, ours.epochs, ours.steps_per_epoch)
-            self._updated = first.progress["updated"]
-            self._settled = first.progress["settled"]
-            self._finetune_steps = first.progress["finetune_steps"]
+            self.progress.load(first.progress)
             if first.progress["control"] and self.control.state():
                 self.control.load(first.progress["control"])
             if self.phase == "finetune":  # the best state of the prune phase, say
@@ -352,7 +333,7 @@ class Pruner:
         optimizer_hook.warn_of_decay(
             optimizers, [mask.rate for mask in self.masks if mask.rate is not None]
         )
-        self.schedule = Schedule(self.schedule.step, *lengths)
+        self.progress.schedule = Schedule(self.schedule.step, *lengths)
         self._following.start(
             optimizers, before_step=self._before_prune_step, after_step=self._after_step
         )
@@ -425,13 +406,11 @@ class Pruner:
     @property
     def phase_done(self) -> tuple[str, int]:
         """The last phase that made steps, and how many it has made, also before a resume."""
-        if self._finetune_steps:
-            return "finetune", self._finetune_steps
-        return "prune", self.schedule.step
+        return self.progress.last
 
     def count_step(self) -> None:
         """Count a step of the fine-tuning phase, for the state that a resume begins from."""
-        self._finetune_steps += 1
+        self.progress.finetune_steps += 1
         self._record()
 
     def set_density(self, density: float) -> None:
@@ -488,7 +467,7 @@ class Pruner:
         phases.check_finalizes(
             self.phase,
             learns=bool(self.learn),
-            learned=self._has_learned,
+            learned=self.progress.has_learned,
             name=type(self).__name__,
         )
         if model is not None and model is not self.model:
@@ -517,10 +496,8 @@ class Pruner:
             "settings": dict(self._settings),
             "density": self.budget.density,
             "phase": self.phase,
-            "schedule": vars(self.schedule).copy(),
             "control": self.control.state(),
-            "settled": self._settled,
-            "finetune_steps": self._finetune_steps,
+            **self.progress.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -533,13 +510,12 @@ class Pruner:
         self.check_state(state)
         if not self.learn and self.pattern is None and state["density"] != self.budget.density:
             self.budget = self._attached.plan(state["density"]).budget
-        self.schedule = Schedule(**state["schedule"])
+        self.progress = Progress(settled="rates" not in self.learn)
+        self.progress.load(state)
         self.phase = state["phase"]
         if self.phase == "finetune":
             self.control = FixedRates()
         self.control.load(state["control"])
-        self._settled = state.get("settled", self.phase == "finetune" or "rates" not in self.learn)
-        self._finetune_steps = state.get("finetune_steps", 0)
         for mask in self.masks:
             mask.waits = self.phase == "attached" and bool(self.learn)
         if self.phase in ("prune", "finetune"):

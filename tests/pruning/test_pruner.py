@@ -390,7 +390,7 @@ def test_a_layer_that_was_replaced_is_named(cnn, attach, kind):
     pruner = attach(kind, model, 0.1)
     model[6] = nn.Linear(128, 3)
     for end in (lambda: pruner.set_phase("finetune"), pruner.finalize):
-        pruner._updated = True
+        pruner.progress.updated = True
         with pytest.raises(ValueError, match="the layer '6' that the pruner masks is no part of"):
             end()
 

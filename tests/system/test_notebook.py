@@ -96,7 +96,7 @@ def with_pruner(folder: Path) -> dict[str, Any]:
         "PatternBudget": HydraPruner(deep(), pattern="2:4").budget,
         "the groups": pruner.groups[0],
         "GroupMask": pruner.masks[0],
-        "MaskedWeight": model[0].parametrizations.weight[0],
+        "MaskedWeight": model[0].pruner_masks[0],
         "RateControl": pruner.control,
         "Schedule": pruner.schedule,
         "Sparsity": counted,
