@@ -138,6 +138,7 @@ def test_hydra_trades_on_resnet18_on_a_gpu() -> None:
     assert best >= GPU_AT_LEAST
 
 
+@pytest.mark.bench
 def test_the_race_on_a_gpu_is_a_fair_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check its schedule and figures on a CPU; compiled modules are traced but not translated."""
     compile_module = nn.Module.compile

@@ -63,6 +63,7 @@ def multiply_adds(model):
     return counter.get_total_flops() // 2
 
 
+BENCH = {"googlenet", "regnet", "resnet50", "mobilenet-v2"}  # their structures occur in others
 LARGE = {"googlenet", "regnet", "resnet18-torchvision", "resnet50", "mobilenet-v2", "mobilenet-v3",
          "squeezenet", "resnext"}  # fmt: skip
 CASES = [
@@ -70,9 +71,9 @@ CASES = [
         name,
         dtype,
         id=f"{name}-{str(dtype)[6:]}",
-        # Large networks are compared in float64 here, and in float32 too by `make bench`.
+        # Most large networks are compared in float64 here; `make bench` has the rest and float32.
         marks=[pytest.mark.slow] * (name in LARGE)
-        + [pytest.mark.bench] * (name in LARGE and dtype == torch.float32),
+        + [pytest.mark.bench] * (name in BENCH or (name in LARGE and dtype == torch.float32)),
     )
     for name in BUILD
     for dtype in (torch.float32, torch.float64)

@@ -427,8 +427,15 @@ PROOFS = ("verify", "smooth")
 
 
 COMPARED = [each for each in PRESETS if each.startswith("compare/")]
-# These take twenty seconds each, and have the same rows and networks as others.
-LONG = ("compare/cifar10-resnet18", "compare/digits-why")
+# These take five to twenty seconds each, and have the same rows and networks as others.
+LONG = (
+    "compare/cifar10-resnet18",
+    "compare/cifar10-resnet18-short",
+    "compare/digits-bounds",
+    "compare/digits-certified",
+    "compare/digits-certified-ten",
+    "compare/digits-why",
+)
 
 
 def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> None:
