@@ -4,9 +4,10 @@ Start with ``select.py``: exact top-k and n:m selection, and the straight-throug
 ``groups.py`` defines which parameters share one mask, and ``group_checks.py`` checks groups that
 users make. ``prunable.py`` finds the weights of a network that masks can cover. ``group_mask.py``
 is the mask of one group with its scores and density, ``mask_state.py`` its bytes in a state_dict,
-and ``masked_layer.py`` a layer that computes with its weight times masks. ``attach.py`` puts masks
-on layers, and ``detach.py`` turns masked layers into plain ones.
-``transformed.py`` refuses layers that compute with another weight than the one they store.
+``masked_weight.py`` the product of a weight and its mask, and ``masked_layer.py`` a layer that
+computes with such products. ``attach.py`` puts masks on layers, and ``detach.py`` turns masked
+layers into plain ones. ``transformed.py`` refuses layers that compute with another weight than the
+one they store.
 
 Not here: how many weights are kept (``budget``) and when masks change (``pruning``).
 
@@ -26,9 +27,7 @@ from robust_plugin.masks.groups import (
     Group,
     Member,
 )
-from robust_plugin.masks.masked_layer import (
-    MaskedWeight,
-)
+from robust_plugin.masks.masked_weight import MaskedWeight
 from robust_plugin.masks.prunable import (
     weight_groups,
 )

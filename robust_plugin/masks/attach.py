@@ -13,14 +13,14 @@ from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.masks.groups import Group
 from robust_plugin.masks.masked_layer import (
     MASKS,
-    MaskedWeight,
     is_masked,
     masked_class,
     plain_class,
     present_weight,
-    settle,
     stored_weight,
+    write_zeros_of,
 )
+from robust_plugin.masks.masked_weight import MaskedWeight
 
 
 def attach(layer: nn.Module, masked: MaskedWeight) -> None:
@@ -60,7 +60,7 @@ def write_zeros(model: nn.Module) -> None:
     """Write the zeros of fixed masks into the weights of a model."""
     for layer in model.modules():
         if is_masked(layer):
-            settle(layer)
+            write_zeros_of(layer)
 
 
 def check_layers(

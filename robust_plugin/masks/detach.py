@@ -19,14 +19,13 @@ from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.masks.mask_state import facts_of, mask_of
 from robust_plugin.masks.masked_layer import (
     MASKS,
-    MaskedWeight,
     is_masked,
     is_of_masks,
-    placed,
     plain_class,
     present_weight,
     stored_weight,
 )
+from robust_plugin.masks.masked_weight import MaskedWeight, placed
 from robust_plugin.masks.select import most_kept
 from robust_plugin.runtime.calls import explain_wrong_calls, user_level
 from robust_plugin.runtime.values import check_model

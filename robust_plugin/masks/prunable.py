@@ -11,7 +11,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize, prune
 
 from robust_plugin.masks.groups import Group, Member
-from robust_plugin.masks.masked_layer import SHARDED, is_masked, is_sharded
+from robust_plugin.masks.masked_layer import is_masked
+from robust_plugin.masks.masked_weight import SHARDED, is_sharded
 from robust_plugin.runtime.calls import explain_wrong_calls, user_level
 from robust_plugin.runtime.values import check_model
 
