@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -82,17 +82,16 @@ def run_phases(
     """
     done, steps = pruner.phase_done
     names = phase_names(pruner, epochs, steps_per_epoch)
-    if isinstance(make_optimizer, Mapping) and set(names) - set(make_optimizer):
-        lacking = next(name for name in names if name not in make_optimizer)
-        raise ValueError(f"make_optimizer has no function for {lacking!r}; give one per phase.")
+    makers = _makers(make_optimizer, names)
+    if not (wrap is None or callable(wrap)):
+        raise TypeError(f"wrap is {wrap!r}; give a function of the network, as DDP.")
     for name in names:
         if done == "finetune" and name == "prune":
             continue
         resumed = name == done and steps > 0
         groups = pruner.set_phase(name)
         model = pruner.model if wrap is None else wrap(pruner.model)
-        make = make_optimizer[name] if isinstance(make_optimizer, Mapping) else make_optimizer
-        made = make(groups)
+        made = makers[name](groups)
         optimizer, scheduler = made if isinstance(made, tuple) else (made, None)
         if name == "prune":
             pruner.follow(optimizer, epochs=epochs[name], steps_per_epoch=steps_per_epoch)
@@ -111,6 +110,32 @@ def count_steps(pruner: Phased, optimizer: Any) -> None:
             pruner.count_step()
 
     innermost_optimizers(optimizer)[-1].register_step_post_hook(hook)
+
+
+def _makers(
+    make_optimizer: MakeOptimizer | Mapping[str, MakeOptimizer], names: Sequence[PhaseName]
+) -> dict[str, MakeOptimizer]:
+    """Return the function that makes the optimizer of each phase.
+
+    Raises:
+        TypeError: if it is no function, but an optimizer, say.
+        ValueError: naming a phase without a function.
+    """
+    given = make_optimizer
+    found: dict[str, MakeOptimizer] = (
+        dict(given) if isinstance(given, Mapping) else {name: given for name in names}
+    )
+    lacking = [name for name in names if name not in found]
+    if lacking:
+        raise ValueError(f"make_optimizer has no function for {lacking[0]!r}; give one per phase.")
+    wrong = [made for made in found.values() if not callable(made)]
+    if wrong:
+        raise TypeError(
+            f"make_optimizer is a {type(wrong[0]).__name__}; each phase trains other parameters: "
+            "give a function that makes an optimizer of param groups, such as "
+            "lambda params: torch.optim.SGD(params, lr=0.1)."
+        )
+    return found
 
 
 def phase_names(pruner: Phased, epochs: Mapping[str, int], steps_per_epoch: int) -> list[PhaseName]:

@@ -92,5 +92,10 @@ def test_other_mistakes() -> None:
         next(pruner.phases(sgd, epochs=5, steps_per_epoch=1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="legal: whole numbers above 0, for 'finetune'"):
         next(pruner.phases(sgd, epochs={"prune": 1, "finetune": 1}, steps_per_epoch=1))
+    ready = torch.optim.SGD(pruner.model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="make_optimizer is a SGD; each phase trains other"):
+        next(pruner.phases(ready, epochs={"finetune": 1}, steps_per_epoch=1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="wrap is 3; give a function of the network"):
+        next(pruner.phases(sgd, epochs={"finetune": 1}, steps_per_epoch=1, wrap=3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="make_optimizer has no function for 'finetune'"):
         next(pruner.phases({"prune": sgd}, epochs={"finetune": 1}, steps_per_epoch=1))
