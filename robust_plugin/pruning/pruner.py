@@ -211,8 +211,9 @@ class Pruner:
         frozen. Wrap the model in DDP after this call.
 
         Returns:
-            list: param groups for a new optimizer. Those of scores and rates set weight decay to 0,
-            because it would pull every layer's density to one half.
+            list: param groups for a new optimizer. In the prune phase, the first one holds scores
+            and rates, and sets weight decay to 0, which would pull every layer's density to one
+            half.
 
         Raises:
             ValueError: if the phase is unknown, or not in the order prune, finetune, finalize, or
@@ -442,8 +443,8 @@ class Pruner:
     def lend_masks(self, model: nn.Module) -> None:
         """Overwrite the masks of a copy of the network (an EMA, say) with the present masks.
 
-        A copy of the network has the masks of the moment when it was made. Call this before the
-        copy is evaluated.
+        A copy of the network has the masks of the moment when it was made, until its scores are
+        averaged with those of the network. Call this before another copy is evaluated.
 
         Args:
             model: copy of the network with masks, or a wrapper with such a copy as ``module``.
@@ -480,8 +481,8 @@ class Pruner:
         if self.kept > self.budget.total:
             raise ValueError(
                 f"the masks keep a cost of {self.kept:,}, and the budget is "
-                f"{int(self.budget.total):,}: a state of another pruner was loaded, or "
-                "masks were written. Call set_phase('prune') and follow again, or attach anew."
+                f"{int(self.budget.total):,}, so that masks were written or chosen by hand; "
+                "attach a new pruner to the network as it was before, or load a saved state."
             )
         detach.finalize(self.model)
         for hook in self._hooks:

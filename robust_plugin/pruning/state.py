@@ -56,7 +56,10 @@ def refuse_foreign(state: object) -> None:
     Args:
         state: legally what ``Pruner.state_dict`` returned.
     """
-    needed = ("settings", "density", "phase", "schedule", "control")
+    needed = (
+        "settings", "density", "phase", "schedule", "control", "settled", "updated",
+        "finetune_steps",
+    )  # fmt: skip
     if not isinstance(state, Mapping) or any(key not in state for key in needed):
         raise ValueError(
             f"this is no state of a pruner, which holds {', '.join(needed)}; give what "

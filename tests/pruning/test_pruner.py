@@ -419,3 +419,12 @@ def test_lists_of_parameters_by_name_are_those_of_the_plain_network(cnn, attach)
             pruner.update_masks()
         pruner.set_phase("finetune")
         assert decayed(model) == plain
+
+
+def test_masks_above_the_budget_are_not_finalized(cnn, attach):
+    model = cnn()
+    pruner = attach("magnitude", model, 0.1)
+    pruner.masks[0].choose(pruner.masks[0].kept + 5)
+    with pytest.raises(ValueError, match="the masks keep a cost of 170, and the budget is 165"):
+        pruner.finalize()
+    assert is_masked(model[0]) and pruner.phase == "attached"
