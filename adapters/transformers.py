@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -56,8 +57,8 @@ def prune_with(
         trainer: a Trainer that has not trained yet. Choose its optimizer by ``args.optim`` or
             ``optimizer_cls_and_kwargs``.
         make_pruner: function that attaches a pruner to a model and returns the pruner.
-        epochs: number of epochs by name of the phase: ``"prune"``, if the pruner learns, and
-            ``"finetune"``. Their sum replaces ``args.num_train_epochs``. If ``args.max_steps`` is
+        epochs: number of epochs by name of the phase: ``"shrink"``, if the pruner has a schedule,
+            ``"prune"``, if it learns, and ``"finetune"``. Their sum replaces ``args.num_train_epochs``. If ``args.max_steps`` is
             set, these steps are divided between the phases in proportion.
         learning_rates: learning rate by name of the phase; None for that of the Trainer. Scores
             often need a larger one than pre-trained weights.
@@ -106,6 +107,7 @@ class _Phases(TrainerCallback):  # type: ignore[misc]  # mypy does not read tran
         self.runs: Iterator[PhaseRun] = iter(())
         self.phase = ""  # before and after train()
         self.steps: dict[str, int] = {}  # number of optimizer steps of each phase
+        self.ends: dict[str, int] = {}  # number of optimizer steps until each phase ends
         self.trained: dict[nn.Parameter, bool] = {}
         self.stops = False
         if trainer.args.max_steps <= 0:
@@ -125,8 +127,9 @@ class _Phases(TrainerCallback):  # type: ignore[misc]  # mypy does not read tran
             )
         per_epoch = max(1, steps // sum(self.epochs.values()))
         self.steps = {name: per_epoch * number for name, number in self.epochs.items()}
-        last = "finetune" if "finetune" in self.epochs else "prune"
-        self.steps[last] += steps - sum(self.steps.values())  # a rest of max_steps
+        names = [name for name in self.pruner.order if name in self.epochs]
+        self.steps[names[-1]] += steps - sum(self.steps.values())  # a rest of max_steps
+        self.ends = dict(zip(names, accumulate(self.steps[name] for name in names), strict=True))
         self._check_steps(trainer.state.global_step)
         trainer.optimizer = None
         self.runs = self.pruner.phases(
@@ -159,7 +162,7 @@ class _Phases(TrainerCallback):  # type: ignore[misc]  # mypy does not read tran
         It may have made fewer, because a step that a GradScaler skips does not count.
         """
         phase, own = self.pruner.phase_done
-        own += self.steps.get("prune", 0) if phase == "finetune" else 0
+        own += self.ends[phase] - self.steps[phase] if phase in self.ends else 0
         lacks = step > 0 and any(mask.was_dense for mask in self.pruner.masks)
         if own > step or (own == 0) != (step == 0) or lacks:
             raise ValueError(
@@ -185,7 +188,8 @@ class _Phases(TrainerCallback):  # type: ignore[misc]  # mypy does not read tran
             # The running loop keeps its optimizer, which accelerate has wrapped and remembers.
             trainer.optimizer = former
             (inner,) = innermost_optimizers(former)
-            inner.state.clear()
+            if "prune" in self.epochs:  # else both phases train the same parameters
+                inner.state.clear()
             inner.param_groups[:] = made.param_groups
             made = inner
         trainer.create_scheduler(num_training_steps=self.steps[self.phase], optimizer=made)
@@ -197,11 +201,11 @@ class _Phases(TrainerCallback):  # type: ignore[misc]  # mypy does not read tran
             parameter.requires_grad_(trains)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin fine-tuning after the last step of the prune phase."""
-        if self.phase == "prune" and state.global_step >= self.steps["prune"]:
+        """Begin the next phase after the last step of the present one."""
+        if self.ends[self.phase] <= state.global_step < max(self.ends.values()):
             next(self.runs)
             self.trainer.callback_handler.lr_scheduler = self.trainer.lr_scheduler
-            # A network of the prune phase is none of those to choose the best one from.
+            # A network of an earlier phase is none of those to choose the best one from.
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -209,17 +213,18 @@ class _Phases(TrainerCallback):  # type: ignore[misc]  # mypy does not read tran
         self.stops = control.should_training_stop
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep an early stop from ending the prune phase, which has a fixed length."""
-        if self.phase == "prune":
+        """Keep an early stop from ending a phase before fine-tuning: its length is fixed."""
+        if self.phase != "finetune":
             control.should_training_stop = self.stops
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Finalize the pruner, and give the Trainer its methods back."""
         if self.phase == "":  # a second train()
             return
-        if self.phase == "prune" and "finetune" in self.epochs:
+        if self.phase != "finetune" and "finetune" in self.epochs:
             warnings.warn(
-                "training ended in the prune phase, so that the pruned network was not fine-tuned.",
+                f"training ended in the {self.phase} phase, so that the pruned network was not "
+                "fine-tuned.",
                 stacklevel=user_level(),
             )
         self.pruner.finalize()

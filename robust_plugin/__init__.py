@@ -22,6 +22,9 @@ from robust_plugin.attacks import (
 )
 from robust_plugin.budget import (
     Budget,
+    Cubic,
+    Geometric,
+    Rounds,
 )
 from robust_plugin.certificates import (
     IBP,
@@ -74,6 +77,7 @@ from robust_plugin.objectives import (
     trades,
 )
 from robust_plugin.pruning import (
+    GradualPruner,
     HarpPruner,
     HydraPruner,
     MagnitudePruner,
@@ -105,7 +109,10 @@ __all__ = [
     "Certificates",
     "Certifier",
     "Comparison",
+    "Cubic",
     "Free",
+    "Geometric",
+    "GradualPruner",
     "Group",
     "HarpPruner",
     "HydraPruner",
@@ -120,6 +127,7 @@ __all__ = [
     "Pruner",
     "Ramp",
     "Report",
+    "Rounds",
     "SecurityCurve",
     "Smoothed",
     "Sparsity",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -21,7 +22,8 @@ from robust_plugin.adapters.lightning.phase_change import (
 )
 from robust_plugin.masks.detach import dense_state_dict
 from robust_plugin.masks.masked_layer import is_of_masks
-from robust_plugin.pruning.phase_run import count_steps, phase_names
+from robust_plugin.pruning.phase_run import count_steps, phase_names, take_over_state
+from robust_plugin.pruning.phases import PhaseName
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.runtime.calls import explain_wrong_calls, user_level
 
@@ -39,15 +41,15 @@ class PruningCallback(Callback):
     weights, and this group has no weight decay in the prune phase.
 
     ``EarlyStopping``, and ``ModelCheckpoint`` with a monitored quantity, begin anew with
-    fine-tuning; an early stop does not end the prune phase. Checkpoints resume by
+    each phase; an early stop ends no other phase than fine-tuning. Checkpoints resume by
     ``trainer.fit(ckpt_path=...)``. In those of the fine-tuning phase, ``state_dict`` is that of the
-    network without a pruner; in those of the prune phase, it has the masks too.
+    network without a pruner; in those of the other phases, it has the masks too.
 
     Args:
         make_pruner: function of the LightningModule that returns a pruner attached to it, or to one
             of its submodules, such as ``lambda module: HarpPruner(module, density=0.1)``.
-        epochs: number of epochs by name of the phase: ``"prune"``, if the pruner learns, and
-            ``"finetune"``. Fit ends after their sum.
+        epochs: number of epochs by name of the phase: ``"shrink"``, if the pruner has a schedule,
+            ``"prune"``, if it learns, and ``"finetune"``. Fit ends after their sum.
         steps_per_epoch: number of optimizer steps per epoch; None asks the trainer. Give it if the
             train loader has no length, or ``training_step`` steps the optimizers itself.
 
@@ -118,8 +120,9 @@ class PruningCallback(Callback):
                 f"{total} epochs; give Trainer(max_epochs={total}), or fewer epochs per phase."
             )
         self._min_epochs, loop.max_epochs = loop.min_epochs, total
-        if "prune" in names:  # an early stop waits for fine-tuning
-            loop.min_epochs = max(loop.min_epochs or 0, min(self._epochs["prune"] + 1, total))
+        before = total - self._epochs.get("finetune", 0)
+        if before:  # an early stop waits for fine-tuning
+            loop.min_epochs = max(loop.min_epochs or 0, min(before + 1, total))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the first phase, or the phase of the checkpoint that was loaded."""
@@ -131,10 +134,10 @@ class PruningCallback(Callback):
                 "give Trainer(max_steps=-1)."
             )
         begun = self.pruner.phase
-        self._begin(trainer, begun if begun in ("prune", "finetune") else self._phase_of(0))
+        self._begin(trainer, self._phase_of(0) if begun == "attached" else begun)  # type: ignore[arg-type]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin fine-tuning after the epochs of the prune phase."""
+        """Begin the next phase after the epochs of the present one."""
         phase = self._phase_of(trainer.current_epoch)
         if phase != self.pruner.phase:
             self._begin(trainer, phase)
@@ -144,7 +147,7 @@ class PruningCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin fine-tuning in an epoch without ``on_train_epoch_start``, as after some resumes."""
+        """Begin the next phase in an epoch without ``on_train_epoch_start``, as after some resumes."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -199,20 +202,25 @@ class PruningCallback(Callback):
         copies = [getattr(each, "_average_model", None) for each in callbacks_of(trainer)]
         return [e.module.get_submodule(place) for e in copies if isinstance(e, AveragedModel)]
 
-    def _phase_of(self, epoch: int) -> Literal["prune", "finetune"]:
+    def _phase_of(self, epoch: int) -> PhaseName:
         """Return the phase of an epoch, counted from the start of fit."""
-        first = "finetune" not in self._epochs or epoch < self._epochs.get("prune", 0)
-        return "prune" if first else "finetune"
+        names = [name for name in self.pruner.order if name in self._epochs]
+        ends = accumulate(self._epochs[name] for name in names)
+        return next((name for name, end in zip(names, ends, strict=True) if epoch < end), names[-1])
 
-    def _begin(self, trainer: Trainer, phase: Literal["prune", "finetune"]) -> None:
+    def _begin(self, trainer: Trainer, phase: PhaseName) -> None:
         """Begin a phase."""
+        former = list(trainer.strategy.optimizers)
+        continues = self.pruner.phase == "shrink" and phase == "finetune"
         groups = self.pruner.set_phase(phase)
         optimizers = make_optimizers(trainer, self._epochs[phase])
         keep_trained(optimizers, self.pruner.model, groups, prune=phase == "prune")
-        if phase == "prune":
-            self.pruner.follow(optimizers, epochs=self._epochs[phase], steps_per_epoch=self._steps)
-        else:
+        if continues:  # both phases train the same parameters
+            take_over_state(former, optimizers)
+        if phase == "finetune":
             count_steps(self.pruner, optimizers)
+        else:
+            self.pruner.follow(optimizers, epochs=self._epochs[phase], steps_per_epoch=self._steps)
 
 
 def _check_trainer(trainer: Trainer, callback: PruningCallback) -> None:

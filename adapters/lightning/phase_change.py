@@ -82,9 +82,9 @@ def keep_trained(
 
 
 def forget_best(trainer: Trainer) -> None:
-    """Let early stopping and the best checkpoint begin anew with fine-tuning.
+    """Let early stopping and the best checkpoint begin anew with a phase.
 
-    A network of the prune phase often keeps more weights, and is better for that reason alone.
+    A network of an earlier phase often keeps more weights, and is better for that reason alone.
     """
     trainer.should_stop = False
     for callback in callbacks_of(trainer):

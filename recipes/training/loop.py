@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from robust_plugin.attacks.logits import NotFinite
 from robust_plugin.objectives.by_attack import replay
+from robust_plugin.pruning.phases import PhaseName
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.recipes.config.schema import StageConfig
 from robust_plugin.recipes.data.batches import batches_of
@@ -59,7 +60,7 @@ def train(
     stage: StageConfig,
     *,
     pruner: Pruner | None = None,
-    phase: Literal["prune", "finetune"] = "finetune",
+    phase: PhaseName = "finetune",
 ) -> nn.Module:
     """Train one stage with the run's objective, or continue a stage that was interrupted.
 
@@ -95,7 +96,7 @@ def train(
     if saved is not None:
         saved.restore(optimizer=optimizer)
     length = length_of(run, stage)
-    if pruner is not None and phase == "prune":
+    if pruner is not None and phase in ("shrink", "prune"):
         pruner.follow(optimizer, epochs=length.epochs, steps_per_epoch=length.steps_per_epoch)
 
     done = len(records) * length.steps_per_epoch

@@ -7,7 +7,7 @@ Its *rate* is its density, the share of its entries that it keeps.
 Start with ``budget.py``: the largest cost that may be kept, in parameters, FLOPs or channels, and
 counts with at most this cost. ``quadratic.py`` computes the cost of given counts. ``rates.py``
 has the fixed layer densities (uniform, ERK, LAMP, global), ``control.py`` the learned ones
-(HARP), and ``density_logits.py`` the logits by which they are learned. ``patterns_and_blocks.py``
+(HARP), ``schedules.py`` how the density falls over time, and ``density_logits.py`` the logits by which they are learned. ``patterns_and_blocks.py``
 has budgets for n:m patterns and for channels in blocks. ``costs.py`` counts the cost of each
 weight or channel in a network, and ``plan.py`` computes the budget and the first counts of a
 pruner.
@@ -21,8 +21,13 @@ Used by: pruning, channels.
 from robust_plugin.budget.budget import (
     Budget,
 )
+from robust_plugin.budget.schedules import (
+    Cubic,
+    Geometric,
+    Rounds,
+)
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "Cubic", "Geometric", "Rounds"]
 
 
 def __dir__() -> list[str]:

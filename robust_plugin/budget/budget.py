@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robust_plugin.budget.density_logits import MAX_LOGIT
+from robust_plugin.budget.density_logits import MAX_LOGIT, rate_logit
 from robust_plugin.budget.quadratic import Products, Terms, spend
 from robust_plugin.budget.rates import bisect
 from robust_plugin.masks.select import kept_count
@@ -63,6 +63,8 @@ class Budget:
         fixed: cost of the parts of the network that belong to no group.
         whole: True if the cost covers the whole network and not only the groups, even if
             ``products`` is empty and ``fixed`` is 0.
+        most: largest number of entries that each group may keep, because the others are pruned for
+            good; empty for all of its entries.
     """
 
     sizes: tuple[int, ...]
@@ -72,6 +74,7 @@ class Budget:
     products: Products = ()
     fixed: int = 0
     whole: bool = False
+    most: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """Return one line: the number of groups, the density, and the largest cost."""
@@ -130,6 +133,11 @@ class Budget:
         return replace(self, density=density, total=int(max(least, total)))
 
     @property
+    def limits(self) -> tuple[int, ...]:
+        """The largest number of entries that each group may keep: ``most``, or its size."""
+        return self.most or self.sizes
+
+    @property
     def terms(self) -> Terms:
         """The cost as a function of how many entries each group keeps."""
         return Terms(self.costs, self.products, self.fixed)
@@ -174,12 +182,12 @@ class Budget:
             densities: share of its entries that each group should keep.
 
         Returns:
-            list: number of kept entries of each group, not rounded, from 1 to the group's size.
+            list: number of kept entries of each group, not rounded, from 1 to its limit.
         """
         wishes = [k * n for k, n in zip(densities, self.sizes, strict=True)]
 
         def counts(factor: float) -> list[float]:
-            each = zip(wishes, self.sizes, strict=True)
+            each = zip(wishes, self.limits, strict=True)
             return [min(max(factor * w, 1.0), float(n)) for w, n in each]
 
         high = 2 / min(densities)
@@ -204,15 +212,15 @@ class Budget:
         counts = [math.floor(e + 1e-9) for e in exact]
         by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - exact[i])
         if self.coupled:
-            return spend(self.terms, self.sizes, self.total, counts, by_remainder)
+            return spend(self.terms, self.limits, self.total, counts, by_remainder)
         left = self.total - self.cost(counts)
         for i in by_remainder:
-            if self.costs[i] <= left and counts[i] < self.sizes[i]:
+            if self.costs[i] <= left and counts[i] < self.limits[i]:
                 counts[i] += 1
                 left -= self.costs[i]
         # What is left may be too little for one expensive entry and enough for some cheap ones.
         for i in sorted(range(len(counts)), key=lambda i: -self.costs[i]):
-            more = min(int(left // self.costs[i]), self.sizes[i] - counts[i])
+            more = min(int(left // self.costs[i]), self.limits[i] - counts[i])
             counts[i] += more
             left -= more * self.costs[i]
         return counts
@@ -220,9 +228,11 @@ class Budget:
     def asked(self, densities: Sequence[float]) -> list[int]:
         """Return how many entries each group keeps at these densities, without regard to the total.
 
-        Each count is max(1, n - int((1 - k) n)) for a group of n entries at density k.
+        Each count is max(1, n - int((1 - k) n)) for a group of n entries at density k, and no
+        more than the group's limit.
         """
-        return [kept_count(n, k) for n, k in zip(self.sizes, densities, strict=True)]
+        each = zip(self.sizes, densities, self.limits, strict=True)
+        return [min(kept_count(n, k), limit) for n, k, limit in each]
 
     def hold(self, logits: Tensor, k_min: float) -> Tensor:
         """Return logits of layer densities, moved so that the densities cost exactly the total.
@@ -233,7 +243,8 @@ class Budget:
         budget has products, c_l + sum_j c_lj k_j n_j takes the place of c_l. No gradient passes
         through the projection. Of a descent step, it keeps the part that does not change the cost.
         (One common shift of all logits would also meet the budget, but it comes to rest where the
-        loss's gradients are equal instead of proportional to d.)
+        loss's gradients are equal instead of proportional to d.) No density exceeds the limit of its
+        group.
 
         Args:
             logits: r, one per group, float64 on the CPU, shape [groups].
@@ -249,12 +260,20 @@ class Budget:
         direction = costs * share * (1 - share)
         direction = direction / direction.max()
 
+        highest = torch.full_like(logits, MAX_LOGIT)
+        if self.most:
+            each = zip(self.most, self.sizes, strict=True)
+            highest = torch.tensor([rate_logit(n / size, k_min) for n, size in each]).to(logits)
+
+        def moved(x: float) -> Tensor:
+            return torch.minimum(logits + x * direction, highest)
+
         def spent(x: float) -> float:
-            return self.share(logits + x * direction, k_min) * self.full
+            return self.share(moved(x), k_min) * self.full
 
         farthest = 2 * MAX_LOGIT / float(direction.min())
         x = bisect(spent, self.total, low=-farthest, high=farthest)
-        return (logits + x * direction).clamp(-MAX_LOGIT, MAX_LOGIT)
+        return moved(x).clamp(min=-MAX_LOGIT)
 
     def share(self, logits: Tensor, k_min: float) -> float:
         """Return the share of the dense network's cost that is kept at the densities of logits.

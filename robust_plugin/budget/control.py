@@ -41,8 +41,8 @@ _PAPER_STEPS = 391
 
 
 @dataclass
-class Schedule:
-    """Length of a prune phase, and how much of it is done.
+class PhaseSteps:
+    """Length of a phase in optimizer steps, and how much of it is done.
 
     Attributes:
         step: number of optimizer steps done so far.
@@ -55,30 +55,30 @@ class Schedule:
     steps_per_epoch: int = 0
 
     @property
-    def steps(self) -> int:
+    def total(self) -> int:
         """The length of the phase in optimizer steps, 0 before it is known."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def progress(self) -> float:
         """The share of the phase that has passed, in [0, 1]; 0 before its length is known."""
-        return min(1.0, self.step / self.steps) if self.steps else 0.0
+        return min(1.0, self.step / self.total) if self.total else 0.0
 
 
 class RateControl(Protocol):
     """Interface through which a Pruner changes layer densities (rates) during the prune phase.
 
-    ``masks`` are the masks of all groups with their rate logits, and ``schedule`` says how much of
+    ``masks`` are the masks of all groups with their rate logits, and ``steps`` says how much of
     the phase is done.
     """
 
-    def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
+    def after_step(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> None:
         """Adjust the rate logits in ``masks`` after an optimizer step has changed them."""
 
-    def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
+    def counts(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> list[int]:
         """Return the number of weights or channels that each group keeps at this step."""
 
-    def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
+    def penalty(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> Tensor:
         """Return the penalty, a scalar, that is to be added to the training loss."""
 
     def state(self) -> dict[str, Any]:
@@ -88,20 +88,20 @@ class RateControl(Protocol):
         """Continue from what ``state`` returned earlier."""
 
     def resume(self, masks: Sequence[GroupMask]) -> None:
-        """Continue from the logits in ``masks``, which were changed from outside."""
+        """Begin anew from the logits in ``masks``, which were changed from outside."""
 
 
 class FixedRates:
     """Layer densities that are not learned: every group keeps as many entries as at the start."""
 
-    def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
+    def after_step(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> None:
         """Do nothing: the rates are fixed."""
 
-    def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
+    def counts(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> list[int]:
         """Return the number of weights or channels that each mask keeps now."""
         return [mask.kept for mask in masks]
 
-    def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
+    def penalty(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> Tensor:
         """Return zero, a scalar: fixed rates need no penalty."""
         return torch.zeros((), device=masks[0].scores.device)
 
@@ -134,42 +134,46 @@ class HeldRates:
 
     def __init__(self, budget: Budget, logits: Tensor, k_min: float) -> None:
         self.budget, self.k_min = budget, k_min
-        self.start = max(budget.goal, budget.share(logits, k_min))
+        self._begin(logits)
+
+    def _begin(self, logits: Tensor) -> None:
+        self.start = max(self.budget.goal, self.budget.share(logits, self.k_min))
         self._previous = logits
 
-    def total(self, schedule: Schedule) -> Budget:
+    def total(self, steps: PhaseSteps) -> Budget:
         """Return the budget of this step, whose total is K(t)."""
-        passed = min(1.0, schedule.progress / _ANNEAL_SHARE)
+        passed = min(1.0, steps.progress / _ANNEAL_SHARE)
         if passed == 1:
             return self.budget
         share = self.start * (self.budget.goal / self.start) ** passed
         return self.budget.rescaled(max(self.budget.total, share * self.budget.full))
 
-    def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
+    def after_step(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> None:
         """Limit the change of the logits since the last step, then project them onto the budget."""
-        moved = limited(rate_logits(masks), self._previous, _TRAVEL / schedule.steps)
-        self._previous = self.total(schedule).hold(moved, self.k_min)
+        moved = limited(rate_logits(masks), self._previous, _TRAVEL / steps.total)
+        self._previous = self.total(steps).hold(moved, self.k_min)
         set_logits(masks, self._previous)
 
-    def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
+    def counts(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> list[int]:
         """Return the number of entries that each group keeps, within the budget of this step."""
-        return self.total(schedule).round(densities(masks))
+        return self.total(steps).round(densities(masks))
 
-    def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
+    def penalty(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> Tensor:
         """Return zero, a scalar: the projection meets the budget without a penalty."""
         return torch.zeros((), device=masks[0].scores.device)
 
     def state(self) -> dict[str, Any]:
-        """Return the logits after the last step, which limit how far the next step may go."""
-        return {"previous": self._previous.tolist()}
+        """Return where the budget started, and the logits after the last step, which limit the next."""
+        return {"start": self.start, "previous": self._previous.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned earlier."""
+        self.start = float(state["start"])
         self._previous = torch.tensor(state["previous"], dtype=torch.float64)
 
     def resume(self, masks: Sequence[GroupMask]) -> None:
-        """Continue from the logits in ``masks``, which were changed from outside."""
-        self._previous = rate_logits(masks)
+        """Begin anew from the logits in ``masks``, which were changed from outside."""
+        self._begin(rate_logits(masks))
 
 
 class HingeRates:
@@ -202,29 +206,32 @@ class HingeRates:
     ) -> None:
         self.budget, self.k_min, self.gamma_step = budget, k_min, gamma_step
         self.growths = 1
-        self._previous = logits
-        start = max(budget.goal, budget.share(logits, k_min))
+        self._begin(logits)
+
+    def _begin(self, logits: Tensor) -> None:
+        self._previous, goal = logits, self.budget.goal
+        start = max(goal, self.budget.share(logits, self.k_min))
         # The penalty has to move the logits from the start to the target. That distance is added to
         # what gradients may move them by.
-        self._travel = _TRAVEL + rate_logit(start, k_min) - rate_logit(budget.goal, k_min)
+        self._travel = _TRAVEL + rate_logit(start, self.k_min) - rate_logit(goal, self.k_min)
 
-    def gamma(self, schedule: Schedule) -> float:
+    def gamma(self, steps: PhaseSteps) -> float:
         """Return gamma, the factor of the penalty in the loss at this step."""
-        scale = max(1.0, _PAPER_STEPS / schedule.steps_per_epoch) if schedule.steps else 1.0
+        scale = max(1.0, _PAPER_STEPS / steps.steps_per_epoch) if steps.total else 1.0
         return self.gamma_step * scale * self.growths
 
-    def after_step(self, masks: Sequence[GroupMask], schedule: Schedule) -> None:
+    def after_step(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> None:
         """Limit the change of the logits and stop them at the target.
 
         At the end of an epoch that keeps more than the target, gamma grows.
         """
         before = self._previous
-        logits = limited(rate_logits(masks), before, self._travel / schedule.steps)
+        logits = limited(rate_logits(masks), before, self._travel / steps.total)
         if self._share(before) >= 1 > self._share(logits):
             logits = self.budget.hold(logits, self.k_min)
         set_logits(masks, logits)
         self._previous = logits
-        if schedule.step % schedule.steps_per_epoch == 0:
+        if steps.step % steps.steps_per_epoch == 0:
             # If the sum is half a per cent or more above the target, L_hw does not round to 0.
             self.growths += round(self._share(logits) - 1, 2) > 0
 
@@ -237,26 +244,31 @@ class HingeRates:
         found = self.budget.share(logits, self.k_min) / self.budget.goal
         return found if abs(found - 1) > 1e-9 else 1.0
 
-    def counts(self, masks: Sequence[GroupMask], schedule: Schedule) -> list[int]:
+    def counts(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> list[int]:
         """Return how many entries each group keeps by its rate; they may exceed the budget."""
         return self.budget.asked(densities(masks))
 
-    def penalty(self, masks: Sequence[GroupMask], schedule: Schedule) -> Tensor:
+    def penalty(self, masks: Sequence[GroupMask], steps: PhaseSteps) -> Tensor:
         """Return gamma L_hw, a scalar that is differentiable with respect to the rate logits."""
-        return self.gamma(schedule) * self.budget.hinge([mask.density() for mask in masks])
+        return self.gamma(steps) * self.budget.hinge([mask.density() for mask in masks])
 
     def state(self) -> dict[str, Any]:
-        """Return ``growths``, and the logits after the last step, which limit the next step."""
-        return {"growths": self.growths, "previous": self._previous.tolist()}
+        """Return ``growths``, and what limits the next step: the logits after the last one."""
+        return {
+            "growths": self.growths,
+            "travel": self._travel,
+            "previous": self._previous.tolist(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned earlier."""
         self.growths = int(state["growths"])
+        self._travel = float(state["travel"])
         self._previous = torch.tensor(state["previous"], dtype=torch.float64)
 
     def resume(self, masks: Sequence[GroupMask]) -> None:
-        """Continue from the logits in ``masks``, which were changed from outside."""
-        self._previous = rate_logits(masks)
+        """Begin anew from the logits in ``masks``, which were changed from outside."""
+        self._begin(rate_logits(masks))
 
 
 def control_of(

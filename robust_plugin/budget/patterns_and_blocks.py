@@ -84,6 +84,7 @@ class BlockBudget(Budget):
             self.total,
             tuple((i, j, cost * s[i] * s[j]) for i, j, cost in self.products),
             self.fixed,
+            most=tuple(most // step for most, step in zip(self.most, s, strict=bool(self.most))),
         )
 
     def round(self, densities: Sequence[float]) -> list[int]:
@@ -174,7 +175,15 @@ class PatternBudget(BlockBudget):
                 f"so legal is 1/{m} to 1."
             )
         steps = tuple(size // m for size in budget.sizes)
-        return cls(budget.sizes, budget.costs, budget.density, budget.total, steps=steps, m=m)
+        return cls(
+            budget.sizes,
+            budget.costs,
+            budget.density,
+            budget.total,
+            most=budget.most,
+            steps=steps,
+            m=m,
+        )
 
     def round(self, densities: Sequence[float]) -> list[int]:
         """Choose the n of every layer, 1 <= n <= m, so that the layers cost at most the total.
@@ -191,10 +200,10 @@ class PatternBudget(BlockBudget):
         """
         blocks = self.blocks
         costs = blocks.costs
-        counts = nearest(blocks.scaled(densities), costs, self.total, m=self.m)
+        counts = nearest(blocks.scaled(densities), costs, self.total, most=blocks.limits)
         left = self.total - blocks.cost(counts)
         for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-            more = min(self.m - counts[i], int(left // costs[i]))
+            more = min(blocks.limits[i] - counts[i], int(left // costs[i]))
             counts[i] += more
             left -= more * costs[i]
         return self._entries(counts)
@@ -205,8 +214,10 @@ class PatternBudget(BlockBudget):
 _WIDTH = 64
 
 
-def nearest(wishes: Sequence[float], costs: Sequence[int], total: int, *, m: int) -> list[int]:
-    """Return the integers n_l, 1 <= n_l <= m, that are nearest to ``wishes`` at a limited cost.
+def nearest(
+    wishes: Sequence[float], costs: Sequence[int], total: int, *, most: Sequence[int]
+) -> list[int]:
+    """Return the integers n_l, 1 <= n_l <= m_l, that are nearest to ``wishes`` at a limited cost.
 
     They minimise sum_l c_l (n_l - e_l)^2 subject to sum_l c_l n_l <= total. The method is dynamic
     programming over the layers, the most expensive first: after each layer, it keeps the choices
@@ -214,10 +225,10 @@ def nearest(wishes: Sequence[float], costs: Sequence[int], total: int, *, m: int
     if there are never more than 64 such choices; of more, it keeps 64.
 
     Args:
-        wishes: e_l, the wanted n of each layer, not rounded, in (0, m].
+        wishes: e_l, the wanted n of each layer, not rounded, in (0, m_l].
         costs: c_l, cost of increasing n_l by 1.
         total: largest cost, at least sum_l c_l.
-        m: largest n of a layer.
+        most: m_l, the largest n of each layer.
 
     Returns:
         list: n_l, in the order of ``wishes``.
@@ -230,7 +241,7 @@ def nearest(wishes: Sequence[float], costs: Sequence[int], total: int, *, m: int
         found = sorted(
             (spent + n * costs[i], off + costs[i] * (n - wishes[i]) ** 2, (*chosen, n))
             for spent, off, chosen in front
-            for n in range(1, m + 1)
+            for n in range(1, most[i] + 1)
             if spent + n * costs[i] + reserve <= total
         )
         front, least = [], math.inf

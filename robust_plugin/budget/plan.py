@@ -6,9 +6,11 @@ density to a ``Plan``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -28,18 +30,31 @@ from robust_plugin.masks.select import Pattern
 
 @dataclass(frozen=True)
 class Plan:
-    """Budget, densities and counts that a pruner starts with.
+    """The budget of a pruner, and the densities and counts of its groups at one moment.
 
     Attributes:
-        budget: budget to meet at the end of the prune phase.
-        densities: density of each group at the beginning of the prune phase.
-        counts: number of weights or channels that each group keeps at the beginning, rounded from
+        budget: budget to meet at the end of pruning.
+        densities: density of each group at this moment.
+        counts: number of weights or channels that each group keeps at this moment, rounded from
             ``densities``.
     """
 
     budget: Budget
     densities: tuple[float, ...]
     counts: tuple[int, ...]
+
+
+class Planner(Protocol):
+    """The function ``plan`` for the groups and options of one pruner."""
+
+    def __call__(
+        self,
+        density: float | None,
+        *,
+        fall: Callable[[float], float] = ...,
+        most: tuple[int, ...] = ...,
+    ) -> Plan:
+        """Return the plan (see ``plan``)."""
 
 
 def planner(
@@ -52,8 +67,8 @@ def planner(
     least_start: float,
     round_to: int,
     example_inputs: Tensor | tuple[Tensor, ...] | None,
-) -> Callable[[float | None], Plan]:
-    """Return ``plan`` with all arguments set except the density; costs are counted only once.
+) -> Planner:
+    """Return ``plan`` with the arguments set that stay the same; costs are counted only once.
 
     Args:
         model: network without masks.
@@ -68,8 +83,8 @@ def planner(
             unit is "flops" or "channels", else None.
 
     Returns:
-        Callable: function from the density to reach (None if rates or pattern imply it) to the
-            plan.
+        Planner: function of the density to reach (None if rates or pattern imply it), and of
+            ``fall`` and ``most`` (see ``plan``), that returns the plan.
 
     Raises:
         ValueError: if the unit needs a forward pass and ``example_inputs`` is None.
@@ -95,6 +110,11 @@ def planner(
     )
 
 
+def _at_once(density: float) -> float:
+    """Return the density that is to be reached: nothing more is kept on the way."""
+    return density
+
+
 def plan(
     groups: Sequence[Group],
     density: float | None,
@@ -106,6 +126,8 @@ def plan(
     pattern: Pattern | None = None,
     least_start: float = 0.0,
     round_to: int = 1,
+    fall: Callable[[float], float] = _at_once,
+    most: tuple[int, ...] = (),
 ) -> Plan:
     """Return the budget of a density, and the densities and counts with which groups start.
 
@@ -125,6 +147,10 @@ def plan(
             densities and counts are those of a budget with this density.
         round_to: block size in channels: a group whose number of channels it divides keeps a
             multiple of it. 1 allows any number of channels.
+        fall: function from the density to reach to the density that is kept now, on the way there.
+            If rates or pattern imply the density of each group, it is applied to each of these.
+            The densities and counts are those of now, and the budget is that of the end.
+        most: largest number of entries that each group may keep; empty for all.
 
     Raises:
         TypeError: if ``round_to`` is not an integer.
@@ -143,14 +169,15 @@ def plan(
             raise ValueError(f"the weights of {name} are not finite, so nothing ranks them.")
     _refuse_contradictions(density, rates, pattern)
     dense, costs = _dense_budget(groups, multiply_adds, terms, steps)
+    dense = replace(dense, most=most)
     rated = partial(initial_rates, rates, names, weights, costs)
     if _implies_density(rates, pattern):
-        return _plan_for_given(dense, rated, unit, pattern)
+        return _plan_for_given(dense, rated, unit, pattern, fall)
     target = check_density(density)
     budget = dense.at(target, unit)
     if isinstance(budget, BlockBudget):
         check_blocks(budget)
-    start = max(least_start, target)
+    start = max(least_start, fall(target))
     densities, first = rated(start), dense.at(start, unit)
     if dense.coupled and unit != "channels":
         # A share of the cost is not the same share of channels: half of the channels of every group
@@ -211,7 +238,11 @@ def _dense_budget(
 
 
 def _plan_for_given(
-    dense: Budget, rated: Callable[[float], list[float]], unit: Unit, pattern: Pattern | None
+    dense: Budget,
+    rated: Callable[[float], list[float]],
+    unit: Unit,
+    pattern: Pattern | None,
+    fall: Callable[[float], float],
 ) -> Plan:
     """Return the plan for given layer densities; its budget allows exactly what they cost.
 
@@ -222,18 +253,23 @@ def _plan_for_given(
         unit: what the budget counts: "params", "flops" or "channels".
         pattern: a pattern with n, such as 2:4, gives the densities itself; to a pattern without n
             they are rounded; None does not round them to a pattern.
+        fall: function from the density of a group at the end to that of now. A pattern keeps the
+            next larger n of m on the way.
     """
     if pattern is not None and pattern.n is not None:
-        density = pattern.n / pattern.m
-        densities = rated(density)
+        m, density = pattern.m, pattern.n / pattern.m
         # Whole numbers: the float n / m times the size may round to another count.
-        counts = [size // pattern.m * pattern.n for size in dense.sizes]
-    else:
-        densities = rated(1.0)
-        counts = dense.asked(densities)
-        density = dense.cost(counts) / dense.full
-    budget = dense.at(density, unit).rescaled(dense.cost(counts))
-    if pattern is not None and pattern.n is None:
+        at_end = [size // m * pattern.n for size in dense.sizes]
+        n = math.ceil(fall(density) * m - 1e-9)
+        densities, counts = rated(n / m), [size // m * n for size in dense.sizes]
+        budget = dense.at(density, unit).rescaled(dense.cost(at_end))
+        return Plan(budget, tuple(densities), tuple(counts))
+    given = rated(1.0)
+    at_end, densities = dense.asked(given), [fall(k) for k in given]
+    counts = dense.asked(densities)
+    total = dense.cost(at_end)
+    budget = dense.at(total / dense.full, unit).rescaled(total)
+    if pattern is not None:
         budget = PatternBudget.of_every(pattern.m, budget)
-        counts = budget.round(densities)
+        counts = budget.rescaled(max(total, dense.cost(counts))).round(densities)
     return Plan(budget, tuple(densities), tuple(counts))

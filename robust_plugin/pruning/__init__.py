@@ -1,8 +1,9 @@
 """The pruner, its phases, its saved states, and the table of what a network keeps.
 
 Start with ``pruner.py``: one ``Pruner`` for all methods. ``presets.py`` has the pruners of three
-papers, each a ``Pruner`` with some arguments fixed. ``attachment.py`` checks the arguments of a
+papers and gradual pruning, each a ``Pruner`` with some choices made. ``attachment.py`` checks the arguments of a
 pruner and builds its masks, ``phases.py`` says which parameters are trained in which phase,
+``shrinking.py`` lowers the density in the first of them,
 ``phase_run.py`` runs all phases as one loop, ``progress.py`` counts their steps, ``loading.py``
 says what happens when a state is loaded, ``optimizer_hook.py`` updates the masks after optimizer
 steps, ``scores.py`` has initial scores, ``state.py`` compares a saved state with a pruner,
@@ -20,6 +21,7 @@ from robust_plugin.pruning.batch_norm import (
     recompute_statistics,
 )
 from robust_plugin.pruning.presets import (
+    GradualPruner,
     HarpPruner,
     HydraPruner,
     MagnitudePruner,
@@ -37,6 +39,7 @@ from robust_plugin.pruning.sparsity_table import (
 )
 
 __all__ = [
+    "GradualPruner",
     "HarpPruner",
     "HydraPruner",
     "MagnitudePruner",

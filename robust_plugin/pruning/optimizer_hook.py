@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from robust_plugin.budget.budget import Budget
-from robust_plugin.budget.control import Schedule
+from robust_plugin.budget.control import PhaseSteps
 from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.runtime.calls import user_level
 from robust_plugin.runtime.distributed import rank_and_world
@@ -169,7 +169,8 @@ def check_lengths(
     Args:
         epochs: number of epochs; None if not given.
         steps_per_epoch: number of optimizer steps per epoch; None if not given.
-        required: whether both must be given, which is so if layer densities are learned.
+        required: whether both must be given, which is so if the density falls in the phase, or layer
+            densities are learned.
 
     Raises:
         ValueError: if a length is no whole number, or one is required and missing or below 1.
@@ -182,8 +183,8 @@ def check_lengths(
         )
     if required and min(lengths) < 1 or min(lengths) < 0:
         raise ValueError(
-            f"epochs is {epochs} and steps_per_epoch is {steps_per_epoch}; learned rates move "
-            "on a schedule: give both, at least 1."
+            f"epochs is {epochs} and steps_per_epoch is {steps_per_epoch}; the density and learned "
+            "rates move over the whole phase: give both, at least 1."
         )
     return lengths
 
@@ -232,7 +233,7 @@ def warn_of_decay(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[T
             )
 
 
-def warn_of_cut(share: float, budget: Budget, schedule: Schedule) -> None:
+def warn_of_cut(share: float, budget: Budget, steps: PhaseSteps) -> None:
     """Warn if learned layer densities end the prune phase more than 1 % above the budget.
 
     The weights or channels above the budget are then pruned at once, without training.
@@ -240,12 +241,12 @@ def warn_of_cut(share: float, budget: Budget, schedule: Schedule) -> None:
     Args:
         share: share of the dense network's cost that the learned densities keep.
         budget: the budget that the prune phase should have reached.
-        schedule: number of optimizer steps done, and planned length of the phase.
+        steps: number of optimizer steps done, and planned length of the phase.
     """
     if share > 1.01 * budget.total / budget.full:
         warnings.warn(
             f"the rates ended at {share:.4g}, the budget is {budget.density:.4g}, at step "
-            f"{schedule.step} of {schedule.steps}; the rest is cut at once. follow() "
+            f"{steps.step} of {steps.total}; the rest is cut at once. follow() "
             "counts optimizer steps, not batches; the hinge may need more of them.",
             stacklevel=user_level(),
         )

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from robust_plugin.pruning.optimizer_hook import innermost_optimizers, step_was_skipped
+from robust_plugin.pruning.phases import PhaseName
 from robust_plugin.runtime.values import is_whole
 
 ParamGroups = list[dict[str, Any]]
 MakeOptimizer = Callable[[ParamGroups], Any]
-PhaseName = Literal["prune", "finetune"]
 
 
 class Phased(Protocol):
     """What ``run_phases`` needs of a pruner."""
 
     model: nn.Module
-    learn: frozenset[Any]
+    order: tuple[PhaseName, ...]
 
     @property
     def phase_done(self) -> tuple[str, int]:
@@ -45,7 +45,7 @@ class PhaseRun:
     """One phase of ``Pruner.phases``. Iterating over it gives the numbers of its epochs.
 
     Attributes:
-        name: ``"prune"`` or ``"finetune"``.
+        name: ``"shrink"``, ``"prune"`` or ``"finetune"``.
         model: the network, wrapped by the function that ``phases`` was given.
         optimizer: the optimizer of this phase.
         scheduler: what ``make_optimizer`` returned beside the optimizer; None if nothing.
@@ -85,21 +85,47 @@ def run_phases(
     makers = _makers(make_optimizer, names)
     if not (wrap is None or callable(wrap)):
         raise TypeError(f"wrap is {wrap!r}; give a function of the network, as DDP.")
-    for name in names:
-        if done == "finetune" and name == "prune":
-            continue
+    optimizer = scheduler = None
+    for name in names[_place(names, done) :]:
         resumed = name == done and steps > 0
         groups = pruner.set_phase(name)
         model = pruner.model if wrap is None else wrap(pruner.model)
-        made = makers[name](groups)
-        optimizer, scheduler = made if isinstance(made, tuple) else (made, None)
-        if name == "prune":
-            pruner.follow(optimizer, epochs=epochs[name], steps_per_epoch=steps_per_epoch)
-        else:
+        if optimizer is None or name in makers:
+            former, made = optimizer, makers.get(name, makers[names[0]])(groups)
+            optimizer, scheduler = made if isinstance(made, tuple) else (made, None)
+            if former is not None and "prune" not in names:
+                take_over_state(former, optimizer)
+        if name == "finetune":
             count_steps(pruner, optimizer)
+        else:
+            pruner.follow(optimizer, epochs=epochs[name], steps_per_epoch=steps_per_epoch)
         first = steps // steps_per_epoch if resumed else 0
         yield PhaseRun(name, model, optimizer, scheduler, epochs[name], first, resumed)
     pruner.finalize()
+
+
+def _place(names: Sequence[PhaseName], done: str) -> int:
+    """Return the index of the phase that a pruner continues in."""
+    return names.index(done) if done in names else 0  # type: ignore[arg-type]
+
+
+def take_over_state(former: Any, optimizer: Any) -> None:
+    """Give an optimizer the state, such as momentum, that a former one has of the same parameters.
+
+    Optimizers of another class than the former ones, or of another number, begin anew.
+
+    Args:
+        former: optimizer, or list of optimizers, of the phase before.
+        optimizer: optimizer, or list of optimizers, of this phase; changed in place.
+    """
+    before, now = innermost_optimizers(former), innermost_optimizers(optimizer)
+    if [type(each) for each in before] != [type(each) for each in now]:
+        return
+    states = {p: state for each in before for p, state in each.state.items()}
+    for each in now:
+        for parameter in (p for group in each.param_groups for p in group["params"]):
+            if parameter in states:
+                each.state[parameter] = states[parameter]
 
 
 def count_steps(pruner: Phased, optimizer: Any) -> None:
@@ -115,7 +141,7 @@ def count_steps(pruner: Phased, optimizer: Any) -> None:
 def _makers(
     make_optimizer: MakeOptimizer | Mapping[str, MakeOptimizer], names: Sequence[PhaseName]
 ) -> dict[str, MakeOptimizer]:
-    """Return the function that makes the optimizer of each phase.
+    """Return the function that makes the optimizer of each phase, by name of the phase.
 
     Raises:
         TypeError: if it is no function, but an optimizer, say.
@@ -125,7 +151,8 @@ def _makers(
     found: dict[str, MakeOptimizer] = (
         dict(given) if isinstance(given, Mapping) else {name: given for name in names}
     )
-    lacking = [name for name in names if name not in found]
+    needed = names[:1] if "prune" not in names else names  # the other one trains the same
+    lacking = [name for name in needed if name not in found]
     if lacking:
         raise ValueError(f"make_optimizer has no function for {lacking[0]!r}; give one per phase.")
     wrong = [made for made in found.values() if not callable(made)]
@@ -143,10 +170,10 @@ def phase_names(pruner: Phased, epochs: Mapping[str, int], steps_per_epoch: int)
 
     Raises:
         TypeError: if ``epochs`` is no mapping.
-        ValueError: naming an unknown phase or an illegal number, or if a pruner that learns has no
-            epochs to prune.
+        ValueError: naming an unknown phase or an illegal number, or if the phase is missing in
+            which a pruner learns or shrinks the network.
     """
-    legal = ("prune", "finetune") if pruner.learn else ("finetune",)
+    legal, name = pruner.order, type(pruner).__name__
     if not isinstance(epochs, Mapping):
         raise TypeError(f"epochs is {epochs!r}; give a dict, as {dict.fromkeys(legal, 5)}.")
     numbers = [*epochs.values(), steps_per_epoch]
@@ -155,10 +182,14 @@ def phase_names(pruner: Phased, epochs: Mapping[str, int], steps_per_epoch: int)
             f"epochs is {dict(epochs)} and steps_per_epoch is {steps_per_epoch!r}; legal: whole "
             f"numbers above 0, for {' and '.join(map(repr, legal))}."
         )
-    if pruner.learn and "prune" not in epochs:
+    if "prune" in legal and "prune" not in epochs:
         raise ValueError(
-            f"epochs is {dict(epochs)}, without 'prune', in which {type(pruner).__name__} learns; "
+            f"epochs is {dict(epochs)}, without 'prune', in which {name} learns; "
             "give it, or take MagnitudePruner."
         )
-    phases: tuple[PhaseName, ...] = ("prune", "finetune")
-    return [name for name in phases if name in epochs]
+    if "shrink" in legal and "shrink" not in epochs:
+        raise ValueError(
+            f"epochs is {dict(epochs)}, without 'shrink', in which the density of {name} falls "
+            "along its schedule; give it, or attach the pruner with schedule='at_once'."
+        )
+    return [name for name in legal if name in epochs]

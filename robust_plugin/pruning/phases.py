@@ -12,47 +12,83 @@ from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.masks.prunable import norm_parameters
 
 Learnable = Literal["scores", "rates"]
-Phase = Literal["attached", "prune", "finetune", "finalized"]
+PhaseName = Literal["shrink", "prune", "finetune"]
+Phase = Literal["attached", "shrink", "prune", "finetune", "finalized"]
 
 
-def check_order(current: Phase, wanted: str, *, learns: bool, learned: bool, name: str) -> None:
-    """Raise an error unless ``wanted`` may follow ``current``: prune, then finetune, then finalize.
+def phase_order(*, shrinks: bool, learns: bool) -> tuple[PhaseName, ...]:
+    """Return the phases of a pruner in order.
+
+    Args:
+        shrinks: whether its density falls along a schedule, in a phase of its own.
+        learns: whether it learns scores or rates.
+    """
+    order: tuple[PhaseName, ...] = ("shrink", "prune", "finetune")
+    has = {"shrink": shrinks, "prune": learns, "finetune": True}
+    return tuple(name for name in order if has[name])
+
+
+def check_order(
+    current: Phase,
+    wanted: str,
+    *,
+    order: Sequence[PhaseName],
+    shrunk: bool,
+    learned: bool,
+    name: str,
+) -> None:
+    """Raise an error unless ``wanted`` may follow ``current``.
 
     Args:
         current: the phase that the pruner is in.
         wanted: the phase that is to begin.
-        learns: whether the pruner learns scores or layer densities; if not, it has no prune phase.
+        order: the phases of the pruner.
+        shrunk: whether it has begun to shrink, or need not, as in a state that was loaded.
         learned: whether something was learned already, as in a state that was loaded.
         name: name of the pruner in error messages.
 
     Raises:
         ValueError: naming the wanted phase and what is legal.
     """
-    if wanted not in ("prune", "finetune"):
-        raise ValueError(f"phase is {wanted!r}; legal: 'prune', then 'finetune'.")
-    if wanted == "prune" and not learns:
+    legal = ", then ".join(map(repr, order))
+    if wanted not in ("shrink", "prune", "finetune"):
+        raise ValueError(f"phase is {wanted!r}; legal: {legal}.")
+    if wanted == "shrink" and wanted not in order:
         raise ValueError(
-            f"{name} learns nothing, so it has no prune phase; start at set_phase('finetune')."
+            f"{name} prunes at once, so it has no shrink phase; attach it with "
+            f"schedule='geometric', or start at set_phase({order[0]!r})."
         )
-    if current == "finalized" or (wanted == "prune" and current == "finetune"):
+    if wanted == "prune" and wanted not in order:
         raise ValueError(
-            f"phase {wanted!r} cannot follow {current!r}; the order is prune, finetune, finalize."
+            f"{name} learns nothing, so it has no prune phase; start at set_phase({order[0]!r})."
         )
-    if wanted == "finetune" and current == "attached" and learns and not learned:
-        raise ValueError(_nothing_learned(name))
+    places = ["attached", *order, "finalized"]
+    if current == "finalized" or places.index(wanted) < places.index(current):
+        raise ValueError(
+            f"phase {wanted!r} cannot follow {current!r}; the order is {', '.join(order)}, "
+            "finalize."
+        )
+    if current == "attached" and wanted != "shrink" and not shrunk:
+        raise ValueError(
+            f"{name} has not shrunk yet: its schedule lowers the density while weights train; "
+            "begin with set_phase('shrink'), or attach it without a schedule."
+        )
+    if wanted == "finetune" and current in ("attached", "shrink") and "prune" in order:
+        if not learned:
+            raise ValueError(_nothing_learned(name))
 
 
 def train_only(
     model: nn.Module,
     masks: Sequence[GroupMask],
-    phase: Literal["prune", "finetune"],
+    phase: PhaseName,
     learn: Collection[Learnable],
     frozen: Collection[nn.Parameter],
 ) -> list[dict[str, Any]]:
     """Set requires_grad for the parameters that a phase trains, and clear it for all others.
 
-    The prune phase trains scores, rate logits and the normalisation layers; the finetune phase
-    trains everything except scores and rate logits.
+    The prune phase trains scores, rate logits and the normalisation layers; the shrink and the
+    finetune phase train everything except scores and rate logits.
 
     Args:
         model: the masked network.
@@ -69,14 +105,14 @@ def train_only(
     own = {parameter for mask in masks for parameter in mask.parameters()}
     for parameter in model.parameters():
         if parameter not in own and parameter not in frozen:
-            parameter.requires_grad_(phase == "finetune" or parameter in norms)
+            parameter.requires_grad_(phase != "prune" or parameter in norms)
     scores = [mask.scores for mask in masks if "scores" in learn]
     rates = [mask.rate for mask in masks if mask.rate is not None]
     for learned in (*scores, *rates):
         learned.requires_grad_(phase == "prune")
     for mask in masks:
         mask.learning = phase == "prune"
-        mask.fixed = phase == "finetune"
+        mask.fixed = phase != "prune"
         mask.waits = False
     others = [p for p in model.parameters() if p.requires_grad and p not in own]
     groups: list[dict[str, Any]] = [{"params": others}]
@@ -102,10 +138,10 @@ def drop_other_gradients(model: nn.Module, trained: Collection[nn.Parameter]) ->
 
 
 def check_follows(phase: Phase) -> None:
-    """Raise a ValueError if ``Pruner.follow`` is called in another phase than "prune"."""
-    if phase != "prune":
+    """Raise a ValueError if ``Pruner.follow`` is called in a phase whose masks do not change."""
+    if phase not in ("shrink", "prune"):
         raise ValueError(
-            f"follow is for the prune phase, and the phase is {phase!r}; call "
+            f"follow is for the shrink and the prune phase, and the phase is {phase!r}; call "
             "set_phase('prune') first. Fine-tuning needs no follow."
         )
 
@@ -115,8 +151,8 @@ def check_prunes_further(phase: Phase, *, fixed: bool, name: str) -> None:
 
     Args:
         phase: the phase that the pruner is in.
-        fixed: True if the pruner learns something or has an n:m pattern, and so cannot change its
-            density.
+        fixed: True if the pruner learns something, has a schedule or an n:m pattern, and so cannot
+            change its density.
         name: name of the pruner in error messages.
 
     Raises:
@@ -130,7 +166,7 @@ def check_prunes_further(phase: Phase, *, fixed: bool, name: str) -> None:
     if fixed:
         raise ValueError(
             f"{name} cannot change its density on the way; iterative pruning "
-            "is MagnitudePruner's, without a pattern."
+            "is MagnitudePruner's, without a pattern and a schedule."
         )
 
 
@@ -159,13 +195,14 @@ def check_finalizes(phase: Phase, *, learns: bool, learned: bool, name: str) -> 
 
     Args:
         phase: the phase that the pruner is in; "finalized" is illegal.
-        learns: whether the pruner learns scores or layer densities; then "attached" is illegal too.
+        learns: whether the pruner learns scores or layer densities; then "attached" and "shrink" are illegal
+            too.
         learned: whether something was learned already, as in a state that was loaded.
         name: name of the pruner in error messages.
     """
     if phase == "finalized":
         raise ValueError("the pruner is finalized already.")
-    if phase == "attached" and learns and not learned:
+    if phase in ("attached", "shrink") and learns and not learned:
         raise ValueError(_nothing_learned(name))
 
 

@@ -1,4 +1,4 @@
-"""Magnitude pruning, HYDRA and HARP, each as a ``Pruner`` with some arguments fixed."""
+"""Magnitude pruning, HYDRA, HARP and gradual pruning, each a ``Pruner`` with some choices made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robust_plugin.budget.budget import Unit
 from robust_plugin.budget.control import Control
 from robust_plugin.budget.rates import Rates
+from robust_plugin.budget.schedules import Schedule
 from robust_plugin.masks.groups import Group
 from robust_plugin.pruning.phases import Learnable
 from robust_plugin.pruning.pruner import Pruner
@@ -18,11 +19,12 @@ from robust_plugin.runtime.calls import explain_wrong_calls
 
 @explain_wrong_calls
 class MagnitudePruner(Pruner):
-    """Least weight magnitude (LWM), one-shot or iterative (Sehwag 2019, section 3).
+    """Least weight magnitude (LWM), one-shot, iterative (Sehwag 2019, section 3) or gradual.
 
     Each layer keeps its weights of largest ``|w|``. With the layer densities ``rates="erk"`` or
     ``"lamp"`` this is a stronger baseline than with the same density for every layer;
-    ``"global"`` ranks the weights of all layers together. The arguments are those of ``Pruner``.
+    ``"global"`` ranks the weights of all layers together. ``schedule="geometric"`` prunes gradually
+    (Zhu and Gupta 2017), which is stronger again. The arguments are those of ``Pruner``.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class MagnitudePruner(Pruner):
         pattern: str | None = None,
         groups: Sequence[Group] | None = None,
         round_to: int = 1,
+        schedule: Schedule = "at_once",
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
@@ -46,6 +49,7 @@ class MagnitudePruner(Pruner):
             pattern=pattern,
             groups=groups,
             round_to=round_to,
+            schedule=schedule,
             exclude=exclude,
             example_inputs=example_inputs,
         )
@@ -77,6 +81,8 @@ class HydraPruner(Pruner):
         pattern: str | None = None,
         groups: Sequence[Group] | None = None,
         round_to: int = 1,
+        schedule: Schedule = "at_once",
+        last_cut: float = 0.5,
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
@@ -90,6 +96,8 @@ class HydraPruner(Pruner):
             pattern=pattern,
             groups=groups,
             round_to=round_to,
+            schedule=schedule,
+            last_cut=last_cut,
             exclude=exclude,
             example_inputs=example_inputs,
         )
@@ -135,6 +143,8 @@ class HarpPruner(Pruner):
         pattern: str | None = None,
         groups: Sequence[Group] | None = None,
         round_to: int = 1,
+        schedule: Schedule = "at_once",
+        last_cut: float = 0.5,
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
@@ -150,6 +160,74 @@ class HarpPruner(Pruner):
             pattern=pattern,
             groups=groups,
             round_to=round_to,
+            schedule=schedule,
+            last_cut=last_cut,
+            exclude=exclude,
+            example_inputs=example_inputs,
+        )
+
+
+@explain_wrong_calls
+class GradualPruner(Pruner):
+    """Density falls by magnitude while the weights train; the last cut is learned.
+
+    In the shrink phase the density falls along ``schedule`` to ``density / last_cut``, at LAMP
+    rates that are computed anew at each cut. In the prune phase the last cut is learned on the
+    robust loss, as in HYDRA or, with ``learn=("scores", "rates")``, as in HARP. The arguments are
+    those of ``Pruner``; ``rates=None`` is LAMP, or what a pattern such as ``"2:4"`` fixes.
+
+    The example keeps a tenth of 80 weights, and rounds up in each layer.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> pruner = GradualPruner(model, density=0.1)
+    >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
+    >>> epochs = {"shrink": 2, "prune": 1, "finetune": 2}
+    >>> for phase in pruner.phases(sgd, epochs=epochs, steps_per_epoch=1):
+    ...     for epoch in phase:
+    ...         phase.optimizer.zero_grad()
+    ...         model(torch.rand(4, 8)).square().mean().backward()
+    ...         phase.optimizer.step()
+    ...     print(phase.name, pruner.kept)
+    shrink 17
+    prune 9
+    finetune 9
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        density: float | None = None,
+        *,
+        learn: Collection[Learnable] = ("scores",),
+        scores: Scores = "scaled_magnitude",
+        rates: Rates | None = None,
+        budget: Unit = "params",
+        control: Control = "held",
+        gamma_step: float = 0.01,
+        pattern: str | None = None,
+        groups: Sequence[Group] | None = None,
+        round_to: int = 1,
+        schedule: Schedule = "geometric",
+        last_cut: float = 0.5,
+        exclude: Collection[str | nn.Module] = (),
+        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> None:
+        fixed = pattern is not None and not pattern.startswith("n:")
+        super().__init__(
+            model,
+            density,
+            learn=learn,
+            scores=scores,
+            rates=("uniform" if fixed else "lamp") if rates is None else rates,
+            budget=budget,
+            control=control,
+            gamma_step=gamma_step,
+            pattern=pattern,
+            groups=groups,
+            round_to=round_to,
+            schedule=schedule,
+            last_cut=last_cut,
             exclude=exclude,
             example_inputs=example_inputs,
         )

@@ -12,16 +12,18 @@ methods of three papers are combinations of the two:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robust_plugin.budget.budget import Unit
-from robust_plugin.budget.control import Control, FixedRates, Schedule
+from robust_plugin.budget.control import Control, FixedRates, PhaseSteps
 from robust_plugin.budget.density_logits import densities as rate_densities
 from robust_plugin.budget.density_logits import rate_logits
 from robust_plugin.budget.rates import Rates
+from robust_plugin.budget.schedules import Schedule
 from robust_plugin.masks import detach
 from robust_plugin.masks.attach import check_layers, masked_weights, write_zeros
 from robust_plugin.masks.groups import Group, Groups
@@ -31,9 +33,10 @@ from robust_plugin.pruning.attachment import attach_masks, check_choices, find_g
 from robust_plugin.pruning.loading import AfterLoad, refuse_other_budget
 from robust_plugin.pruning.optimizer_hook import Following, check_holds, innermost_optimizers
 from robust_plugin.pruning.phase_run import MakeOptimizer, PhaseRun, run_phases
-from robust_plugin.pruning.phases import Learnable, Phase
+from robust_plugin.pruning.phases import Learnable, Phase, PhaseName, phase_order
 from robust_plugin.pruning.progress import Progress
 from robust_plugin.pruning.scores import Scores
+from robust_plugin.pruning.shrinking import check_shrank, shrinking_of
 from robust_plugin.pruning.state import refuse_ended, refuse_foreign, refuse_other
 from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.distributed import check_ranks
@@ -68,6 +71,12 @@ class Pruner:
         round_to: block size in channels, such as 16 or 8, the number of floats that the CPU
             computes at once with AVX-512 or AVX2. A group whose number of channels it divides keeps
             whole blocks, at least one.
+        schedule: how the density falls: ``"at_once"``, or along ``"geometric"``, ``"cubic"`` or a
+            function (``budget/schedules.py``) in a shrink phase that comes first. There the weights
+            train, and masks by magnitude keep less and less of them, at ``rates`` that are computed
+            anew at each cut.
+        last_cut: share of the shrunk network that the prune phase keeps, if something is learned:
+            with 0.5, the shrink phase ends at twice the density.
         exclude: layers, or names of layers, that stay dense.
         example_inputs: inputs of one forward pass, needed for budgets in FLOPs and channels; None
             takes those that ``channel_groups`` was given.
@@ -77,7 +86,7 @@ class Pruner:
         left_dense: names of the weights that stay dense because the pattern does not fit them.
         masks: scores, rate logit and mask of each group, in the order of ``groups``.
         budget: the largest cost that may be kept, and the cost of each weight or channel.
-        phase: ``"attached"``, ``"prune"``, ``"finetune"`` or ``"finalized"``.
+        phase: ``"attached"``, ``"shrink"``, ``"prune"``, ``"finetune"`` or ``"finalized"``.
         example_inputs: inputs of one forward pass, or None.
         frozen: parameters that were frozen before the pruner was attached; they stay frozen.
         progress: how many steps are done, for saved states.
@@ -101,11 +110,14 @@ class Pruner:
         pattern: str | None = None,
         groups: Sequence[Group] | None = None,
         round_to: int = 1,
+        schedule: Schedule = "at_once",
+        last_cut: float = 0.5,
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
         refuse_wrapped(model)
         self.pattern = check_choices(model, learn, control, pattern)
+        self._shrinking = shrinking_of(schedule, last_cut, learns=bool(learn))
         found = find_groups(model, groups, exclude)
         if example_inputs is None and isinstance(groups, Groups):
             example_inputs = groups.example_inputs
@@ -126,12 +138,14 @@ class Pruner:
             gamma_step=gamma_step,
             pattern=self.pattern,
             round_to=round_to,
+            shrinking=self._shrinking,
             example_inputs=example_inputs,
         )
         self.groups, self.left_dense = attached.groups, attached.left_dense
         self.budget, self.masks, self.control = attached.budget, attached.masks, attached.control
         self._attached, self._settings = attached, attached.settings
-        self.progress = Progress(settled="rates" not in self.learn)
+        self.progress = self._no_progress()
+        self.order = phase_order(shrinks=self._shrinking.has_phase, learns=bool(learn))
         self.phase: Phase = "attached"
         self._following = Following()
         self._penalised = False  # whether budget_penalty was called in the prune phase
@@ -139,7 +153,8 @@ class Pruner:
         self._places = tuple(masked_weights(model))
         for mask in self.masks:
             mask.waits, mask.fixed = bool(self.learn), not self.learn
-        self.masks[0].room += 32 * len(self.masks)  # for a logit of each, in digits
+        # For a logit and a number of entries of each, in digits.
+        self.masks[0].room += 160 + (48 if self._shrinking.has_phase else 32) * len(self.masks)
         self._record()
         self._hooks = (
             model.register_load_state_dict_pre_hook(refuse_other_budget),  # type: ignore[no-untyped-call]
@@ -155,10 +170,15 @@ class Pruner:
             f"{self.kept:,} of {self.budget.full:,}, budget {self.budget.density:.4g})"
         )
 
+    def _no_progress(self) -> Progress:
+        return Progress(
+            settled="rates" not in self.learn, shrunk=not self._shrinking.has_phase
+        )
+
     @property
-    def schedule(self) -> Schedule:
-        """How many steps of the prune phase are done, and its length."""
-        return self.progress.schedule
+    def steps(self) -> PhaseSteps:
+        """How many steps of the shrink or prune phase are done, and the length of that phase."""
+        return self.progress.shrink if self.phase == "shrink" else self.progress.prune
 
     @property
     def kept(self) -> int:
@@ -185,7 +205,7 @@ class Pruner:
         phases.check_trains(self.phase, learns=bool(self.learn))
         self._penalised = True
         control = self.control if self.phase == "prune" else FixedRates()
-        return control.penalty(self.masks, self.schedule)
+        return control.penalty(self.masks, self.steps)
 
     def update_masks(self) -> None:
         """Compute every mask anew from its scores and the number of weights or channels to keep.
@@ -198,14 +218,15 @@ class Pruner:
         self._record()
 
     def _choose(self) -> None:
-        counts = self.control.counts(self.masks, self.schedule)
+        counts = self.control.counts(self.masks, self.steps)
         for mask, count in zip(self.masks, counts, strict=True):
             mask.choose(count)
 
-    def set_phase(self, phase: Literal["prune", "finetune"]) -> list[dict[str, Any]]:
+    def set_phase(self, phase: PhaseName) -> list[dict[str, Any]]:
         """Begin a phase: freeze what it does not train, and return what an optimizer shall train.
 
-        ``"prune"`` trains scores, rates and the scales and shifts of normalisation layers, and
+        ``"shrink"``, for pruners with a schedule, trains everything except scores and rates, while
+        the density falls. ``"prune"`` trains scores, rates and the scales and shifts of normalisation layers, and
         freezes the weights; ``"finetune"`` fixes the masks within the budget and trains everything
         except scores and rates. Parameters that were frozen before the pruner was attached stay
         frozen. Wrap the model in DDP after this call.
@@ -216,20 +237,23 @@ class Pruner:
             half.
 
         Raises:
-            ValueError: if the phase is unknown, or not in the order prune, finetune, finalize, or
-                if a prune phase ends without a step of the followed optimizer, so that nothing was
-                learned. A call of ``update_masks`` counts as a step, as after scores were written
+            ValueError: if the phase is unknown, or not in the order shrink, prune, finetune,
+                finalize, or if a shrink or prune phase ends without a step of the followed
+                optimizer, so that nothing was pruned or learned. In the prune phase, a call of ``update_masks`` counts as a step, as after scores were written
                 by hand.
         """
         phases.check_order(
             self.phase,
             phase,
-            learns=bool(self.learn),
+            order=self.order,
+            shrunk=self.progress.shrunk or self.progress.shrink.step > 0,
             learned=self.progress.has_learned,
             name=type(self).__name__,
         )
         check_layers(self.model, self._places)
         former = self.phase
+        if phase != "shrink":
+            self._end_shrinking(learn_next=phase == "prune")
         if phase == "finetune" and former != "finetune":
             self._check_learned()
             self._settle()
@@ -241,11 +265,26 @@ class Pruner:
         if "prune" in (phase, former):  # else the masks are as they were made or loaded
             self._choose()
         self._record()
-        if phase == "finetune":
-            if former != "finetune":
+        if phase != "prune":
+            if former != phase:
                 write_zeros(self.model)
             optimizer_hook.at_first_step(self.model, check_ranks)
         return groups
+
+    def _end_shrinking(self, *, learn_next: bool) -> None:
+        """Go to the end of the schedule, and prepare the prune phase if it comes next."""
+        if self.progress.shrunk:
+            return
+        steps = self.progress.shrink
+        check_shrank(type(self).__name__, steps, follows=self._following.active)
+        if steps.progress < 1:
+            self._attached.shrink(1.0)
+        self._following.end(self._before_later_step)
+        write_zeros(self.model)
+        self.progress.shrunk = True
+        if learn_next:
+            self.budget, self.control = self._attached.begin_last_cut()
+            self.progress.most = self.budget.most
 
     def _check_learned(self) -> None:
         if self.phase == "prune":
@@ -261,11 +300,11 @@ class Pruner:
 
         If rates were learned, these numbers are rounded to cost at most the budget.
         """
-        self._following.end(self._before_finetune_step)
+        self._following.end(self._before_later_step)
         if self.progress.settled:
             return
         share = self.budget.share(rate_logits(self.masks), self.masks[0].k_min)
-        optimizer_hook.warn_of_cut(share, self.budget, self.schedule)
+        optimizer_hook.warn_of_cut(share, self.budget, self.progress.prune)
         counts = self.budget.round(rate_densities(self.masks))
         for mask, count in zip(self.masks, counts, strict=True):
             mask.choose(count)
@@ -278,7 +317,7 @@ class Pruner:
         budget = {"total": self.budget.total, "density": self.budget.density}
         for mask in self.masks:
             mask.budget = budget
-        if self.learn or self.progress.finetune_steps:
+        if self.learn or self.progress.finetune_steps or self._shrinking.has_phase:
             control = self.control.state()
             self.masks[0].progress = {**self.progress.state(), "control": control}
 
@@ -294,11 +333,17 @@ class Pruner:
             self.budget = self._attached.plan(first.budget["density"]).budget
         if first.progress:
             self.progress.load(first.progress)
-            if first.progress["control"] and self.control.state():
-                self.control.load(first.progress["control"])
+            self._load_control(first.progress["control"])
             if self.phase == "finetune":  # the best state of the prune phase, say
                 self._settle()
                 write_zeros(self.model)
+
+    def _load_control(self, state: Mapping[str, Any]) -> None:
+        """Continue to control the rates from a saved state, after ``progress`` was loaded."""
+        if self.progress.most:
+            self.budget, self.control = self._attached.for_last_cut(self.progress.most)
+        if state and self.control.state():
+            self.control.load(dict(state))
 
     def follow(
         self,
@@ -307,34 +352,44 @@ class Pruner:
         epochs: int | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
-        """From now on, after each step of ``optimizer``, update learned rates and all masks.
+        """From now on, after each step of ``optimizer``, update density, learned rates and masks.
 
         A step that a GradScaler skips does not count.
 
         Args:
-            optimizer: an optimizer of the parameters that the prune phase trains; or a wrapper that
+            optimizer: an optimizer of the parameters that the phase trains; or a wrapper that
                 holds it as ``optimizer`` (accelerate) or ``base_optimizer`` (SAM); or a list of
                 optimizers, in the order in which they step.
-            epochs: number of epochs of the prune phase; required if rates are learned.
-            steps_per_epoch: number of optimizer steps (not batches) per epoch; required if rates
-                are learned.
+            epochs: number of epochs of the phase; required in the shrink phase, and if rates are
+                learned.
+            steps_per_epoch: number of optimizer steps (not batches) per epoch; required as
+                ``epochs`` is.
 
         Raises:
             TypeError: if ``optimizer`` is no optimizer.
-            ValueError: if the pruner is not in the prune phase, the optimizer lacks parameters of
-                the phase or is an LBFGS, a length is no whole number, or rates are learned and a
-                length is missing.
+            ValueError: if the pruner is not in the shrink or prune phase, the optimizer lacks
+                parameters of the phase or is an LBFGS, or a length is no whole number, or required
+                and missing.
         """
         phases.check_follows(self.phase)
         optimizers = innermost_optimizers(optimizer)
         check_holds(optimizers, self.model)
         lengths = optimizer_hook.check_lengths(
-            epochs, steps_per_epoch, required="rates" in self.learn
+            epochs,
+            steps_per_epoch,
+            required=self.phase == "shrink" or "rates" in self.learn,
         )
         optimizer_hook.warn_of_decay(
             optimizers, [mask.rate for mask in self.masks if mask.rate is not None]
         )
-        self.progress.schedule = Schedule(self.schedule.step, *lengths)
+        steps = PhaseSteps(self.steps.step, *lengths)
+        if self.phase == "shrink":
+            self.progress.shrink = steps
+            self._following.start(
+                optimizers, before_step=lambda _: None, after_step=self._after_shrink_step
+            )
+            return
+        self.progress.prune = steps
         self._following.start(
             optimizers, before_step=self._before_prune_step, after_step=self._after_step
         )
@@ -346,19 +401,28 @@ class Pruner:
         # A loop may have switched requires_grad of everything off and on again.
         phases.drop_other_gradients(self.model, self._trained)
 
-    def _before_finetune_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.phase == "finetune":
+    def _before_later_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check an optimizer of an earlier phase that is used in this one."""
+        if self.phase in ("prune", "finetune"):
             check_holds([optimizer], self.model)
 
+    def _after_shrink_step(self) -> None:
+        before = replace(self.steps)
+        self.steps.step += 1
+        if self._shrinking.cuts(before, self.steps, self.budget.density):
+            self._attached.shrink(self.steps.progress)
+            write_zeros(self.model)
+        self._record()
+
     def _after_step(self) -> None:
-        self.schedule.step += 1
-        if self.schedule.step == 1:
+        self.steps.step += 1
+        if self.steps.step == 1:
             check_ranks(self.model)
             optimizer_hook.warn_of_first_step(
                 self.masks, hinge=self._settings["control"] == "hinge", penalised=self._penalised
             )
             check_layers(self.model, self._places)
-        self.control.after_step(self.masks, self.schedule)
+        self.control.after_step(self.masks, self.steps)
         self._choose()
         self._record()
 
@@ -428,9 +492,10 @@ class Pruner:
             ValueError: if the pruner learns something, has a pattern or is finalized, or the
                 density is outside of (0, 1] or above the present one.
         """
-        fixed = bool(self.learn) or self.pattern is not None
+        fixed = bool(self.learn) or self.pattern is not None or self._shrinking.has_phase
         phases.check_prunes_further(self.phase, fixed=fixed, name=type(self).__name__)
-        planned = self._attached.plan(density)
+        most = tuple(mask.kept for mask in self.masks)
+        planned = self._attached.plan(density, most=most)
         phases.check_lower(density, planned.budget, self.budget)
         self.budget = planned.budget
         for group, mask, count in zip(self.groups, self.masks, planned.counts, strict=True):
@@ -477,6 +542,7 @@ class Pruner:
             return
         self._check_learned()
         check_layers(self.model, self._places)
+        self._end_shrinking(learn_next=False)
         self._settle()
         if self.kept > self.budget.total:
             raise ValueError(
@@ -511,15 +577,15 @@ class Pruner:
         self.check_state(state)
         if not self.learn and self.pattern is None and state["density"] != self.budget.density:
             self.budget = self._attached.plan(state["density"]).budget
-        self.progress = Progress(settled="rates" not in self.learn)
+        self.progress = self._no_progress()
         self.progress.load(state)
         self.phase = state["phase"]
+        self._load_control(state["control"])
         if self.phase == "finetune":
             self.control = FixedRates()
-        self.control.load(state["control"])
         for mask in self.masks:
             mask.waits = self.phase == "attached" and bool(self.learn)
-        if self.phase in ("prune", "finetune"):
+        if self.phase in ("shrink", "prune", "finetune"):
             self.set_phase(self.phase)
 
     def check_state(self, state: Mapping[str, Any]) -> None:

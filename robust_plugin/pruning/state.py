@@ -19,6 +19,8 @@ def settings_of(
     control: str | None,
     gamma_step: float | None,
     round_to: int,
+    schedule: str,
+    last_cut: float | None,
 ) -> dict[str, Any]:
     """Return the settings that must be equal in a saved state and in the pruner that loads it.
 
@@ -33,6 +35,9 @@ def settings_of(
         gamma_step: growth per epoch of the factor of the hinge penalty; None if rates are not
             learned.
         round_to: number of channels per block that is kept or removed as a whole.
+        schedule: text that stands for the schedule of the shrink phase.
+        last_cut: share of the shrunk network that the learned last cut keeps; None if nothing is
+            learned or there is no shrink phase.
     """
     settings: dict[str, Any] = {
         "learn": sorted(learn),
@@ -43,6 +48,8 @@ def settings_of(
         "control": control,
         "gamma_step": gamma_step,
         "round_to": round_to,
+        "schedule": schedule,
+        "last_cut": last_cut,
     }
     if budget.coupled:
         settings["products"] = [list(product) for product in budget.products]
@@ -57,8 +64,8 @@ def refuse_foreign(state: object) -> None:
         state: legally what ``Pruner.state_dict`` returned.
     """
     needed = (
-        "settings", "density", "phase", "schedule", "control", "settled", "updated",
-        "finetune_steps",
+        "settings", "density", "phase", "shrink", "prune", "control", "settled", "shrunk", "most",
+        "updated", "finetune_steps",
     )  # fmt: skip
     if not isinstance(state, Mapping) or any(key not in state for key in needed):
         raise ValueError(

@@ -253,7 +253,7 @@ def test_steps_divide_in_proportion_and_an_early_end_is_said(tmp_path):
     with pytest.warns(UserWarning) as said:
         trainer.train()
     assert any("training ended in the prune phase" in str(each.message) for each in said)
-    assert trainer.state.global_step == 2 and pruner.schedule.steps == 3
+    assert trainer.state.global_step == 2 and pruner.steps.total == 3
     assert kept(model, pruner) == K
 
 

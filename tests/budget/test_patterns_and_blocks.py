@@ -320,7 +320,7 @@ def test_the_choice_by_layer_is_the_nearest_of_all():
         costs = [generator.choice([1, 2, 9, 10, 64, 300]) for _ in range(layers)]
         total = generator.randint(sum(costs), m * sum(costs))
         wishes = [generator.uniform(1, m) for _ in range(layers)]
-        counts = nearest(wishes, costs, total, m=m)
+        counts = nearest(wishes, costs, total, most=[m] * len(costs))
         assert all(1 <= n <= m for n in counts), trial
         assert sum(c * n for c, n in zip(costs, counts, strict=True)) <= total, trial
         off = sum(c * (n - e) ** 2 for c, n, e in zip(costs, counts, wishes, strict=True))

@@ -72,7 +72,7 @@ def test_prune_phase_continues_to_the_bit(cnn, attach, tmp_path, kind, optimizer
     saved = checkpoint.load(tmp_path / "last")
     assert saved.meta == {"epoch": 2}
     saved.restore(model=resumed[0], pruner=resumed[1], optimizer=resumed[2], rng=True)
-    assert resumed[1].schedule.step == stop
+    assert resumed[1].steps.step == stop
     steps(*resumed, 12 - stop)
     check_equal(final(*whole), final(*resumed))
     # ... and ends the phase alike.

@@ -196,9 +196,9 @@ def test_averages_of_buffers_leave_masks_and_counts_alone() -> None:
 def test_a_copy_that_is_loaded_does_not_move_the_pruner() -> None:
     pruner, saved = job("held", stop=("prune", 2))
     _, early = job("held", stop=("prune", 0))
-    step = pruner.schedule.step
+    step = pruner.steps.step
     copy.deepcopy(pruner.model).load_state_dict(early["model"])
-    assert pruner.schedule.step == step
+    assert pruner.steps.step == step
     assert isinstance(pruner.model, nn.Module) and saved
 
 

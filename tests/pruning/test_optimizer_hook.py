@@ -84,7 +84,7 @@ def test_a_skipped_step_moves_nothing(cnn, batch):
     for skipped in (True, False):
         optimizer.found_inf = torch.tensor([float(skipped)])
         optimizer.step()
-        assert pruner.schedule.step == int(not skipped)
+        assert pruner.steps.step == int(not skipped)
         same = [torch.equal(s, m.scores) for s, m in zip(scores, pruner.masks, strict=True)]
         assert all(same) if skipped else not any(same)
 
@@ -104,11 +104,11 @@ def test_masks_follow_the_optimizer(cnn, batch):
             assert set(mask.mask.flatten().nonzero().flatten().tolist()) == wanted
     other = torch.optim.SGD(pruner.set_phase("prune"), lr=0.1)
     pruner.follow(other)  # the first is followed no more
-    steps = pruner.schedule.step
+    steps = pruner.steps.step
     optimizer.step()
-    assert pruner.schedule.step == steps
+    assert pruner.steps.step == steps
     other.step()
-    assert pruner.schedule.step == steps + 1
+    assert pruner.steps.step == steps + 1
 
 
 def test_a_learned_phase_that_nothing_follows(cnn, batch, attach):
@@ -454,7 +454,7 @@ def test_masks_move_with_a_sharpness_aware_optimizer(cnn, batch, attach, kind):
             assert count == mask.kept
         optimizer.second_step()
         optimizer.zero_grad()
-    assert pruner.schedule.step == 3 and pruner.kept == pruner.budget.total
+    assert pruner.steps.step == 3 and pruner.kept == pruner.budget.total
     assert any(not torch.equal(a, m.mask) for a, m in zip(first, pruner.masks, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(perturbed[0], first, strict=True))
     pruner.set_phase("finetune")
@@ -483,10 +483,10 @@ def test_wrappers_and_several_optimizers_are_followed(cnn, batch, attach):
     before = [mask.mask.clone() for mask in pruner.masks]
     F.cross_entropy(pruner.model(x), y).backward()
     first.step()
-    assert pruner.schedule.step == 0
+    assert pruner.steps.step == 0
     assert all(torch.equal(a, m.mask) for a, m in zip(before, pruner.masks, strict=True))
     last.step()
-    assert pruner.schedule.step == 1
+    assert pruner.steps.step == 1
     assert any(not torch.equal(a, m.mask) for a, m in zip(before, pruner.masks, strict=True))
 
 
@@ -501,7 +501,7 @@ def test_a_follow_that_fails_leaves_nothing_half_set(cnn, attach):
     for optimizer, says in wrong:
         with pytest.raises(ValueError, match=says):
             pruner.follow(optimizer, epochs=2, steps_per_epoch=5)
-        assert not pruner._following.active and pruner.schedule.steps == 0
+        assert not pruner._following.active and pruner.steps.total == 0
         assert all(mask.unfollowed for mask in pruner.masks)
     for optimizer in (Wrapped(3), object(), "SGD"):
         with pytest.raises(TypeError, match=r"give a torch.optim.Optimizer, a wrapper"):

@@ -104,7 +104,7 @@ def whole_job(kind: str, make: Make) -> None:
     for step in range(STEPS):
         make_step(model, optimizer, step)
         trace.see(step + 1)
-    assert pruner.schedule.step == STEPS
+    assert pruner.steps.step == STEPS
     assert pruner.kept == pruner.budget.total == due
     assert sum(trace.flips) > 0
     assert all(torch.equal(p, old) for p, old in zip(frozen, before, strict=True))
@@ -165,5 +165,5 @@ def test_sparse_adam_refuses_dense_gradients_itself() -> None:
     x, y = batch_of(0)
     with pytest.raises(RuntimeError, match="does not support dense gradients"):
         step_by(F.cross_entropy(model(x), y), optimizer)
-    assert pruner.schedule.step == 0
+    assert pruner.steps.step == 0
     assert all(torch.equal(m.mask, old) for m, old in zip(pruner.masks, masks, strict=True))

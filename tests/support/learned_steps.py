@@ -166,5 +166,5 @@ def learn(
         done += step != skipped
         trace.see(done)
         between(pruner, step)
-    assert pruner.schedule.step == done
+    assert pruner.steps.step == done
     return trace

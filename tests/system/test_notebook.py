@@ -98,7 +98,7 @@ def with_pruner(folder: Path) -> dict[str, Any]:
         "GroupMask": pruner.masks[0],
         "MaskedWeight": model[0].pruner_masks[0],
         "RateControl": pruner.control,
-        "Schedule": pruner.schedule,
+        "PhaseSteps": pruner.steps,
         "Sparsity": counted,
         "LayerSparsity": counted.layers[0],
         "Checkpoint": checkpoint.load(file),

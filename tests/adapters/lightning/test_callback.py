@@ -186,8 +186,8 @@ def test_precisions(precision, dtype):
 def test_accumulated_batches_count_as_one_step():
     callback = pruning()
     module = fit(callback, accumulate_grad_batches=4)
-    schedule = callback.pruner.schedule
-    assert (schedule.step, schedule.steps_per_epoch) == (4, 2)
+    steps = callback.pruner.steps
+    assert (steps.step, steps.steps_per_epoch) == (4, 2)
     assert module.trainer.global_step == 10
     assert non_zeros(module) == KEPT
 
@@ -213,10 +213,10 @@ def test_fast_dev_run_runs_each_phase(batches):
         module = fit(callback, fast_dev_run=batches)
     assert module.trainer.global_step == 2 * int(batches)
     assert module.max_epochs[1:] == [1, 1]
-    assert callback.pruner.schedule.steps_per_epoch == int(batches)
+    assert callback.pruner.steps.steps_per_epoch == int(batches)
     assert non_zeros(module) == KEPT
     assert non_zeros(fit(callback, module=Net(), limit_train_batches=1)) == KEPT
-    assert callback.pruner.schedule.epochs == 2  # of the real fit
+    assert callback.pruner.steps.epochs == 2  # of the real fit
 
 
 # --- checkpoints --------------------------------------------------------------------------------
