@@ -177,7 +177,7 @@ def _list(command: str, words: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[str, list[str]], None]] = {
-    **dict.fromkeys(("magnitude", "hydra", "harp"), _recipe),
+    **dict.fromkeys(("gradual", "magnitude", "hydra", "harp"), _recipe),
     "compare": _compare,
     "evaluate": _evaluate,
     "channels": _channels,

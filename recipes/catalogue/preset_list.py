@@ -36,7 +36,7 @@ def published_presets(command: str) -> Iterator[tuple[str, tuple[float, ...]]]:
     suffix has published numbers of its own.
 
     Args:
-        command: magnitude, hydra or harp; magnitude also takes the presets of hydra and harp.
+        command: gradual, magnitude, hydra or harp; magnitude also takes the presets of hydra and harp.
     """
     commands = {command, *(_MAGNITUDE_TAKES if command == "magnitude" else ())}
     for name in preset_names():
@@ -54,7 +54,7 @@ def _densities(command: str, name: str) -> tuple[float, ...]:
     """Return the densities for which papers report numbers for a preset, the largest first.
 
     Args:
-        command: magnitude, hydra or harp.
+        command: gradual, magnitude, hydra or harp.
         name: name of the preset.
     """
     kind = RECIPES[command].config

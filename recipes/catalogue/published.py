@@ -29,7 +29,7 @@ class Figure:
     """One published number: the accuracy of one method on one data set at one density.
 
     Attributes:
-        method: name of the method: magnitude, hydra, harp, or one that is not implemented here.
+        method: name of the method: gradual, magnitude, hydra, harp, or one that is not implemented here.
         data: name of the data set.
         model: name of the network; None if the number is a mean over several networks.
         objective: names of the training objectives that the network may have been trained with, as
@@ -98,7 +98,7 @@ def published_for(command: str, config: RecipeConfig, *, data: str) -> tuple[Fig
     """Return the published numbers of a method at all densities, for the settings of a run.
 
     Args:
-        command: name of the method: magnitude, hydra or harp.
+        command: name of the method: gradual, magnitude, hydra or harp.
         config: settings that name the network, the objective and the structure.
         data: name of the data set.
     """
@@ -117,7 +117,7 @@ def published_densities(command: str, config: RecipeConfig) -> tuple[float, ...]
     """Return the densities for which papers report numbers for these settings, the largest first.
 
     Args:
-        command: name of the method: magnitude, hydra or harp.
+        command: name of the method: gradual, magnitude, hydra or harp.
         config: settings of a run or preset.
 
     Returns:

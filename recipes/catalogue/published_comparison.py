@@ -25,7 +25,7 @@ def beside_published(command: str, preset: RecipeConfig, config: RecipeConfig, f
     """Return the numbers published at the density of a finished run, each with the run's own value.
 
     Args:
-        command: name of the method: magnitude, hydra or harp.
+        command: name of the method: gradual, magnitude, hydra or harp.
         preset: settings of the preset that the run is based on. If the run's images are in a
             folder, their data set is that of the preset. If no numbers are published for the run's
             settings, those for the preset are taken.

@@ -27,7 +27,7 @@ from robust_plugin.recipes.compare.tables import comparison_table
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.evaluate.run_facts import attacked_of, examples_of
 from robust_plugin.recipes.pages.plots import draw_kept, plot_panels
-from robust_plugin.recipes.papers.registry import execute, train_recipe
+from robust_plugin.recipes.papers.registry import RECIPES, execute, train_recipe
 from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.workers import in_parallel
 from robust_plugin.recipes.training.loop import Diverged
@@ -58,17 +58,20 @@ def compare(config: CompareConfig, folder: Path, *, command: str = "") -> str:
     dense, jobs = jobs_of(config, folder)
     cells = [(row, density) for density in config.densities for row in config.rows]
     in_parallel(_train_dense, list(dense.values()), jobs=config.jobs, what="dense networks")
+    tuned = config.seeds[: config.tuning_seeds or None]
     rates_to_try = [
         [jobs[row, density, seed, lr] for lr in config.lrs]
         for row, density in cells
-        for seed in config.seeds
+        for seed in tuned
     ]
     accuracies = dict(
         pair
         for pairs in in_parallel(_tune, rates_to_try, jobs=config.jobs, what="training")
         for pair in pairs
     )
-    chosen = {cell: _choose_rate(config, jobs, accuracies, *cell) for cell in cells}
+    chosen = {cell: _choose_rate(config, jobs, accuracies, tuned, *cell) for cell in cells}
+    others = [[job] for choice in chosen.values() for job in choice.jobs if job.folder not in accuracies]
+    in_parallel(_tune, others, jobs=config.jobs, what="training")
     final = [*dense.values(), *(job for choice in chosen.values() for job in choice.jobs)]
     reports = dict(in_parallel(_measure, final, jobs=config.jobs, what="test points"))
     table = [Cell("dense", 1.0, None, [reports[job.folder] for job in dense.values()], None)]
@@ -99,7 +102,12 @@ class _Choice:
 
 
 def _choose_rate(
-    config: CompareConfig, jobs: Jobs, accuracies: Mapping[Path, float], row: str, density: float
+    config: CompareConfig,
+    jobs: Jobs,
+    accuracies: Mapping[Path, float],
+    tuned: Sequence[int],
+    row: str,
+    density: float,
 ) -> _Choice:
     """Return the learning rate at which a method has the best robust accuracy on validation points.
 
@@ -110,6 +118,7 @@ def _choose_rate(
         jobs: all trainings of the comparison.
         accuracies: robust accuracy on the validation points by run folder; minus infinity for a
             training that diverged.
+        tuned: seeds whose networks were trained at every learning rate.
         row: name of the method.
         density: share of weights kept.
 
@@ -118,8 +127,8 @@ def _choose_rate(
     """
     by_lr = {lr: [jobs[row, density, seed, lr] for seed in config.seeds] for lr in config.lrs}
     means = {
-        lr: sum(accuracies[job.folder] for job in trained) / len(trained)
-        for lr, trained in by_lr.items()
+        lr: sum(accuracies[jobs[row, density, seed, lr].folder] for seed in tuned) / len(tuned)
+        for lr in config.lrs
     }
     diverged = tuple(lr for lr in config.lrs if means[lr] == -math.inf)
     best = max(means, key=lambda lr: means[lr])
@@ -262,8 +271,8 @@ def _train_dense(job: Job) -> None:
 def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
     """Train one method at every learning rate.
 
-    The prune phase does not depend on the learning rate of fine-tuning: the first training runs it,
-    and the other trainings copy its result.
+    A prune phase that comes first does not depend on the learning rate of fine-tuning: the first
+    training runs it, and the other trainings copy its result.
 
     Args:
         jobs: trainings of one method, density and seed, one per learning rate.
@@ -274,7 +283,7 @@ def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
     """
     found = []
     for job in jobs:
-        if job is not jobs[0]:
+        if job is not jobs[0] and _prunes_first(job):
             _share_prune_phase(jobs[0].folder, job.folder)
         try:
             train_recipe(job.recipe, Run(job.folder, job.config))
@@ -286,11 +295,15 @@ def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
             for stage in ("finetune", "prune")  # there is no finetune stage with 0 epochs
             if (job.folder / f"{stage}.safetensors").is_file()
         )
-        records = load(last).meta["records"]
-        robust = [record["robust"] for record in records]
-        best = getattr(job.config, last.stem).select == "best"
-        found.append((job.folder, max(robust) if best else robust[-1]))
+        if getattr(job.config, last.stem).select == "best":
+            last = last.with_suffix(".best.safetensors")
+        found.append((job.folder, load(last).meta["records"][-1]["robust"]))
     return found
+
+
+def _prunes_first(job: Job) -> bool:
+    """Return whether no training at the learning rate of fine-tuning comes before the prune phase."""
+    return next(iter(RECIPES[job.recipe].stages(job.config))) == "prune"
 
 
 def _share_prune_phase(source: Path, target: Path) -> None:

@@ -39,7 +39,7 @@ class Job:
 
     Attributes:
         row: name of the method in the comparison.
-        recipe: name of its recipe: magnitude, hydra, harp or dense.
+        recipe: name of its recipe: gradual, magnitude, hydra, harp or dense.
         config: settings of the training.
         folder: run folder of the training.
     """
@@ -109,6 +109,11 @@ def _check(config: CompareConfig) -> None:
         if not given or len(set(given)) < len(given):
             raise ValueError(f"{name} is {given}; legal: at least one, and none twice.")
     _check_base(config.base)
+    if not 0 <= config.tuning_seeds <= len(config.seeds):
+        raise ValueError(
+            f"tuning_seeds is {config.tuning_seeds}; legal: 1 to {len(config.seeds)}, the number "
+            "of seeds, or 0 for all."
+        )
     if config.jobs < 1:
         raise ValueError(f"jobs is {config.jobs}; legal: at least 1.")
     taken = {"dense": "the dense network"}

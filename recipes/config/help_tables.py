@@ -119,7 +119,8 @@ def common_options(command: str, *, config: str, out: str) -> dict[str, str]:
 USAGE = """\
 robust-plugin COMMAND [--config PRESET] [--out FOLDER] [--dry-run] [--quiet] [OPTIONS]
 
-  magnitude   Sehwag 2019: robust training, magnitude pruning (one-shot or iterative), fine-tuning
+  gradual     the one to take: density falls while the weights train, the last cut is learned
+  magnitude   Sehwag 2019: robust training, magnitude pruning (at once or gradually), fine-tuning
   hydra       HYDRA: importance scores learned on the robust loss
   harp        HARP: scores and layer densities learned on the robust loss
   compare     several methods on equal terms, each with its own tuned learning rate
@@ -131,10 +132,10 @@ robust-plugin COMMAND [--config PRESET] [--out FOLDER] [--dry-run] [--quiet] [OP
   robust-plugin COMMAND --help-all   all options
   robust-plugin --version            versions of this package, of torch and of Python
 
-Every setting is an option: robust-plugin hydra --config hydra/digits --density 0.05 \\
+Every setting is an option: robust-plugin gradual --config gradual/digits --density 0.05 \\
 --threat.eps 8/255. To continue an interrupted run, give the same command again. With --dry-run,
-magnitude, hydra, harp, compare and evaluate only print what they would do, how long it would take
-and which files they would write. On several GPUs:
+all commands but channels and list only print what they would do, how long it would take and which
+files they would write. On several GPUs:
 
   torchrun --nproc-per-node 8 -m robust_plugin.recipes.cli hydra --config hydra/cifar10-wrn28-4
 """

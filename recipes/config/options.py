@@ -23,7 +23,7 @@ COMMON = ("--config", "--out", "--dry-run", "--quiet", "--help", "--help-all")
 
 @dataclass(frozen=True)
 class Common:
-    """The options that magnitude, hydra, harp, compare and evaluate share.
+    """The options that gradual, magnitude, hydra, harp, compare and evaluate share.
 
     Attributes:
         config: name of a preset or path of a YAML file; empty if not given.

@@ -41,6 +41,12 @@ _LATER = {
     "data.colour": "auto",
     "data.background": "refuse",
     "objective.ramp": "linear",
+    "regularizers.distill": 0.0,
+    "regularizers.average": 0.0,
+    "regularizers.weight_perturbation": 0.0,
+    "regularizers.score_perturbation": 0.0,
+    "schedule": "at_once",
+    "shrink": 0.5,
 }
 
 

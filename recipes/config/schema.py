@@ -177,6 +177,29 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class RegularizerConfig:
+    """What may be added to the training loss after pre-training; every recipe can take it.
+
+    Attributes:
+        distill: share of the loss, 0 to 1, that is the KL divergence from the outputs of the dense
+            network to those of the pruned one, on the inputs that the loss is computed on; 0 leaves
+            it out.
+        average: decay of an exponential moving average of the weights in the phase finetune, at
+            least 0 and below 1, such as 0.995: it is validated and kept in place of the weights. 0
+            takes no average.
+        weight_perturbation: relative size of the adversarial weight perturbation (Wu et al. 2020)
+            while weights are trained; 0.005 in the paper, 0 leaves it out.
+        score_perturbation: relative size of the worst-case perturbation of the importance scores
+            while they are learned (S2AP, Piras et al. 2025); 0 leaves it out.
+    """
+
+    distill: float = 0.0
+    average: float = 0.0
+    weight_perturbation: float = 0.0
+    score_perturbation: float = 0.0
+
+
+@dataclass(frozen=True)
 class RecipeConfig:
     """The settings that all recipes share.
 
@@ -189,6 +212,7 @@ class RecipeConfig:
         data: the data set, and how it is split, augmented and loaded.
         threat: the threat model: how far an attack may change the input.
         objective: the training loss, the same one in the phases pretrain, prune and finetune.
+        regularizers: what may be added to the training loss after pre-training.
         pretraining: loss of the phase pretrain: robust for the loss objective.name, or benign for
             cross-entropy without attacks, to search for a robust sub-network in a network that is
             not robust.
@@ -197,7 +221,8 @@ class RecipeConfig:
             are frozen. The recipe magnitude has no such phase; of these settings it uses only the
             number of epochs, which it adds to those of fine-tuning.
         finetune: the third phase, which trains the weights that are kept. With 0 epochs, the
-            recipes hydra and harp skip this phase.
+            recipes hydra and harp skip this phase. The recipe gradual takes a part of its epochs
+            for the phase shrink, which comes before the phase prune.
         evaluation: measurements of the finished network on the test points.
         density: share of the prunable weights that the pruned network keeps, above 0 and at most 1.
             With another budget than params, it is a share of FLOPs or channels instead.
@@ -237,6 +262,7 @@ class RecipeConfig:
     data: DataConfig = field(default_factory=DataConfig)
     threat: ThreatConfig = field(default_factory=ThreatConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    regularizers: RegularizerConfig = field(default_factory=RegularizerConfig)
     pretraining: Literal["robust", "benign"] = "robust"
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(ramp=0.6))
     prune: StageConfig = field(default_factory=lambda: StageConfig(epochs=20, select="last"))

@@ -175,7 +175,7 @@ def rehearsal(recipe: str, config: RecipeConfig) -> Iterator[tuple[Rehearsal, nn
     run is deleted.
 
     Args:
-        recipe: magnitude, hydra, harp or dense.
+        recipe: gradual, magnitude, hydra, harp or dense.
         config: settings of the recipe.
 
     Raises:

@@ -24,7 +24,7 @@ def dry_run(recipe: str, config: RecipeConfig, out: Path) -> str:
     """Return the plan of a recipe as text: stages, time, memory, kept weights, and files.
 
     Args:
-        recipe: magnitude, hydra, harp or dense.
+        recipe: gradual, magnitude, hydra, harp or dense.
         config: settings of the recipe.
         out: folder that the run would write to; the dry run writes nothing to it.
 
@@ -51,14 +51,14 @@ def _stages(recipe: str, run: Rehearsal, tested: Mapping[str, float]) -> str:
     """Return the table of stages as text, with their steps, time and memory.
 
     Args:
-        recipe: magnitude, hydra, harp or dense.
+        recipe: gradual, magnitude, hydra, harp or dense.
         run: dry run that has measured the stages.
         tested: estimated seconds of each part of the evaluation on the test points.
     """
     config = run.config
     pattern = getattr(config, "pattern", "none")
     share = f"density {config.density:g}"
-    if recipe == "hydra" and pattern != "none":  # the pattern replaces the density
+    if pattern[0].isdigit():  # the pattern replaces the density
         share = f"pattern {pattern}"
     lines = [
         f"{recipe}: {config.model} on {run.data.name}, {config.objective.name}, {run.threat}, "

@@ -1,6 +1,7 @@
-"""The methods of the papers, one file per method.
+"""The methods of the papers and our own, one file per method.
 
-Start with ``hydra.py``, then read ``harp.py`` and ``magnitude.py`` (Sehwag et al. 2019).
+Start with ``hydra.py``, then read ``harp.py``, ``magnitude.py`` (Sehwag et al. 2019) and
+``gradual.py``, which combines them and is the one to take.
 ``registry.py`` lists the recipes by name and runs them.
 
 Uses: training, evaluate, config.

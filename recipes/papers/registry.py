@@ -23,6 +23,7 @@ from robust_plugin.recipes.evaluate.end_of_run import (
     evaluate_run,
     expect_evaluation,
 )
+from robust_plugin.recipes.papers.gradual import GradualConfig, gradual, parts_of
 from robust_plugin.recipes.papers.harp import HarpConfig, harp
 from robust_plugin.recipes.papers.hydra import HydraConfig, hydra
 from robust_plugin.recipes.papers.magnitude import MagnitudeConfig, magnitude, rounds_of
@@ -69,7 +70,15 @@ def _learned_stages(config: RecipeConfig) -> dict[str, StageConfig]:
     return {**stages, "finetune": config.finetune} if config.finetune.epochs else stages
 
 
+def _gradual_stages(config: GradualConfig) -> dict[str, StageConfig]:
+    """Return the stages of gradual: pre-training, shrink, prune and finetune."""
+    shrink, finetune = parts_of(config)
+    stages = {"shrink": shrink, "prune": config.prune, "finetune": finetune}
+    return _dense_stages(config) | stages
+
+
 RECIPES: dict[str, Recipe] = {
+    "gradual": Recipe(config=GradualConfig, stages=_gradual_stages, run=gradual),
     "magnitude": Recipe(config=MagnitudeConfig, stages=_magnitude_stages, run=magnitude),
     "hydra": Recipe(config=HydraConfig, stages=_learned_stages, run=hydra),
     "harp": Recipe(config=HarpConfig, stages=_learned_stages, run=harp),
@@ -83,7 +92,7 @@ def execute(name: str, config: RecipeConfig, folder: Path) -> Report:
     """Train a recipe and evaluate its final network; an interrupted run is continued.
 
     Args:
-        name: magnitude, hydra, harp or dense.
+        name: gradual, magnitude, hydra, harp or dense.
         config: settings of the recipe.
         folder: folder of the run.
 
@@ -98,7 +107,7 @@ def train_and_evaluate(name: str, run: Run) -> Report:
     """Train the recipe of a run and evaluate its final network, as ``execute`` does.
 
     Args:
-        name: magnitude, hydra, harp or dense.
+        name: gradual, magnitude, hydra, harp or dense.
         run: the run, with the settings of this recipe.
     """
     if not (run.folder / "model.safetensors").is_file():  # otherwise there is nothing to train
@@ -140,7 +149,7 @@ def train_recipe(name: str, run: Run) -> nn.Module:
     """Train all stages of a recipe and return its final network, without evaluating it.
 
     Args:
-        name: magnitude, hydra, harp or dense.
+        name: gradual, magnitude, hydra, harp or dense.
         run: the run, with the settings of this recipe; stages that are already finished are not
             trained again.
     """

@@ -66,6 +66,8 @@ def check_settings(config: RecipeConfig) -> None:
     ):
         at_least(name, value, 0)
     _check_inner_attack(config.objective)
+    _check_regularizers(config)
+    _check_schedule(config)
     _check_structure(config)
     _check_hinge(config)
     threat = config.threat.build()
@@ -103,6 +105,44 @@ def _check_inner_attack(objective: ObjectiveConfig) -> None:
         )
 
 
+def _check_regularizers(config: RecipeConfig) -> None:
+    """Raise a ValueError for illegal settings of what is added to the training loss."""
+    own = config.regularizers
+    for name, right, legal in (
+        ("distill", 0 <= own.distill <= 1, "0 to 1"),
+        ("average", 0 <= own.average < 1, "0 (no average) or more, below 1"),
+        ("weight_perturbation", 0 <= own.weight_perturbation < math.inf, "0 or more"),
+        ("score_perturbation", 0 <= own.score_perturbation < math.inf, "0 or more"),
+    ):
+        if not right:
+            raise ValueError(f"regularizers.{name} is {getattr(own, name)}; legal: {legal}.")
+    if own.weight_perturbation or own.score_perturbation:
+        if config.accumulate > 1:
+            raise ValueError(
+                f"accumulate is {config.accumulate}, and a perturbation of weights or scores needs "
+                "the gradient of the whole batch; take accumulate 1, or leave "
+                "regularizers.weight_perturbation and regularizers.score_perturbation out."
+            )
+        if config.objective.name == "free":
+            raise ValueError(
+                "the objective free takes its perturbation from the backward pass of each step, "
+                "which a perturbation of weights or scores replaces; take another objective."
+            )
+
+
+def _check_schedule(config: RecipeConfig) -> None:
+    """Raise a ValueError for settings of the schedule of densities that contradict each other."""
+    shrink, rounds = getattr(config, "shrink", None), getattr(config, "rounds", 1)
+    if shrink is not None and not 0 < shrink <= 1:
+        raise ValueError(f"shrink is {shrink}; legal: a share of the epochs, above 0, at most 1.")
+    schedule = getattr(config, "schedule", "at_once")
+    if rounds > 1 and schedule != "at_once":
+        raise ValueError(
+            f"rounds is {rounds}, but schedule is {schedule!r}, which prunes in many small cuts; "
+            "take rounds 1, or schedule at_once."
+        )
+
+
 def _check_structure(config: RecipeConfig) -> None:
     """Raise a ValueError for settings that do not fit the structure: weights or channels.
 
@@ -112,7 +152,7 @@ def _check_structure(config: RecipeConfig) -> None:
     if config.round_to < 1:
         raise ValueError(f"round_to is {config.round_to}; legal: 1 (any count) or more.")
     pattern = getattr(config, "pattern", "none")
-    if getattr(config, "learn", "both") == "scores" and pattern != "none":
+    if getattr(config, "learn", "both") == "scores" and pattern.startswith("n:"):
         raise ValueError(
             f"pattern is {pattern!r}, whose n each layer learns, but learn is 'scores'; take learn "
             "both or rates, or hydra with a pattern such as 2:4."

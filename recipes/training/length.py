@@ -48,3 +48,35 @@ def length_of(run: Run, stage: StageConfig) -> Length:
     passes = run.objective.replays if run.objective.name == "free" else 1
     batches = steps_of(run.data.train, batch_size=run.config.data.batch_size)
     return Length(max(1, stage.epochs // passes), batches, passes)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a learning rate cosine that a stage takes.
+
+    Attributes:
+        after: number of epochs of the cosine before the stage.
+        of: number of epochs of the whole cosine.
+    """
+
+    after: int
+    of: int
+
+
+def span_of(run: Run, stage: StageConfig, after: int, of: int | None) -> Span:
+    """Return the part of a learning rate cosine that a stage takes.
+
+    Args:
+        run: run that the stage belongs to.
+        stage: settings of the stage.
+        after: number of passes over the training points before the stage.
+        of: number of passes during the whole cosine; None for those of the stage.
+    """
+    epochs = length_of(run, stage).epochs
+    before = _epochs(run, after) if after else 0
+    return Span(before, before + epochs if of is None else max(before + epochs, _epochs(run, of)))
+
+
+def _epochs(run: Run, passes: int) -> int:
+    """Return the number of epochs of a stage with this number of passes over the points."""
+    return length_of(run, StageConfig(epochs=passes)).epochs

@@ -5,7 +5,10 @@ Pre-training, pruning and fine-tuning use the same loop and differ in the parame
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 
 from robust_plugin.attacks.logits import NotFinite
+from robust_plugin.masks.attach import write_zeros
 from robust_plugin.objectives.by_attack import replay
 from robust_plugin.pruning.phases import PhaseName
 from robust_plugin.pruning.pruner import Pruner
@@ -21,7 +25,8 @@ from robust_plugin.recipes.data.batches import batches_of
 from robust_plugin.recipes.data.epoch_loader import loader
 from robust_plugin.recipes.models.weights import load_weights
 from robust_plugin.recipes.runtime.process_group import summed
-from robust_plugin.recipes.training.length import Length, length_of
+from robust_plugin.recipes.training.averaging import Average
+from robust_plugin.recipes.training.length import Length, Span, length_of, span_of
 from robust_plugin.recipes.training.run import Run
 from robust_plugin.recipes.training.statistics import measured_anew
 from robust_plugin.recipes.training.step import Steps
@@ -47,6 +52,8 @@ def pretrained(run: Run) -> nn.Module:
         load_weights(model, run.config.checkpoint)
     else:
         train(run, "pretrain", model, run.config.pretrain)
+    if run.config.regularizers.distill:
+        run.teacher = copy.deepcopy(model).eval().requires_grad_(False)
     # The random scores that are drawn next must be the same whether or not the network was trained
     # in this process.
     torch.manual_seed(seed_of(run.config.seed, "scores"))
@@ -61,6 +68,8 @@ def train(
     *,
     pruner: Pruner | None = None,
     phase: PhaseName = "finetune",
+    after_epochs: int = 0,
+    of_epochs: int | None = None,
 ) -> nn.Module:
     """Train one stage with the run's objective, or continue a stage that was interrupted.
 
@@ -76,6 +85,8 @@ def train(
         pruner: pruner attached to the model; None trains all parameters of a dense network.
         phase: phase of the pruner, which decides which parameters are trained; ignored without a
             pruner.
+        after_epochs: number of epochs of the learning rate cosine that an earlier stage has used.
+        of_epochs: number of epochs of the whole cosine; None for those of this stage.
 
     Returns:
         nn.Module: ``model``, with the weights after its last epoch or, if ``stage.select`` is best,
@@ -96,6 +107,11 @@ def train(
     if saved is not None:
         saved.restore(optimizer=optimizer)
     length = length_of(run, stage)
+    span = span_of(run, stage, after_epochs, of_epochs)
+    decay = run.config.regularizers.average
+    average = Average(optimizer, decay) if decay and name == "finetune" else None
+    if average is not None:
+        average.resume(len(records) * length.steps_per_epoch)
     if pruner is not None and phase in ("shrink", "prune"):
         pruner.follow(optimizer, epochs=length.epochs, steps_per_epoch=length.steps_per_epoch)
 
@@ -109,24 +125,24 @@ def train(
             measured_anew(run, name, model, stage, epoch=0, epochs=length.epochs)
         for epoch in range(len(records), epochs):
             try:
-                loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length)
+                loss = _epoch(run, name, wrapped, optimizer, stage, pruner, epoch, length, span)
                 check_ranks(model)
-                with run.timed(name, "validation"):
+                kept = nullcontext() if average is None else average.in_place(model)
+                with run.timed(name, "validation"), kept:
                     measured_anew(run, name, model, stage, epoch=epoch + 1, epochs=length.epochs)
-                    accuracies = validated(run, model)
+                    record = {"stage": name, "epoch": epoch, "loss": loss, **validated(run, model)}
+                    record["density"] = 1.0 if pruner is None else pruner.kept / pruner.budget.full
+                    record["densities"] = {} if pruner is None else pruner.densities  # by layer
+                    best = _is_best(record, records, None if phase != "shrink" else pruner)
+                    records.append(record)
+                    if best:
+                        run.save_best(name, model=model, pruner=pruner, records=records)
             except NotFinite as error:
                 raise Diverged(
                     f"{name} has diverged in epoch {epoch}: {error} Lower its learning rate "
                     f"({stage.lr})."
                 ) from error
-            record: dict[str, Any] = {"stage": name, "epoch": epoch, "loss": loss, **accuracies}
-            record["density"] = 1.0 if pruner is None else pruner.kept / pruner.budget.full
-            record["densities"] = {} if pruner is None else pruner.densities  # of each layer
-            best = all(record["robust"] >= earlier["robust"] for earlier in records)
-            records.append(record)
-            run.save_epoch(
-                name, model=model, pruner=pruner, optimizer=optimizer, records=records, best=best
-            )
+            run.save_epoch(name, model=model, pruner=pruner, optimizer=optimizer, records=records)
             run.acceleration.log(
                 {
                     f"{name}/{key}": value
@@ -144,7 +160,32 @@ def train(
         best_epoch = run.saved(name, best=True)
         if best_epoch is not None:
             best_epoch.restore(model=model, pruner=pruner)
+    elif average is not None:
+        average.exchange()
+        write_zeros(model)
+        measured_anew(run, name, model, stage, epoch=length.epochs, epochs=length.epochs)
     return model
+
+
+def _is_best(
+    record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], pruner: Pruner | None
+) -> bool:
+    """Return whether an epoch has the best robust accuracy of its stage so far.
+
+    Args:
+        record: losses, accuracies and density after the epoch.
+        earlier: the same after each earlier epoch.
+        pruner: pruner of a stage in which the density falls: only epochs count that end within its
+            budget; None if all epochs count.
+    """
+
+    def counts(each: Mapping[str, Any]) -> bool:
+        budget = None if pruner is None else pruner.budget
+        return budget is None or each["density"] <= budget.total / budget.full
+
+    return counts(record) and all(
+        record["robust"] >= each["robust"] for each in earlier if counts(each)
+    )
 
 
 def _epoch(
@@ -156,6 +197,7 @@ def _epoch(
     pruner: Pruner | None,
     epoch: int,
     length: Length,
+    span: Span,
 ) -> float:
     """Train one epoch and return the mean loss per optimizer step, over all processes.
 
@@ -170,6 +212,7 @@ def _epoch(
         pruner: pruner attached to the network; None for a dense network.
         epoch: index of the epoch in the stage.
         length: length of the whole stage.
+        span: the stage's part of a learning rate cosine.
 
     Raises:
         Diverged: if the loss is not finite.
@@ -202,7 +245,7 @@ def _epoch(
     shown = replay(zip(batches, whole, strict=True), length.passes)
     for step, ((x, y), batch) in enumerate(islice(shown, run.steps)):
         for group in optimizer.param_groups:
-            group["lr"] = cosine(stage.lr, epoch * steps + step, length.steps)
+            group["lr"] = cosine(stage.lr, (span.after + epoch) * steps + step, span.of * steps)
         step_on.progress(epoch + step / steps, length.epochs)
         loss = step_on(x, y, len(batch))
         total += loss

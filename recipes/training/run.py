@@ -67,6 +67,8 @@ class Run:
         identity: all settings that have an influence on what has been trained so far. A checkpoint
             with other settings is refused.
         steps: number of optimizer steps to take per stage in a dry run; None takes all steps.
+        stage: name of the current stage; empty before the first one.
+        teacher: the dense network, if the loss has a distillation term.
 
     Raises:
         ValueError: if a setting is illegal, if the data, the device or the checkpoint does not
@@ -89,6 +91,8 @@ class Run:
         self.progress = RunProgress({}, where=self.folder)
         self.expected: dict[str, float] = {}
         self.steps: int | None = None
+        self.stage = ""
+        self.teacher: nn.Module | None = None
 
     def begin(self, steps: Mapping[str, int]) -> None:
         """Start the progress bar and the estimate of the time left.
@@ -145,6 +149,7 @@ class Run:
             stage: settings of the stage.
             pruner: pruner attached to the network; None for a dense network.
         """
+        self.stage = name
         benign = name == "pretrain" and self.config.pretraining == "benign"
         self.objective = ObjectiveConfig("benign") if benign else self.config.objective
         self.identity = {
@@ -186,12 +191,11 @@ class Run:
         pruner: Pruner | None,
         optimizer: torch.optim.Optimizer,
         records: list[dict[str, Any]],
-        best: bool,
     ) -> None:
-        """Write the log, the best checkpoint and the last checkpoint after an epoch, in this order.
+        """Write the log and the last checkpoint after an epoch, in this order.
 
         If the process is killed before the last file is written, the continued run repeats the
-        epoch and writes the same log and best checkpoint again.
+        epoch and writes the same log, and the same best checkpoint, again.
 
         Args:
             name: name of the stage.
@@ -200,7 +204,6 @@ class Run:
             optimizer: optimizer of the stage.
             records: losses, accuracies and densities of all epochs of the stage so far, one dict
                 per epoch.
-            best: whether this epoch is the best one so far on the validation points.
         """
         if is_first():
             self._write_config()
@@ -210,13 +213,32 @@ class Run:
             write_text(
                 log, "\n".join([*others, *(json.dumps(record) for record in records)]) + "\n"
             )
-            meta = {"identity": self.identity, "records": records, "versions": versions()}
-            if best:
-                checkpoint.save(self._path(name, best=True), model=model, pruner=pruner, meta=meta)
+            meta = self._meta(records)
             checkpoint.save(
                 self._path(name), model=model, pruner=pruner, optimizer=optimizer, meta=meta
             )
         wait_for_all()
+
+    def save_best(
+        self, name: str, *, model: nn.Module, pruner: Pruner | None, records: list[dict[str, Any]]
+    ) -> None:
+        """Write the checkpoint of the best epoch on the validation points.
+
+        Args:
+            name: name of the stage.
+            model: network that was validated.
+            pruner: pruner attached to the network; None for a dense network.
+            records: losses, accuracies and densities of all epochs of the stage so far; the last
+                one is of the best epoch.
+        """
+        if is_first():
+            self._write_config()
+            path, meta = self._path(name, best=True), self._meta(records)
+            checkpoint.save(path, model=model, pruner=pruner, meta=meta)
+
+    def _meta(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what a checkpoint holds besides model, pruner and optimizer."""
+        return {"identity": self.identity, "records": records, "versions": versions()}
 
     def _write_config(self) -> None:
         """Create the folder, and write the settings and the name of their class to config.json."""

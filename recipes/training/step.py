@@ -13,6 +13,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from robust_plugin.objectives.by_attack import Objective
+from robust_plugin.objectives.by_distillation import distilled
+from robust_plugin.objectives.by_perturbation import perturbed
 from robust_plugin.objectives.ramp import Ramped
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.recipes.config.schema import StageConfig
@@ -51,10 +54,11 @@ class Steps:
         # Objectives may keep state between steps. They are built anew for each epoch, so that a
         # run that is resumed at an epoch gives exactly the same result. There is one objective per
         # micro-batch, because the state belongs to positions in the batch.
-        self._objectives = [
+        self._plain = [
             build_objective(run.objective, run.threat, ramp=stage.ramp)
             for _ in range(run.config.accumulate)
         ]
+        self._objectives = [_regularized(each, run) for each in self._plain]
         self._generator = torch.Generator(device=run.device).manual_seed(seed)
         # The global generator, which e.g. dropout uses, is seeded differently in each process.
         rank, _ = rank_and_world()
@@ -67,7 +71,7 @@ class Steps:
             epoch: number of epochs since the stage began; may be a fraction.
             epochs: number of epochs of the stage.
         """
-        for objective in self._objectives:
+        for objective in self._plain:
             if isinstance(objective, Ramped):
                 objective.progress(epoch, epochs)
 
@@ -118,3 +122,17 @@ class Steps:
         if self.run.config.channels_last and x.dim() == 4:
             return x.to(self.run.device, memory_format=torch.channels_last, non_blocking=True)
         return x.to(self.run.device, non_blocking=True)
+
+
+def _regularized(objective: Objective, run: Run) -> Objective:
+    """Return the objective of the run's present stage, with the run's regularizers.
+
+    Pre-training has none.
+    """
+    own = run.config.regularizers
+    if run.stage == "pretrain":
+        return objective
+    if run.teacher is not None:
+        objective = distilled(objective, run.teacher, weight=own.distill)
+    gamma = own.score_perturbation if run.stage == "prune" else own.weight_perturbation
+    return perturbed(objective, gamma=gamma) if gamma else objective

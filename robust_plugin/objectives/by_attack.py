@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 import torch
@@ -131,7 +133,7 @@ def adversarial(attack: Attack) -> Objective:
     @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         check_call(model, x, y)
-        return _cross_entropy(outputs_of(model, attack(unwrapped(model), x, y)), y)
+        return _cross_entropy(outputs_of(model, _attacked(attack, model, x, y)), y)
 
     return objective
 
@@ -174,7 +176,7 @@ def trades(
     @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         check_call(model, x, y)
-        x_adv = attack(unwrapped(model), x, y)
+        x_adv = _attacked(attack, model, x, y)
         clean, robust = outputs_of(model, x), model(x_adv)
         loss: Tensor = _cross_entropy(clean, y) + beta * kl_divergence(clean, robust).mean()
         return loss
@@ -212,7 +214,7 @@ def mart(
     @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         check_call(model, x, y)
-        x_adv = attack(unwrapped(model), x, y)
+        x_adv = _attacked(attack, model, x, y)
         clean, robust = outputs_of(model, x), model(x_adv)
         robust_loss, y = _cross_entropy(robust, y), y.long()
         wrong = robust.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
@@ -222,6 +224,50 @@ def mart(
         return loss
 
     return objective
+
+
+class Examples:
+    """Adversarial inputs of one batch, which a second evaluation of the objective uses again."""
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []
+        self._next: int | None = None
+
+    def repeat(self) -> None:
+        """From now on, return the inputs that were found, in their order."""
+        self._next = 0
+
+    def found_by(self, attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the next inputs: those of the attack, or, after ``repeat``, the same again."""
+        if self._next is None:
+            self._found.append(attack(model, x, y))
+            return self._found[-1]
+        self._next += 1
+        return self._found[self._next - 1]
+
+
+_EXAMPLES: ContextVar[Examples | None] = ContextVar("examples", default=None)
+
+
+@contextmanager
+def same_examples() -> Iterator[Examples]:
+    """Yield a store in which the objectives of this file keep their adversarial inputs.
+
+    After ``repeat`` of the store, an objective that is evaluated again uses the same inputs, and no
+    attack runs.
+    """
+    token = _EXAMPLES.set(examples := Examples())
+    try:
+        yield examples
+    finally:
+        _EXAMPLES.reset(token)
+
+
+def _attacked(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return adversarial inputs of a batch, by an attack on the network without its wrapper."""
+    examples = _EXAMPLES.get()
+    network = unwrapped(model)
+    return attack(network, x, y) if examples is None else examples.found_by(attack, network, x, y)
 
 
 def check_beta(beta: float) -> None:

@@ -276,8 +276,10 @@ class Pruner:
         if self.progress.shrunk:
             return
         steps = self.progress.shrink
-        check_shrank(type(self).__name__, steps, follows=self._following.active)
-        if steps.progress < 1:
+        end = replace(steps, step=max(steps.step, steps.total))
+        early = self._shrinking.cuts(steps, end, self.budget.density)
+        check_shrank(type(self).__name__, steps, follows=self._following.active, early=early)
+        if early:
             self._attached.shrink(1.0)
         self._following.end(self._before_later_step)
         write_zeros(self.model)

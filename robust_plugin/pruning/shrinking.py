@@ -105,15 +105,14 @@ def shrink(
         mask.choose(count)
 
 
-def check_shrank(name: str, steps: PhaseSteps, *, follows: bool) -> None:
-    """Check the length of a shrink phase that ends.
-
-    If it ends before the steps that were announced, warn: the rest is cut at once.
+def check_shrank(name: str, steps: PhaseSteps, *, follows: bool, early: bool) -> None:
+    """Check the length of a shrink phase that ends; warn if the rest has to be cut at once.
 
     Args:
         name: name of the pruner in error messages.
         steps: steps that were made, and how many were announced.
         follows: whether an optimizer is followed.
+        early: whether the phase ends before its schedule has reached the end.
 
     Raises:
         ValueError: if no step was made.
@@ -125,7 +124,7 @@ def check_shrank(name: str, steps: PhaseSteps, *, follows: bool) -> None:
             "pruner.follow(optimizer, epochs=..., steps_per_epoch=...) with an optimizer of what "
             "set_phase('shrink') returned, and then train; or leave schedule out to prune at once."
         )
-    if steps.step < steps.total:
+    if early:
         warnings.warn(
             f"the shrink phase ends at step {steps.step} of {steps.total}, so that the density "
             "falls to the end of its schedule at once. follow() counts optimizer steps, not "

@@ -1,0 +1,80 @@
+"""An exponential moving average of the weights, in place of the weights themselves.
+
+The average is part of the optimizer's state, so the checkpoints of a stage hold it and a continued
+run gives the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from robust_plugin.masks.attach import write_zeros
+
+_KEY = "average"  # in the optimizer's state of each parameter
+
+
+class Average:
+    """The moving average a <- d a + (1 - d) w of the parameters that an optimizer trains.
+
+    It begins with the weights after the first step. d is the decay, limited to
+    (1 + t) / (10 + t) at step t so that the first weights do not stay in it for long.
+
+    Args:
+        optimizer: optimizer of the stage; the average follows its steps.
+        decay: d, above 0 and below 1.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
+        self._optimizer, self._decay = optimizer, decay
+        self._steps = 0
+        optimizer.register_step_post_hook(lambda *_: self._update())
+
+    def resume(self, steps: int) -> None:
+        """Continue after a number of steps, whose average the optimizer's state already holds."""
+        self._steps = steps
+
+    def _update(self) -> None:
+        """Move the average by one step."""
+        self._steps += 1
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        states = [self._optimizer.state[p] for p in trained]
+        for parameter, state in zip(trained, states, strict=True):
+            if _KEY not in state:
+                state[_KEY] = parameter.detach().clone()
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        averages = [state[_KEY] for state in states]
+        present = [p.detach() for p in trained]
+        get_ema_multi_avg_fn(decay)(averages, present, self._steps)
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Within the context, the network has the averaged weights.
+
+        Its buffers may be measured anew there: on exit, weights and buffers are as before.
+        """
+        buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        weights = self.exchange()
+        write_zeros(model)  # an average holds rests of weights that were pruned on the way
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in weights.items():
+                    parameter.copy_(value)
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+
+    def exchange(self) -> dict[nn.Parameter, torch.Tensor]:
+        """Put the averaged weights into the network, and return what was there."""
+        found: dict[nn.Parameter, torch.Tensor] = {}
+        with torch.no_grad():
+            for parameter, state in self._optimizer.state.items():
+                if _KEY in state:
+                    found[parameter] = parameter.detach().clone()
+                    parameter.copy_(state[_KEY])
+        return found
