@@ -70,8 +70,10 @@ def compare(config: CompareConfig, folder: Path, *, command: str = "") -> str:
         for pair in pairs
     )
     chosen = {cell: _choose_rate(config, jobs, accuracies, tuned, *cell) for cell in cells}
-    others = [[job] for choice in chosen.values() for job in choice.jobs if job.folder not in accuracies]
-    in_parallel(_tune, others, jobs=config.jobs, what="training")
+    trained = [job for choice in chosen.values() for job in choice.jobs]
+    others = [[job] for job in trained if job.folder not in accuracies]
+    if others:
+        in_parallel(_tune, others, jobs=config.jobs, what="training")
     final = [*dense.values(), *(job for choice in chosen.values() for job in choice.jobs)]
     reports = dict(in_parallel(_measure, final, jobs=config.jobs, what="test points"))
     table = [Cell("dense", 1.0, None, [reports[job.folder] for job in dense.values()], None)]

@@ -17,9 +17,9 @@ class CompareConfig:
         base: the settings that all methods share. base.checkpoint, if given, is the dense network
             for all seeds. base.density, base.seed and base.finetune.lr are refused: give densities,
             seeds and lrs instead.
-        rows: the methods (rows of the table) by name, each with the key recipe (gradual,
-            magnitude, hydra or harp) and the settings in which it differs from base. They are set in a YAML file and
-            have no options on the command line.
+        rows: the methods (rows of the table) by name, each with the key recipe (gradual, magnitude,
+            hydra or harp) and the settings in which it differs from base. They are set in a YAML
+            file and have no options on the command line.
         densities: densities to prune to (shares of the prunable weights that are kept), separated
             by spaces; each method is trained at each of them.
         seeds: seeds, separated by spaces; for each seed a dense network is trained, and every

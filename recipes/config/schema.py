@@ -212,7 +212,7 @@ class RecipeConfig:
         data: the data set, and how it is split, augmented and loaded.
         threat: the threat model: how far an attack may change the input.
         objective: the training loss, the same one in the phases pretrain, prune and finetune.
-        regularizers: what may be added to the training loss after pre-training.
+        regularizers: additions to the training loss after pre-training.
         pretraining: loss of the phase pretrain: robust for the loss objective.name, or benign for
             cross-entropy without attacks, to search for a robust sub-network in a network that is
             not robust.

@@ -18,9 +18,9 @@ from robust_plugin.recipes.papers.magnitude import MagnitudeConfig
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"rows": {"X": {"recipe": "lwm"}}}, "row 'X' has recipe 'lwm'; legal: magnitude, hydra"),
-        ({"rows": {"X": {"rates": "erk"}}}, "row 'X' has recipe None; legal: magnitude, hydra"),
-        ({"rows": {"X": {"recipe": "dense"}}}, "row 'X' has recipe 'dense'; legal: magnitude"),
+        ({"rows": {"X": {"recipe": "lwm"}}}, "row 'X' has recipe 'lwm'; legal: gradual, magnitude, hydra"),
+        ({"rows": {"X": {"rates": "erk"}}}, "row 'X' has recipe None; legal: gradual, magnitude, hydra"),
+        ({"rows": {"X": {"recipe": "dense"}}}, "row 'X' has recipe 'dense'; legal: gradual, magnitude"),
         (
             {"rows": {"X": {"recipe": "hydra", "control": "held"}}},
             "row 'X': unknown setting control; legal: ",
