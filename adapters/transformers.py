@@ -58,8 +58,9 @@ def prune_with(
             ``optimizer_cls_and_kwargs``.
         make_pruner: function that attaches a pruner to a model and returns the pruner.
         epochs: number of epochs by name of the phase: ``"shrink"``, if the pruner has a schedule,
-            ``"prune"``, if it learns, and ``"finetune"``. Their sum replaces ``args.num_train_epochs``. If ``args.max_steps`` is
-            set, these steps are divided between the phases in proportion.
+            ``"prune"``, if it learns, and ``"finetune"``. Their sum replaces
+            ``args.num_train_epochs``. If ``args.max_steps`` is set, these steps are divided between
+            the phases in proportion.
         learning_rates: learning rate by name of the phase; None for that of the Trainer. Scores
             often need a larger one than pre-trained weights.
 
@@ -202,6 +203,8 @@ class _Phases(TrainerCallback):  # type: ignore[misc]  # mypy does not read tran
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin the next phase after the last step of the present one."""
+        if self.phase == "":  # a second train()
+            return
         if self.ends[self.phase] <= state.global_step < max(self.ends.values()):
             next(self.runs)
             self.trainer.callback_handler.lr_scheduler = self.trainer.lr_scheduler
@@ -214,7 +217,7 @@ class _Phases(TrainerCallback):  # type: ignore[misc]  # mypy does not read tran
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep an early stop from ending a phase before fine-tuning: its length is fixed."""
-        if self.phase != "finetune":
+        if self.phase not in ("", "finetune"):
             control.should_training_stop = self.stops
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

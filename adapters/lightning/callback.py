@@ -142,12 +142,13 @@ class PruningCallback(Callback):
         if phase != self.pruner.phase:
             self._begin(trainer, phase)
             forget_best(trainer)
-            trainer.fit_loop.min_epochs = self._min_epochs
+            if phase == "finetune":  # from here on an early stop may end fit
+                trainer.fit_loop.min_epochs = self._min_epochs
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin the next phase in an epoch without ``on_train_epoch_start``, as after some resumes."""
+        """Begin the next phase in epochs without ``on_train_epoch_start``, as after some resumes."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,6 +11,9 @@ from robust_plugin.recipes.papers.registry import RECIPES
 
 # magnitude also takes the presets of these commands, since it is their baseline.
 _MAGNITUDE_TAKES = ("hydra", "harp")
+_GRADUAL = (
+    "  published for it: nothing; a run is set beside the figures of magnitude, hydra and harp"
+)
 
 
 def listing() -> str:
@@ -25,6 +28,8 @@ def listing() -> str:
         if own:
             width = max(map(len, own))
             lines += ["", command, *(_line(command, name, width) for name in own)]
+            if command == "gradual":
+                lines.append(_GRADUAL)
             lines += _suffixes(command, width)
     return "\n".join(lines)
 
@@ -36,7 +41,8 @@ def published_presets(command: str) -> Iterator[tuple[str, tuple[float, ...]]]:
     suffix has published numbers of its own.
 
     Args:
-        command: gradual, magnitude, hydra or harp; magnitude also takes the presets of hydra and harp.
+        command: gradual, magnitude, hydra or harp; magnitude also takes the presets of hydra and
+            harp.
     """
     commands = {command, *(_MAGNITUDE_TAKES if command == "magnitude" else ())}
     for name in preset_names():

@@ -17,6 +17,8 @@ from robust_plugin.recipes.config.schema import RecipeConfig
 
 _FILE = Path(__file__).parent / "published.yaml"
 _BY_ATTACK = ("adversarial", "trades", "mart")
+# Methods without published numbers of their own, and the methods whose numbers stand beside them.
+_COMBINES = {"gradual": ("magnitude", "hydra", "harp")}
 # Keys of a row in published.yaml that are not the name of a method.
 _ROW_KEYS = ("data", "model", "dense")
 # Values that these settings have in the papers' tables. A run with another value is not comparable
@@ -29,7 +31,8 @@ class Figure:
     """One published number: the accuracy of one method on one data set at one density.
 
     Attributes:
-        method: name of the method: gradual, magnitude, hydra, harp, or one that is not implemented here.
+        method: name of the method: gradual, magnitude, hydra, harp, or one that is not implemented
+            here.
         data: name of the data set.
         model: name of the network; None if the number is a mean over several networks.
         objective: names of the training objectives that the network may have been trained with, as
@@ -97,15 +100,18 @@ def _figures_of_table(table: Mapping[str, Any]) -> Iterator[Figure]:
 def published_for(command: str, config: RecipeConfig, *, data: str) -> tuple[Figure, ...]:
     """Return the published numbers of a method at all densities, for the settings of a run.
 
+    Nobody has published numbers of gradual; it gets those of the methods that it combines.
+
     Args:
         command: name of the method: gradual, magnitude, hydra or harp.
         config: settings that name the network, the objective and the structure.
         data: name of the data set.
     """
+    methods = _COMBINES.get(command, (command,))
     return tuple(
         each
         for each in figures()
-        if each.method == command
+        if each.method in methods
         and each.data == data
         and each.model in (None, config.model)
         and each.structure == config.structure

@@ -51,8 +51,9 @@ def beside_published(command: str, preset: RecipeConfig, config: RecipeConfig, f
         smoothed = figure.metric == "smoothed"
         own = _smoothed(config, content["smoothing"]) if smoothed else _own(figure, report)
         differ = ", ".join(_differences(figure, config, content["data"], report))
+        of = "" if figure.method == command else f" for {figure.method}"
         text = (
-            f"{figure.metric}: published {_value(figure)}; ours {own}; what differs: "
+            f"{figure.metric}: published{of} {_value(figure)}; ours {own}; what differs: "
             f"{differ or 'nothing known'}; not known of it: {', '.join(_unsaid(figure))}."
         )
         lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="    ")

@@ -19,7 +19,7 @@ from robust_plugin.evaluation.report import Report
 from robust_plugin.pruning.checkpoint import load
 from robust_plugin.recipes.compare.cells import Cell
 from robust_plugin.recipes.compare.differences import differences
-from robust_plugin.recipes.compare.jobs import Job, Jobs, jobs_of, settings_of
+from robust_plugin.recipes.compare.jobs import Job, Jobs, jobs_of, settings_of, tuned_seeds
 from robust_plugin.recipes.compare.page import BestNetwork, comparison_page, main_measure
 from robust_plugin.recipes.compare.plots import plot_curves, plot_densities
 from robust_plugin.recipes.compare.security_curves import mean_line, shown_curves, stored_curves
@@ -27,7 +27,7 @@ from robust_plugin.recipes.compare.tables import comparison_table
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.evaluate.run_facts import attacked_of, examples_of
 from robust_plugin.recipes.pages.plots import draw_kept, plot_panels
-from robust_plugin.recipes.papers.registry import RECIPES, execute, train_recipe
+from robust_plugin.recipes.papers.registry import execute, train_recipe
 from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.workers import in_parallel
 from robust_plugin.recipes.training.loop import Diverged
@@ -58,22 +58,18 @@ def compare(config: CompareConfig, folder: Path, *, command: str = "") -> str:
     dense, jobs = jobs_of(config, folder)
     cells = [(row, density) for density in config.densities for row in config.rows]
     in_parallel(_train_dense, list(dense.values()), jobs=config.jobs, what="dense networks")
-    tuned = config.seeds[: config.tuning_seeds or None]
-    rates_to_try = [
+    to_train = [
         [jobs[row, density, seed, lr] for lr in config.lrs]
         for row, density in cells
-        for seed in tuned
+        for seed in tuned_seeds(config)
     ]
-    accuracies = dict(
-        pair
-        for pairs in in_parallel(_tune, rates_to_try, jobs=config.jobs, what="training")
-        for pair in pairs
-    )
-    chosen = {cell: _choose_rate(config, jobs, accuracies, tuned, *cell) for cell in cells}
-    trained = [job for choice in chosen.values() for job in choice.jobs]
-    others = [[job] for job in trained if job.folder not in accuracies]
-    if others:
-        in_parallel(_tune, others, jobs=config.jobs, what="training")
+    accuracies: dict[Path, float] = {}
+    while to_train:  # again for the other seeds, at the chosen rate, and if one of them diverges
+        pairs = in_parallel(_tune, to_train, jobs=config.jobs, what="training")
+        accuracies |= dict(pair for each in pairs for pair in each)
+        chosen = {cell: _choose_rate(config, jobs, accuracies, *cell) for cell in cells}
+        trained = [job for choice in chosen.values() for job in choice.jobs]
+        to_train = [[job] for job in trained if job.folder not in accuracies]
     final = [*dense.values(), *(job for choice in chosen.values() for job in choice.jobs)]
     reports = dict(in_parallel(_measure, final, jobs=config.jobs, what="test points"))
     table = [Cell("dense", 1.0, None, [reports[job.folder] for job in dense.values()], None)]
@@ -94,7 +90,8 @@ class _Choice:
 
     Attributes:
         jobs: trainings at the best learning rate, one per seed.
-        accuracy: robust accuracy on the validation points at that rate, mean over seeds, in [0, 1].
+        accuracy: robust accuracy on the validation points at that rate, in [0, 1], mean over the
+            seeds on which the rate is chosen.
         diverged: learning rates at which the training of at least one seed diverged.
     """
 
@@ -107,20 +104,19 @@ def _choose_rate(
     config: CompareConfig,
     jobs: Jobs,
     accuracies: Mapping[Path, float],
-    tuned: Sequence[int],
     row: str,
     density: float,
 ) -> _Choice:
     """Return the learning rate at which a method has the best robust accuracy on validation points.
 
-    The accuracy is averaged over the seeds.
+    The accuracy is averaged over the seeds on which rates are chosen. A rate at which the training
+    of any seed diverged is not chosen.
 
     Args:
         config: settings of the comparison.
         jobs: all trainings of the comparison.
-        accuracies: robust accuracy on the validation points by run folder; minus infinity for a
-            training that diverged.
-        tuned: seeds whose networks were trained at every learning rate.
+        accuracies: robust accuracy on the validation points by run folder, for the trainings that
+            were made so far; minus infinity for one that diverged.
         row: name of the method.
         density: share of weights kept.
 
@@ -128,11 +124,15 @@ def _choose_rate(
         ValueError: if the method diverged at every learning rate.
     """
     by_lr = {lr: [jobs[row, density, seed, lr] for seed in config.seeds] for lr in config.lrs}
+    tuned = tuned_seeds(config)
     means = {
         lr: sum(accuracies[jobs[row, density, seed, lr].folder] for seed in tuned) / len(tuned)
         for lr in config.lrs
     }
-    diverged = tuple(lr for lr in config.lrs if means[lr] == -math.inf)
+    diverged = tuple(
+        lr for lr in config.lrs if -math.inf in {accuracies.get(job.folder) for job in by_lr[lr]}
+    )
+    means |= dict.fromkeys(diverged, -math.inf)
     best = max(means, key=lambda lr: means[lr])
     if best in diverged:
         raise ValueError(
@@ -285,7 +285,7 @@ def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
     """
     found = []
     for job in jobs:
-        if job is not jobs[0] and _prunes_first(job):
+        if job is not jobs[0] and job.prunes_first:
             _share_prune_phase(jobs[0].folder, job.folder)
         try:
             train_recipe(job.recipe, Run(job.folder, job.config))
@@ -301,11 +301,6 @@ def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
             last = last.with_suffix(".best.safetensors")
         found.append((job.folder, load(last).meta["records"][-1]["robust"]))
     return found
-
-
-def _prunes_first(job: Job) -> bool:
-    """Return whether no training at the learning rate of fine-tuning comes before the prune phase."""
-    return next(iter(RECIPES[job.recipe].stages(job.config))) == "prune"
 
 
 def _share_prune_phase(source: Path, target: Path) -> None:

@@ -54,6 +54,11 @@ class Job:
         """The fine-tuning learning rate."""
         return self.config.finetune.lr
 
+    @property
+    def prunes_first(self) -> bool:
+        """Whether the prune phase comes first, so that it does not depend on this learning rate."""
+        return next(iter(RECIPES[self.recipe].stages(self.config)), "") == "prune"
+
 
 # Trainings by row, density, seed and learning rate.
 Jobs = dict[tuple[str, float, int, float], Job]
@@ -84,6 +89,11 @@ def jobs_of(config: CompareConfig, folder: Path) -> tuple[dict[int, Job], Jobs]:
         for lr in config.lrs
     }
     return dense, jobs
+
+
+def tuned_seeds(config: CompareConfig) -> tuple[int, ...]:
+    """Return the seeds on which learning rates are chosen: the first ``tuning_seeds``, or all."""
+    return config.seeds[: config.tuning_seeds or None]
 
 
 def settings_of(config: CompareConfig) -> dict[str, Any]:

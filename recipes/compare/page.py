@@ -26,8 +26,7 @@ from robust_plugin.recipes.pages.svg import drawing, svg_of
 _TERMS = (
     "All rows of a seed start from its dense network and train the same number of epochs in all, "
     "if the settings below do not say otherwise. The fine-tuning learning rate of each row and "
-    "density was chosen by mean robust accuracy on validation, and the test points were looked at "
-    "once, at the end."
+    "density was chosen by {accuracy}, and the test points were looked at once, at the end."
 )
 
 
@@ -89,7 +88,7 @@ def comparison_page(
         load_template("comparison.html.j2").render(
             title=title,
             conditions=conditions(cells, data=data, threat=threat),
-            terms=_TERMS,
+            terms=_terms(settings.get("tuning_seeds", 0)),
             interval=interval_of(cells),
             measure=main_measure(cells),
             cards=_cards(cells),
@@ -128,6 +127,19 @@ def comparison_page(
             versions=versions or {},
         )
     )
+
+
+def _terms(tuning_seeds: int) -> str:
+    """Return the sentences on the terms of a comparison.
+
+    Args:
+        tuning_seeds: number of seeds, the first ones, on which rates are chosen; 0 for all.
+    """
+    accuracy = "mean robust accuracy on validation"
+    if tuning_seeds:
+        which = f"{tuning_seeds} seeds" if tuning_seeds > 1 else "seed"
+        accuracy = f"robust accuracy on the validation points of the first {which}"
+    return _TERMS.format(accuracy=accuracy)
 
 
 def main_measure(cells: Sequence[Cell]) -> str:

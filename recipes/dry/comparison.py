@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from robust_plugin.recipes.compare.jobs import Job, jobs_of
+from robust_plugin.recipes.compare.jobs import Job, jobs_of, tuned_seeds
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.dry.measure import Rehearsal, rehearsal
 from robust_plugin.recipes.papers.registry import RECIPES
@@ -26,12 +26,13 @@ class _Row:
 
     Attributes:
         name: name of the method, or ``"dense"``.
-        prune: seconds of the prune phase of one network, which runs once for all learning rates.
-        train: seconds of pre-training for the dense networks; for a method, seconds of fine-tuning
-            one network at one learning rate.
+        prune: seconds of a prune phase that comes first, and runs once for all learning rates of a
+            network; 0 without one.
+        train: seconds of pre-training for the dense networks; for a method, seconds of the other
+            phases of one training.
         test: seconds of the evaluation on the test points, for one network, at most.
         networks: number of networks: one per density and seed; one per seed for the dense networks.
-        rates: number of learning rates at which each network is fine-tuned.
+        trainings: number of trainings: one per network and learning rate that is tried with it.
     """
 
     name: str
@@ -39,12 +40,12 @@ class _Row:
     train: float
     test: float
     networks: int
-    rates: int
+    trainings: int
 
     @property
     def whole(self) -> float:
         """Seconds of all networks; each is tested only at its best learning rate."""
-        return self.networks * (self.prune + self.rates * self.train + self.test)
+        return self.networks * (self.prune + self.test) + self.trainings * self.train
 
     def cells(self) -> list[str]:
         """Return name, number of networks and times as text, for the columns of the plan."""
@@ -67,25 +68,27 @@ def dry_comparison(config: CompareConfig, out: Path) -> str:
     """
     check_writable(out)
     dense, jobs = jobs_of(config, out)
-    seeds, densities, rates = len(config.seeds), len(config.densities), len(config.lrs)
+    seeds, densities, tuned = len(config.seeds), len(config.densities), len(tuned_seeds(config))
+    trainings = densities * (tuned * len(config.lrs) + seeds - tuned)
     first = dense[config.seeds[0]]
     with TemporaryDirectory() as place:
         network = Path(place) / "dense.safetensors"
         with rehearsal(first.recipe, first.config) as (run, model):
             device = run.device
             test = sum(run.test_seconds(model).values())
-            rows = [_row(run, first, test, networks=seeds, rates=1)]
+            rows = [_row(run, first, test, networks=seeds, trainings=seeds)]
             run.save_model(model, network)
         for row in tqdm(config.rows, desc="a few steps of each row", disable=None):
             job = jobs[row, config.densities[0], config.seeds[0], config.lrs[0]]
             on_dense = replace(job, config=replace(job.config, checkpoint=network))
             with rehearsal(job.recipe, on_dense.config) as (run, model):
                 test = sum(run.test_seconds(model).values())
-                rows.append(_row(run, on_dense, test, networks=seeds * densities, rates=rates))
+                networks = seeds * densities
+                rows.append(_row(run, on_dense, test, networks=networks, trainings=trainings))
     return _shown(config, rows, str(device), out)
 
 
-def _row(run: Rehearsal, job: Job, test: float, *, networks: int, rates: int) -> _Row:
+def _row(run: Rehearsal, job: Job, test: float, *, networks: int, trainings: int) -> _Row:
     """Return the estimated time of a method from one of its trainings.
 
     Args:
@@ -93,12 +96,12 @@ def _row(run: Rehearsal, job: Job, test: float, *, networks: int, rates: int) ->
         job: the training.
         test: seconds of the evaluation on the test points.
         networks: number of networks of the method.
-        rates: number of learning rates at which each network is fine-tuned.
+        trainings: number of trainings of the method.
     """
     stages = RECIPES[job.recipe].stages(job.config)
     seconds = {name: run.stage_seconds(name, stage) for name, stage in stages.items()}
-    prune = seconds.pop("prune", 0.0)
-    return _Row(job.row, prune, sum(seconds.values()), test, networks, rates)
+    prune = seconds.pop("prune") if job.prunes_first else 0.0
+    return _Row(job.row, prune, sum(seconds.values()), test, networks, trainings)
 
 
 def _shown(config: CompareConfig, rows: list[_Row], device: str, out: Path) -> str:
@@ -117,7 +120,7 @@ def _shown(config: CompareConfig, rows: list[_Row], device: str, out: Path) -> s
         ("learning rate", "learning rates"): config.lrs,
     }
     counts = [f"{len(axis)} {names[len(axis) != 1]}" for names, axis in axes.items()]
-    trained = sum(row.networks * row.rates for row in rows[1:])
+    trained = sum(row.trainings for row in rows[1:])
     whole = sum(row.whole for row in rows)
     lines = [
         f"compare: {' x '.join(counts)}: {trained:,} trainings after those of the dense; "

@@ -18,7 +18,8 @@ _COLORS = (
     (("dense", "unpruned", "parent"), "#8b8d99"),
     (("hydra",), "#ec6d14"),
     (("harp",), "#a53ca6"),
-    (("iterative", "gradual"), "#2f7556"),
+    (("iterative", "gradual magnitude"), "#2f7556"),
+    (("gradual",), "#7830fc"),
     (("global",), "#7f6126"),
     (("lwm", "magnitude"), "#4983fc"),
 )
@@ -29,9 +30,11 @@ _OTHERS = ("#c2347a", "#8a7a00", "#5b5bd0", "#b3413a", "#4f8a1f")
 # Colour of results that belong to no method, such as those of a network from elsewhere.
 PLAIN = "#0f8a94"
 
-# Last words of the names of variants, and their line style and marker in matplotlib's notation.
+# Names of variants, or their last words, and their line style and marker in matplotlib's notation.
 _STYLES: dict[str, tuple[LineStyle, str]] = {
-    **dict.fromkeys(("dense", "hydra", "harp", "lwm", "magnitude", "uniform"), ("-", "o")),
+    "gradual magnitude": ((0, (5, 1)), "X"),  # iterative magnitude has the same colour
+    **dict.fromkeys(("dense", "hydra", "harp", "gradual", "lwm", "magnitude"), ("-", "o")),
+    "uniform": ("-", "o"),
     "erk": ("--", "s"),
     "lamp": ("-.", "^"),
     "held": ("-", "D"),
@@ -71,7 +74,7 @@ def style_of(method: str) -> tuple[LineStyle, str]:
         method: name of a recipe or of a row of a comparison, such as ``"HYDRA at LAMP"``.
     """
     name = method.lower()
-    last = name.rpartition(" ")[2]
+    last = name if name in _STYLES else name.rpartition(" ")[2]
     # "HARP held from LAMP" and "HYDRA at LAMP, 90 epochs" are not the usual variants of these rates
     if last in _STYLES and " from " not in name and "," not in name:
         return _STYLES[last]

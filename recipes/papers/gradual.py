@@ -96,7 +96,7 @@ def gradual(run: Run, config: GradualConfig) -> nn.Module:
     Returns:
         nn.Module: the finished network without masks, whose pruned weights are zero.
     """
-    shrink, finetune = parts_of(config)
+    weights = shrink, finetune = parts_of(config)
     model = pretrained(run)  # 1. theta = argmin E[L_robust(theta)]
     both: tuple[Learnable, ...] = ("scores", "rates")
     learn = both if config.learn == "both" else (config.learn,)
@@ -117,19 +117,10 @@ def gradual(run: Run, config: GradualConfig) -> nn.Module:
         last_cut=config.last_cut,
         example_inputs=run.example,
     )
-    whole = config.finetune.epochs
-    # 2. theta = argmin E[L_robust(theta * m)], m by magnitude, density falling from 1 to k / last_cut
-    train(run, "shrink", model, shrink, pruner=pruner, phase="shrink", of_epochs=whole)
+    # 2. theta = argmin E[L_robust(theta * m)], m by magnitude, from density 1 to k / last_cut
+    train(run, "shrink", model, shrink, pruner=pruner, phase="shrink", sharing=weights)
     # 3. s = argmin E[L_robust(theta * m(s))], theta frozen, density falling to k
     train(run, "prune", model, config.prune, pruner=pruner, phase="prune")
     # 4. theta = argmin E[L_robust(theta * m)], m fixed at exactly the budget
-    train(
-        run,
-        "finetune",
-        model,
-        finetune,
-        pruner=pruner,
-        after_epochs=shrink.epochs,
-        of_epochs=whole,
-    )
+    train(run, "finetune", model, finetune, pruner=pruner, sharing=weights)
     return finished(run, pruner)

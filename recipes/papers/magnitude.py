@@ -81,7 +81,7 @@ def schedule_until(name: str, share: float) -> DensitySchedule:
 
 
 def magnitude(run: Run, config: MagnitudeConfig) -> nn.Module:
-    """Run the recipe: train, then prune by magnitude and fine-tune, at once, in rounds or gradually.
+    """Run the recipe: train, prune by magnitude (at once, in rounds or gradually), fine-tune.
 
     Args:
         run: the run; it has the data, and the folder to which each training stage is saved.

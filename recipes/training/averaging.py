@@ -41,15 +41,20 @@ class Average:
     def _update(self) -> None:
         """Move the average by one step."""
         self._steps += 1
-        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        every = [p for group in self._optimizer.param_groups for p in group["params"]]
+        # Adam takes a state without its own entries for broken, and makes them at the first
+        # gradient of a parameter.
+        trained = [p for p in every if p.grad is not None or _KEY in self._optimizer.state[p]]
         states = [self._optimizer.state[p] for p in trained]
         for parameter, state in zip(trained, states, strict=True):
             if _KEY not in state:
                 state[_KEY] = parameter.detach().clone()
+        if not trained:
+            return
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
         averages = [state[_KEY] for state in states]
-        present = [p.detach() for p in trained]
-        get_ema_multi_avg_fn(decay)(averages, present, self._steps)
+        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        move(averages, [p.detach() for p in trained], self._steps)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
@@ -69,9 +74,9 @@ class Average:
                 for name, buffer in model.named_buffers():
                     buffer.copy_(buffers[name])
 
-    def exchange(self) -> dict[nn.Parameter, torch.Tensor]:
-        """Put the averaged weights into the network, and return what was there."""
-        found: dict[nn.Parameter, torch.Tensor] = {}
+    def exchange(self) -> dict[torch.Tensor, torch.Tensor]:
+        """Put the averaged weights into the network; return by parameter what was there before."""
+        found: dict[torch.Tensor, torch.Tensor] = {}
         with torch.no_grad():
             for parameter, state in self._optimizer.state.items():
                 if _KEY in state:

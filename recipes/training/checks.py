@@ -131,7 +131,13 @@ def _check_regularizers(config: RecipeConfig) -> None:
 
 
 def _check_schedule(config: RecipeConfig) -> None:
-    """Raise a ValueError for settings of the schedule of densities that contradict each other."""
+    """Raise a ValueError for settings of the schedule that are illegal or contradict each other."""
+    last_cut = getattr(config, "last_cut", 0.5)
+    if not 0 < last_cut < 1:
+        raise ValueError(
+            f"last_cut is {last_cut}; legal: the share of the shrunk network that the phase prune "
+            "keeps, above 0 and below 1."
+        )
     shrink, rounds = getattr(config, "shrink", None), getattr(config, "rounds", 1)
     if shrink is not None and not 0 < shrink <= 1:
         raise ValueError(f"shrink is {shrink}; legal: a share of the epochs, above 0, at most 1.")

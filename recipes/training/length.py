@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robust_plugin.recipes.config.schema import StageConfig
@@ -63,20 +64,16 @@ class Span:
     of: int
 
 
-def span_of(run: Run, stage: StageConfig, after: int, of: int | None) -> Span:
+def span_of(run: Run, stage: StageConfig, sharing: Sequence[StageConfig]) -> Span:
     """Return the part of a learning rate cosine that a stage takes.
 
     Args:
         run: run that the stage belongs to.
         stage: settings of the stage.
-        after: number of passes over the training points before the stage.
-        of: number of passes during the whole cosine; None for those of the stage.
+        sharing: all stages of the cosine in order, ``stage`` among them; empty if the stage has a
+            cosine of its own.
     """
-    epochs = length_of(run, stage).epochs
-    before = _epochs(run, after) if after else 0
-    return Span(before, before + epochs if of is None else max(before + epochs, _epochs(run, of)))
-
-
-def _epochs(run: Run, passes: int) -> int:
-    """Return the number of epochs of a stage with this number of passes over the points."""
-    return length_of(run, StageConfig(epochs=passes)).epochs
+    stages = tuple(sharing) or (stage,)
+    epochs = [length_of(run, each).epochs for each in stages]
+    place = next(number for number, each in enumerate(stages) if each is stage)
+    return Span(after=sum(epochs[:place]), of=sum(epochs))

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from robust_plugin.attacks.logits import NotFinite
-from robust_plugin.masks.attach import write_zeros
 from robust_plugin.objectives.by_attack import replay
 from robust_plugin.pruning.phases import PhaseName
 from robust_plugin.pruning.pruner import Pruner
@@ -68,8 +67,7 @@ def train(
     *,
     pruner: Pruner | None = None,
     phase: PhaseName = "finetune",
-    after_epochs: int = 0,
-    of_epochs: int | None = None,
+    sharing: Sequence[StageConfig] = (),
 ) -> nn.Module:
     """Train one stage with the run's objective, or continue a stage that was interrupted.
 
@@ -85,8 +83,8 @@ def train(
         pruner: pruner attached to the model; None trains all parameters of a dense network.
         phase: phase of the pruner, which decides which parameters are trained; ignored without a
             pruner.
-        after_epochs: number of epochs of the learning rate cosine that an earlier stage has used.
-        of_epochs: number of epochs of the whole cosine; None for those of this stage.
+        sharing: stages in order, ``stage`` among them, that follow one learning rate cosine
+            together; empty if the stage has a cosine of its own.
 
     Returns:
         nn.Module: ``model``, with the weights after its last epoch or, if ``stage.select`` is best,
@@ -107,7 +105,7 @@ def train(
     if saved is not None:
         saved.restore(optimizer=optimizer)
     length = length_of(run, stage)
-    span = span_of(run, stage, after_epochs, of_epochs)
+    span = span_of(run, stage, sharing)
     decay = run.config.regularizers.average
     average = Average(optimizer, decay) if decay and name == "finetune" else None
     if average is not None:
@@ -130,7 +128,8 @@ def train(
                 kept = nullcontext() if average is None else average.in_place(model)
                 with run.timed(name, "validation"), kept:
                     measured_anew(run, name, model, stage, epoch=epoch + 1, epochs=length.epochs)
-                    record = {"stage": name, "epoch": epoch, "loss": loss, **validated(run, model)}
+                    record: dict[str, Any] = {"stage": name, "epoch": epoch, "loss": loss}
+                    record |= validated(run, model)
                     record["density"] = 1.0 if pruner is None else pruner.kept / pruner.budget.full
                     record["densities"] = {} if pruner is None else pruner.densities  # by layer
                     best = _is_best(record, records, None if phase != "shrink" else pruner)
@@ -162,7 +161,6 @@ def train(
             best_epoch.restore(model=model, pruner=pruner)
     elif average is not None:
         average.exchange()
-        write_zeros(model)
         measured_anew(run, name, model, stage, epoch=length.epochs, epochs=length.epochs)
     return model
 

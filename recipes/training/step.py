@@ -134,5 +134,8 @@ def _regularized(objective: Objective, run: Run) -> Objective:
         return objective
     if run.teacher is not None:
         objective = distilled(objective, run.teacher, weight=own.distill)
-    gamma = own.score_perturbation if run.stage == "prune" else own.weight_perturbation
+    gamma = own.weight_perturbation
+    if run.stage == "prune":
+        learned = getattr(run.config, "learn", "scores")
+        gamma = 0.0 if learned == "rates" else own.score_perturbation
     return perturbed(objective, gamma=gamma) if gamma else objective

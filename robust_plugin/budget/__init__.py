@@ -7,10 +7,10 @@ Its *rate* is its density, the share of its entries that it keeps.
 Start with ``budget.py``: the largest cost that may be kept, in parameters, FLOPs or channels, and
 counts with at most this cost. ``quadratic.py`` computes the cost of given counts. ``rates.py``
 has the fixed layer densities (uniform, ERK, LAMP, global), ``control.py`` the learned ones
-(HARP), ``schedules.py`` how the density falls over time, and ``density_logits.py`` the logits by which they are learned. ``patterns_and_blocks.py``
-has budgets for n:m patterns and for channels in blocks. ``costs.py`` counts the cost of each
-weight or channel in a network, and ``plan.py`` computes the budget and the first counts of a
-pruner.
+(HARP), and ``density_logits.py`` the logits by which they are learned. ``schedules.py`` says how
+the density falls over time. ``patterns_and_blocks.py`` has budgets for n:m patterns and for
+channels in blocks. ``costs.py`` counts the cost of each weight or channel in a network, and
+``plan.py`` computes the budget of a pruner, and the counts of its groups at one moment.
 
 Not here: which entries are kept (``masks``, ``pruning/scores.py``).
 

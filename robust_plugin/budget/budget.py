@@ -243,8 +243,8 @@ class Budget:
         budget has products, c_l + sum_j c_lj k_j n_j takes the place of c_l. No gradient passes
         through the projection. Of a descent step, it keeps the part that does not change the cost.
         (One common shift of all logits would also meet the budget, but it comes to rest where the
-        loss's gradients are equal instead of proportional to d.) No density exceeds the limit of its
-        group.
+        loss's gradients are equal instead of proportional to d.) No density exceeds the limit of
+        its group.
 
         Args:
             logits: r, one per group, float64 on the CPU, shape [groups].
@@ -263,7 +263,8 @@ class Budget:
         highest = torch.full_like(logits, MAX_LOGIT)
         if self.most:
             each = zip(self.most, self.sizes, strict=True)
-            highest = torch.tensor([rate_logit(n / size, k_min) for n, size in each]).to(logits)
+            ends = [rate_logit(n / size, k_min) for n, size in each]
+            highest = torch.tensor(ends, dtype=logits.dtype)
 
         def moved(x: float) -> Tensor:
             return torch.minimum(logits + x * direction, highest)

@@ -163,7 +163,7 @@ class HeldRates:
         return torch.zeros((), device=masks[0].scores.device)
 
     def state(self) -> dict[str, Any]:
-        """Return where the budget started, and the logits after the last step, which limit the next."""
+        """Return where the budget started, and the logits that limit the next step."""
         return {"start": self.start, "previous": self._previous.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:

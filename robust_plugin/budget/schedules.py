@@ -8,11 +8,13 @@ pruner chooses masks anew, by the magnitudes that the weights have at that momen
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.values import is_number, is_whole
 
 ScheduleName = Literal["at_once", "geometric", "cubic"]
@@ -33,6 +35,7 @@ class AtOnce:
         return density
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Geometric:
     """Every cut keeps the same share of what is left: k(t) = k^u(t).
@@ -63,6 +66,7 @@ class Geometric:
         return float(density ** _done(passed, self.cuts, self.until))
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Cubic:
     """Density falls fast at first and slowly at the end: k(t) = k + (1 - k) (1 - u(t))^3.
@@ -90,6 +94,7 @@ class Cubic:
         return float(density + (1 - density) * left**3)
 
 
+@explain_wrong_calls
 @dataclass(frozen=True)
 class Rounds:
     """Iterative pruning in a few rounds of equal length: k(t) = k^(r/n) in round r of n.
@@ -125,6 +130,7 @@ def schedule_of(schedule: object) -> DensitySchedule:
             ``schedule(passed, density) -> density now``.
 
     Raises:
+        TypeError: for a function that does not take two arguments.
         ValueError: for an unknown name, or an object that cannot be called.
     """
     names: dict[object, DensitySchedule] = {
@@ -135,6 +141,15 @@ def schedule_of(schedule: object) -> DensitySchedule:
     if isinstance(schedule, str) and schedule in names:
         return names[schedule]
     if callable(schedule) and not isinstance(schedule, type):
+        try:
+            inspect.signature(schedule).bind(0.0, 0.5)
+        except ValueError:
+            pass  # a function of C, such as max, has no signature
+        except TypeError as error:
+            raise TypeError(
+                f"schedule cannot be called as schedule(passed, density) ({error}); give a "
+                "function of the share of the phase that is over, and of the density at its end."
+            ) from error
         return schedule
     raise ValueError(
         f"schedule is {schedule!r}; legal: {', '.join(map(repr, names))}, a schedule such as "

@@ -63,6 +63,15 @@ def write_zeros(model: nn.Module) -> None:
             write_zeros_of(layer)
 
 
+def refresh_masks(model: nn.Module) -> None:
+    """Choose learned masks anew whose scores were written since, before any forward pass.
+
+    A compiled forward pass does not notice that scores were written.
+    """
+    for _, _, _, masked in masked_weights(model):
+        masked.group.refresh()
+
+
 def check_layers(
     model: nn.Module, places: Sequence[tuple[str, nn.Module, str, MaskedWeight]]
 ) -> None:

@@ -49,13 +49,10 @@ def finalize(model: nn.Module) -> None:
         raise ValueError(
             "finalize found no masked layer; is it this model a pruner is attached to?"
         )
-    if any(masked.group.waits for _, _, _, masked in found):
-        # No error: a copy may be from before the prune phase, on purpose.
-        warnings.warn(
-            "the pruner of this model has learned nothing yet, so that its masks are those of the "
-            "initial scores; run the phase 'prune' first, or take MagnitudePruner.",
-            stacklevel=user_level(),
-        )
+    waits = {masked.group.waits for _, _, _, masked in found} - {""}
+    if waits:
+        # No error: a copy may be from before the first phase, on purpose.
+        warnings.warn(_BEGUN_NOTHING[waits.pop()], stacklevel=user_level())
     for name, _, _, masked in found:
         masked.group.refresh()
         _check_mask(masked.group, name)
@@ -65,6 +62,15 @@ def finalize(model: nn.Module) -> None:
             stored_weight(layer, parameter).copy_(_without_negative_zeros(value))
     for _, layer, _, _ in found:
         _detach(layer)
+
+
+# By the first phase of a pruner, the warning where it has not begun.
+_BEGUN_NOTHING = {
+    "prune": "the pruner of this model has learned nothing yet, so that its masks are those of the "
+    "initial scores; run the phase 'prune' first, or take MagnitudePruner.",
+    "shrink": "the density of this model has not begun to fall, so that its masks are those that "
+    "the schedule begins with; run the phase 'shrink' first, or take schedule='at_once'.",
+}
 
 
 def _check_mask(group: GroupMask, name: str) -> None:

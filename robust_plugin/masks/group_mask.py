@@ -54,7 +54,8 @@ class GroupMask(nn.Module):
         mask: the mask, bool, same shape as the scores.
         learning: True in the prune phase: gradients pass to the scores and the logit.
         fixed: True once pruned weights cannot come back: the mask is not learned, or not any more.
-        waits: True while a pruner that learns is attached and its prune phase has not begun.
+        waits: name of the first phase of the pruner, while that has not begun; "" if it has, or if
+            fine-tuning is the first.
         unfollowed: True while scores or density are to be learned but ``Pruner.follow`` has not
             been called, so that no optimizer step changes the mask.
         progress: what the pruner needs to continue, as plain JSON data (on its first mask only).
@@ -88,7 +89,8 @@ class GroupMask(nn.Module):
         self.pattern = pattern
         self.kept = kept
         self.mask = torch.empty_like(own, dtype=torch.bool)
-        self.learning = self.waits = self.unfollowed = self.was_dense = False
+        self.learning = self.unfollowed = self.was_dense = False
+        self.waits = ""
         self.fixed = True
         self.progress: dict[str, Any] = {}
         self.budget: dict[str, float] = {}
@@ -197,7 +199,7 @@ class GroupMask(nn.Module):
         self.kept, self.progress = int(facts["kept"]), facts["progress"]
         self.budget = facts["budget"]
         self._chosen_from = self.scores._version
-        self.waits = False  # the scores may have been learned elsewhere
+        self.waits = ""  # the scores may have been learned elsewhere
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

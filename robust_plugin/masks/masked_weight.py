@@ -72,12 +72,12 @@ class MaskedWeight(nn.Module):
         return product
 
     def _warn_of_waiting(self, _: Tensor) -> None:
-        """Warn that the weight is trained before its mask is learned; called in backward passes."""
-        self.group.waits = False  # once is enough
+        """Warn that the weight is trained before the first phase; called in backward passes."""
+        phase, self.group.waits = self.group.waits, ""  # once is enough
         warnings.warn(
-            "the model is trained while its pruner is in phase 'attached', in which nothing is "
-            "learned; call pruner.set_phase('prune') first, and build the optimizer from what it "
-            "returns.",
+            "the model is trained while its pruner is in phase 'attached', in which no mask "
+            f"changes; call pruner.set_phase({phase!r}) first, and build the optimizer from what "
+            "it returns.",
             stacklevel=user_level(),
         )
 

@@ -8,7 +8,7 @@ weights or scores nearby (AWP, S2AP).
 
 Not here: the attacks and bounds themselves (``attacks``, ``certificates``).
 
-Uses: attacks, certificates, threat, runtime.
+Uses: attacks, certificates, masks, threat, runtime.
 Used by: recipes.
 """
 

@@ -9,16 +9,15 @@ an error leaves the model unchanged.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import get_args
 
 from torch import Tensor, nn
 
-from robust_plugin.budget.budget import Budget, Unit
-from robust_plugin.budget.control import Control, RateControl, control_of
+from robust_plugin.budget.budget import Unit
+from robust_plugin.budget.control import Control, control_of
 from robust_plugin.budget.density_logits import rate_logit
 from robust_plugin.budget.patterns_and_blocks import check_learns_rates
-from robust_plugin.budget.plan import Plan, Planner, planner
+from robust_plugin.budget.plan import Plan, planner
 from robust_plugin.budget.rates import Rates
 from robust_plugin.budget.schedules import schedule_name
 from robust_plugin.masks.attach import attach_groups, masked_weights
@@ -28,9 +27,10 @@ from robust_plugin.masks.groups import Group
 from robust_plugin.masks.prunable import warn_of_uncovered, weight_groups
 from robust_plugin.masks.select import Pattern, parse_pattern
 from robust_plugin.masks.transformed import refuse_transformed
+from robust_plugin.pruning.attached import Attachment
 from robust_plugin.pruning.phases import Learnable
 from robust_plugin.pruning.scores import Scores, initial_scores
-from robust_plugin.pruning.shrinking import Shrinking, shrink
+from robust_plugin.pruning.shrinking import Shrinking
 from robust_plugin.pruning.state import settings_of
 
 # HARP, section 4: uniform rates start at 10 %, also where the target is lower, and no layer's rate
@@ -38,93 +38,6 @@ from robust_plugin.pruning.state import settings_of
 # 10 %, ERK leaves small layers dense, and no gradient would bring their rates down again.
 _START_DENSITY = 0.1
 _K_MIN_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """Masks and other objects that are built when a pruner is attached to a model.
-
-    Attributes:
-        groups: the groups of weights or channels that are pruned, in the order of the masks.
-        left_dense: names of the weights that stay dense because the n:m pattern does not fit them.
-        plan: function from a density to the budget, and to what each group keeps at first.
-        density: density that the pruner was given; None if rates or pattern imply it.
-        shrinking: how the density falls in the shrink phase.
-        budget: the largest cost that may be kept.
-        masks: one mask per group, attached to the model.
-        control: makes learned layer densities meet the budget; does nothing if none are learned.
-        settings: settings that a saved state must have in common with the pruner, plain JSON.
-        scores: how initial scores are computed.
-        kind: how learned layer densities meet the budget; None if they are not learned.
-        gamma_step: growth per epoch of the factor of the hinge penalty.
-    """
-
-    groups: tuple[Group, ...]
-    left_dense: tuple[str, ...]
-    plan: Planner
-    density: float | None
-    shrinking: Shrinking
-    budget: Budget
-    masks: tuple[GroupMask, ...]
-    control: RateControl
-    settings: dict[str, Any]
-    scores: Scores
-    kind: Control | None
-    gamma_step: float
-
-    def compute_anew(self, density: float) -> None:
-        """Compute the first scores, densities and masks from the weights as they are now.
-
-        Args:
-            density: density of the budget.
-        """
-        for mask in self.masks:
-            mask.mask.fill_(True)  # magnitudes are those of the weights times masks
-        wanted = None if self.density is None else density
-        plan = self.plan(wanted, fall=self.shrinking.fall(0.0))
-        for group, mask, k, count in zip(
-            self.groups, self.masks, plan.densities, plan.counts, strict=True
-        ):
-            mask.scores.data.copy_(initial_scores(self.scores, group.name, group.magnitudes))
-            if mask.rate is not None:
-                mask.rate.data.fill_(rate_logit(k, mask.k_min))
-            mask.choose(count)
-        self.control.resume(self.masks)
-
-    def shrink(self, passed: float) -> None:
-        """Choose masks by magnitude at the density that is kept once ``passed`` of the phase is over."""
-        shrink(self.groups, self.masks, self.plan, self.density, self.shrinking.fall(passed))
-
-    def begin_last_cut(self) -> tuple[Budget, RateControl]:
-        """Compute scores, rates and masks from the shrunk network, for the prune phase.
-
-        Weights that are pruned by now get the score 0, and no rate exceeds what is left of its
-        group: they stay pruned.
-
-        Returns:
-            tuple: the budget of the prune phase, whose limits are what is left, and the control of
-            its rates.
-        """
-        most = tuple(mask.kept for mask in self.masks)
-        for group, mask in zip(self.groups, self.masks, strict=True):
-            scores = initial_scores(self.scores, group.name, group.magnitudes)
-            mask.scores.data.copy_(scores.view_as(mask.scores) * mask.mask)
-            if mask.rate is not None:
-                mask.rate.data.fill_(rate_logit(mask.kept / group.size, mask.k_min))
-        if self.kind is None:
-            counts = self.plan(self.density, most=most).counts
-            for mask, count in zip(self.masks, counts, strict=True):
-                mask.choose(count)
-        return self.for_last_cut(most)
-
-    def for_last_cut(self, most: tuple[int, ...]) -> tuple[Budget, RateControl]:
-        """Return the budget and the control of rates for a prune phase after shrinking.
-
-        Args:
-            most: number of weights or channels that shrinking has left of each group.
-        """
-        budget = replace(self.budget, most=most)
-        return budget, control_of(self.kind, budget, self.masks, self.gamma_step)
 
 
 def check_choices(
@@ -258,6 +171,7 @@ def attach_masks(
             schedule=schedule_name(shrinking.schedule),
             last_cut=shrinking.last_cut if learn and shrinking.has_phase else None,
         ),
+        plan(None).densities if density is None else (),
         scores,
         kind,
         gamma_step,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robust_plugin.masks.detach import tensors_of
 from robust_plugin.masks.masked_layer import is_of_masks
+from robust_plugin.pruning import saving
 from robust_plugin.pruning.pruner import Pruner
 from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.files import read_tensors, write_tensors
@@ -95,6 +96,8 @@ class Checkpoint:
         if optimizer is not None:
             optimizer_state = self._optimizer_state(optimizer)
         if model is not None:
+            if pruner is not None:
+                saving.prepare(pruner._state, self.content["pruner"])
             model.load_state_dict(states)
         if pruner is not None:
             pruner.load_state_dict(self.content["pruner"])

@@ -8,18 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from robust_plugin.budget.budget import Budget
 from robust_plugin.budget.control import PhaseSteps
 from robust_plugin.masks.group_mask import GroupMask
 from robust_plugin.runtime.calls import user_level
-from robust_plugin.runtime.distributed import rank_and_world
 from robust_plugin.runtime.values import is_whole
 
 
 class Following:
-    """Hooks on the optimizers of the prune phase.
+    """Hooks on the optimizers of a shrink or prune phase.
 
     From ``start`` to ``end`` it calls a function after each step, to update the masks. From ``end``
     on it calls a check before each step.
@@ -164,13 +162,13 @@ def check_holds(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -
 def check_lengths(
     epochs: int | None, steps_per_epoch: int | None, *, required: bool
 ) -> tuple[int, int]:
-    """Return (epochs, steps_per_epoch) of a prune phase, with 0 for None.
+    """Return (epochs, steps_per_epoch) of a shrink or prune phase, with 0 for None.
 
     Args:
         epochs: number of epochs; None if not given.
         steps_per_epoch: number of optimizer steps per epoch; None if not given.
-        required: whether both must be given, which is so if the density falls in the phase, or layer
-            densities are learned.
+        required: whether both must be given, which is so if the density falls in the phase, or
+            layer densities are learned.
 
     Raises:
         ValueError: if a length is no whole number, or one is required and missing or below 1.
@@ -260,31 +258,3 @@ def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf > 0)
-
-
-def at_first_step(model: nn.Module, check: Callable[[nn.Module], None]) -> None:
-    """Call ``check(model)`` after the first step of any optimizer that trains the model.
-
-    This is for distributed processes; in a single process nothing is called.
-
-    Args:
-        model: the network.
-        check: a function that compares the processes, such as ``check_ranks``.
-    """
-    while _spent:
-        _spent.pop().remove()
-    if rank_and_world()[1] == 1:
-        return
-    waiting = [model]
-
-    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        own = {id(p) for each in waiting for p in each.parameters() if p.requires_grad}
-        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-            _spent.append(handle)
-            check(waiting.pop())
-
-    handle = register_optimizer_step_post_hook(hook)
-
-
-# Hooks that were called. A hook cannot remove itself while torch calls them all in turn.
-_spent: list[torch.utils.hooks.RemovableHandle] = []

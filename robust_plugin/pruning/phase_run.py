@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import nn
@@ -85,7 +85,8 @@ def run_phases(
     makers = _makers(make_optimizer, names)
     if not (wrap is None or callable(wrap)):
         raise TypeError(f"wrap is {wrap!r}; give a function of the network, as DDP.")
-    optimizer = scheduler = None
+    optimizer: Any = None
+    scheduler: Any = None
     for name in names[_place(names, done) :]:
         resumed = name == done and steps > 0
         groups = pruner.set_phase(name)
@@ -105,8 +106,15 @@ def run_phases(
 
 
 def _place(names: Sequence[PhaseName], done: str) -> int:
-    """Return the index of the phase that a pruner continues in."""
-    return names.index(done) if done in names else 0  # type: ignore[arg-type]
+    """Return the index of the phase that a pruner continues in; their number if all are over.
+
+    Args:
+        names: the phases of this run, in order.
+        done: the last phase that made steps, or the one that is next.
+    """
+    order = get_args(PhaseName)
+    over = [name for name in names if order.index(name) < order.index(done)]
+    return len(over)
 
 
 def take_over_state(former: Any, optimizer: Any) -> None:

@@ -73,9 +73,9 @@ def check_order(
             f"{name} has not shrunk yet: its schedule lowers the density while weights train; "
             "begin with set_phase('shrink'), or attach it without a schedule."
         )
-    if wanted == "finetune" and current in ("attached", "shrink") and "prune" in order:
-        if not learned:
-            raise ValueError(_nothing_learned(name))
+    skips = wanted == "finetune" and current in ("attached", "shrink") and "prune" in order
+    if skips and not learned:
+        raise ValueError(_nothing_learned(name))
 
 
 def train_only(
@@ -113,7 +113,7 @@ def train_only(
     for mask in masks:
         mask.learning = phase == "prune"
         mask.fixed = phase != "prune"
-        mask.waits = False
+        mask.waits = ""
     others = [p for p in model.parameters() if p.requires_grad and p not in own]
     groups: list[dict[str, Any]] = [{"params": others}]
     if phase == "prune":
@@ -137,13 +137,22 @@ def drop_other_gradients(model: nn.Module, trained: Collection[nn.Parameter]) ->
             parameter.grad = None
 
 
-def check_follows(phase: Phase) -> None:
-    """Raise a ValueError if ``Pruner.follow`` is called in a phase whose masks do not change."""
-    if phase not in ("shrink", "prune"):
-        raise ValueError(
-            f"follow is for the shrink and the prune phase, and the phase is {phase!r}; call "
-            "set_phase('prune') first. Fine-tuning needs no follow."
-        )
+def check_follows(phase: Phase, order: Sequence[PhaseName]) -> None:
+    """Raise a ValueError if ``Pruner.follow`` is called in a phase whose masks do not change.
+
+    Args:
+        phase: the phase that the pruner is in.
+        order: the phases of the pruner.
+    """
+    if phase in ("shrink", "prune"):
+        return
+    fix = f"call set_phase({order[0]!r}) first."
+    if phase != "attached" or order[0] == "finetune":
+        fix = "leave it out."
+    raise ValueError(
+        f"follow is for the shrink and the prune phase, and the phase is {phase!r}; {fix} "
+        "Fine-tuning needs no follow."
+    )
 
 
 def check_prunes_further(phase: Phase, *, fixed: bool, name: str) -> None:
@@ -195,8 +204,8 @@ def check_finalizes(phase: Phase, *, learns: bool, learned: bool, name: str) -> 
 
     Args:
         phase: the phase that the pruner is in; "finalized" is illegal.
-        learns: whether the pruner learns scores or layer densities; then "attached" and "shrink" are illegal
-            too.
+        learns: whether the pruner learns scores or layer densities; then "attached" and "shrink"
+            are illegal too.
         learned: whether something was learned already, as in a state that was loaded.
         name: name of the pruner in error messages.
     """
@@ -229,17 +238,18 @@ def check_learned(name: str, *, moved: bool, follows: bool, loaded: bool) -> Non
     )
 
 
-def check_trains(phase: Phase, *, learns: bool) -> None:
-    """Raise a ValueError if a penalty is asked for before the prune phase has begun.
+def check_trains(phase: Phase, order: Sequence[PhaseName]) -> None:
+    """Raise a ValueError if a penalty is asked for before the pruner has begun to train.
 
     Args:
         phase: the phase that the pruner is in.
-        learns: whether the pruner learns scores or layer densities.
+        order: the phases of the pruner.
     """
-    if phase == "attached" and learns:
+    if phase == "attached" and "prune" in order:
         raise ValueError(
             "budget_penalty is for training, and the phase is 'attached', in which nothing is "
-            "learned; call set_phase('prune') first, and build the optimizer from what it returns."
+            f"learned; call set_phase({order[0]!r}) first, and build the optimizer from what it "
+            "returns."
         )
 
 

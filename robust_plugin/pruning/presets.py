@@ -199,7 +199,7 @@ class GradualPruner(Pruner):
         model: nn.Module,
         density: float | None = None,
         *,
-        learn: Collection[Learnable] = ("scores",),
+        learn: Collection[Learnable] = frozenset({"scores"}),
         scores: Scores = "scaled_magnitude",
         rates: Rates | None = None,
         budget: Unit = "params",
@@ -213,7 +213,7 @@ class GradualPruner(Pruner):
         exclude: Collection[str | nn.Module] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
-        fixed = pattern is not None and not pattern.startswith("n:")
+        fixed = pattern is not None and not str(pattern).startswith("n:")
         super().__init__(
             model,
             density,

@@ -42,7 +42,10 @@ class Progress:
 
     @property
     def last(self) -> tuple[str, int]:
-        """The last phase that made steps, and how many."""
+        """The last phase that made steps, and how many.
+
+        Once shrinking is over, it is the prune phase with 0 steps, until one is made.
+        """
         if self.finetune_steps:
             return "finetune", self.finetune_steps
         if self.prune.step or self.shrunk:

@@ -12,34 +12,29 @@ methods of three papers are combinations of the two:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robust_plugin.budget.budget import Unit
-from robust_plugin.budget.control import Control, FixedRates, PhaseSteps
-from robust_plugin.budget.density_logits import densities as rate_densities
-from robust_plugin.budget.density_logits import rate_logits
+from robust_plugin.budget.budget import Budget, Unit
+from robust_plugin.budget.control import Control, FixedRates, PhaseSteps, RateControl
 from robust_plugin.budget.rates import Rates
 from robust_plugin.budget.schedules import Schedule
 from robust_plugin.masks import detach
-from robust_plugin.masks.attach import check_layers, masked_weights, write_zeros
+from robust_plugin.masks.attach import check_layers, write_zeros
 from robust_plugin.masks.groups import Group, Groups
 from robust_plugin.masks.prunable import refuse_wrapped
-from robust_plugin.pruning import optimizer_hook, phases
+from robust_plugin.pruning import following, phases, saving
 from robust_plugin.pruning.attachment import attach_masks, check_choices, find_groups
 from robust_plugin.pruning.loading import AfterLoad, refuse_other_budget
-from robust_plugin.pruning.optimizer_hook import Following, check_holds, innermost_optimizers
 from robust_plugin.pruning.phase_run import MakeOptimizer, PhaseRun, run_phases
-from robust_plugin.pruning.phases import Learnable, Phase, PhaseName, phase_order
+from robust_plugin.pruning.phases import Learnable, Phase, PhaseName
 from robust_plugin.pruning.progress import Progress
+from robust_plugin.pruning.pruner_state import PrunerState
 from robust_plugin.pruning.scores import Scores
-from robust_plugin.pruning.shrinking import check_shrank, shrinking_of
-from robust_plugin.pruning.state import refuse_ended, refuse_foreign, refuse_other
+from robust_plugin.pruning.shrinking import choose_by_magnitude, shrinking_of
 from robust_plugin.runtime.calls import explain_wrong_calls
-from robust_plugin.runtime.distributed import check_ranks
 
 
 @explain_wrong_calls
@@ -85,11 +80,9 @@ class Pruner:
         groups: the groups of weights or channels that are pruned.
         left_dense: names of the weights that stay dense because the pattern does not fit them.
         masks: scores, rate logit and mask of each group, in the order of ``groups``.
-        budget: the largest cost that may be kept, and the cost of each weight or channel.
-        phase: ``"attached"``, ``"shrink"``, ``"prune"``, ``"finetune"`` or ``"finalized"``.
+        order: the phases of this pruner, in order.
         example_inputs: inputs of one forward pass, or None.
         frozen: parameters that were frozen before the pruner was attached; they stay frozen.
-        progress: how many steps are done, for saved states.
 
     Raises:
         TypeError: if the model is no nn.Module, or round_to no integer.
@@ -117,7 +110,7 @@ class Pruner:
     ) -> None:
         refuse_wrapped(model)
         self.pattern = check_choices(model, learn, control, pattern)
-        self._shrinking = shrinking_of(schedule, last_cut, learns=bool(learn))
+        shrinking = shrinking_of(schedule, last_cut, learns=bool(learn))
         found = find_groups(model, groups, exclude)
         if example_inputs is None and isinstance(groups, Groups):
             example_inputs = groups.example_inputs
@@ -126,7 +119,7 @@ class Pruner:
         self.learn = frozenset(learn)
         self.round_to = round_to
         self.frozen = frozenset(p for p in model.parameters() if not p.requires_grad)
-        attached = attach_masks(
+        self._attached = attach_masks(
             model,
             found,
             density,
@@ -138,24 +131,15 @@ class Pruner:
             gamma_step=gamma_step,
             pattern=self.pattern,
             round_to=round_to,
-            shrinking=self._shrinking,
+            shrinking=shrinking,
             example_inputs=example_inputs,
         )
-        self.groups, self.left_dense = attached.groups, attached.left_dense
-        self.budget, self.masks, self.control = attached.budget, attached.masks, attached.control
-        self._attached, self._settings = attached, attached.settings
-        self.progress = self._no_progress()
-        self.order = phase_order(shrinks=self._shrinking.has_phase, learns=bool(learn))
-        self.phase: Phase = "attached"
-        self._following = Following()
-        self._penalised = False  # whether budget_penalty was called in the prune phase
-        self._trained: frozenset[nn.Parameter] = frozenset()
-        self._places = tuple(masked_weights(model))
-        for mask in self.masks:
-            mask.waits, mask.fixed = bool(self.learn), not self.learn
-        # For a logit and a number of entries of each, in digits.
-        self.masks[0].room += 160 + (48 if self._shrinking.has_phase else 32) * len(self.masks)
-        self._record()
+        self.groups, self.left_dense = self._attached.groups, self._attached.left_dense
+        self.masks = self._attached.masks
+        self._state = PrunerState(
+            model, self._attached, learn=self.learn, frozen=self.frozen, name=type(self).__name__
+        )
+        self.order = self._state.order
         self._hooks = (
             model.register_load_state_dict_pre_hook(refuse_other_budget),  # type: ignore[no-untyped-call]
             model.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
@@ -170,15 +154,30 @@ class Pruner:
             f"{self.kept:,} of {self.budget.full:,}, budget {self.budget.density:.4g})"
         )
 
-    def _no_progress(self) -> Progress:
-        return Progress(
-            settled="rates" not in self.learn, shrunk=not self._shrinking.has_phase
-        )
+    @property
+    def phase(self) -> Phase:
+        """``"attached"``, ``"shrink"``, ``"prune"``, ``"finetune"`` or ``"finalized"``."""
+        return self._state.phase
+
+    @property
+    def budget(self) -> Budget:
+        """The largest cost that may be kept, and the cost of each weight or channel."""
+        return self._state.budget
+
+    @property
+    def control(self) -> RateControl:
+        """What makes learned layer densities meet the budget; it does nothing if none are."""
+        return self._state.control
+
+    @property
+    def progress(self) -> Progress:
+        """How many steps of each phase are done, for saved states."""
+        return self._state.progress
 
     @property
     def steps(self) -> PhaseSteps:
         """How many steps of the shrink or prune phase are done, and the length of that phase."""
-        return self.progress.shrink if self.phase == "shrink" else self.progress.prune
+        return self._state.steps
 
     @property
     def kept(self) -> int:
@@ -202,34 +201,29 @@ class Pruner:
         Raises:
             ValueError: if the pruner learns and its prune phase has not begun.
         """
-        phases.check_trains(self.phase, learns=bool(self.learn))
-        self._penalised = True
+        phases.check_trains(self.phase, self.order)
+        self._state.penalised = True
         control = self.control if self.phase == "prune" else FixedRates()
         return control.penalty(self.masks, self.steps)
 
     def update_masks(self) -> None:
         """Compute every mask anew from its scores and the number of weights or channels to keep.
 
-        After ``follow``, each optimizer step calls this. Call it yourself after you have written
-        scores by hand.
+        After ``follow``, each step of the prune phase does this. Call it yourself after you have
+        written scores by hand.
         """
-        self.progress.updated = True
-        self._choose()
-        self._record()
-
-    def _choose(self) -> None:
-        counts = self.control.counts(self.masks, self.steps)
-        for mask, count in zip(self.masks, counts, strict=True):
-            mask.choose(count)
+        self.progress.updated = self.progress.shrunk  # scores from before do not last
+        self._state.choose()
+        self._state.record()
 
     def set_phase(self, phase: PhaseName) -> list[dict[str, Any]]:
         """Begin a phase: freeze what it does not train, and return what an optimizer shall train.
 
         ``"shrink"``, for pruners with a schedule, trains everything except scores and rates, while
-        the density falls. ``"prune"`` trains scores, rates and the scales and shifts of normalisation layers, and
-        freezes the weights; ``"finetune"`` fixes the masks within the budget and trains everything
-        except scores and rates. Parameters that were frozen before the pruner was attached stay
-        frozen. Wrap the model in DDP after this call.
+        the density falls. ``"prune"``, for pruners that learn, trains scores, rates and the scales
+        and shifts of normalisation layers, and freezes the weights. ``"finetune"`` fixes the masks
+        within the budget and trains everything except scores and rates. Parameters that were
+        frozen before the pruner was attached stay frozen. Wrap the model in DDP after this call.
 
         Returns:
             list: param groups for a new optimizer. In the prune phase, the first one holds scores
@@ -238,114 +232,11 @@ class Pruner:
 
         Raises:
             ValueError: if the phase is unknown, or not in the order shrink, prune, finetune,
-                finalize, or if a shrink or prune phase ends without a step of the followed
-                optimizer, so that nothing was pruned or learned. In the prune phase, a call of ``update_masks`` counts as a step, as after scores were written
-                by hand.
+                finalize; or if a shrink or prune phase ends without a step of the followed
+                optimizer, so that nothing was pruned or learned. In the prune phase, a call of
+                ``update_masks`` counts as a step, as after scores were written by hand.
         """
-        phases.check_order(
-            self.phase,
-            phase,
-            order=self.order,
-            shrunk=self.progress.shrunk or self.progress.shrink.step > 0,
-            learned=self.progress.has_learned,
-            name=type(self).__name__,
-        )
-        check_layers(self.model, self._places)
-        former = self.phase
-        if phase != "shrink":
-            self._end_shrinking(learn_next=phase == "prune")
-        if phase == "finetune" and former != "finetune":
-            self._check_learned()
-            self._settle()
-        self.phase = phase
-        groups = phases.train_only(self.model, self.masks, phase, self.learn, self.frozen)
-        self._trained = frozenset(p for group in groups for p in group["params"])
-        for mask in self.masks:
-            mask.unfollowed = phase == "prune" and not self._following.active
-        if "prune" in (phase, former):  # else the masks are as they were made or loaded
-            self._choose()
-        self._record()
-        if phase != "prune":
-            if former != phase:
-                write_zeros(self.model)
-            optimizer_hook.at_first_step(self.model, check_ranks)
-        return groups
-
-    def _end_shrinking(self, *, learn_next: bool) -> None:
-        """Go to the end of the schedule, and prepare the prune phase if it comes next."""
-        if self.progress.shrunk:
-            return
-        steps = self.progress.shrink
-        end = replace(steps, step=max(steps.step, steps.total))
-        early = self._shrinking.cuts(steps, end, self.budget.density)
-        check_shrank(type(self).__name__, steps, follows=self._following.active, early=early)
-        if early:
-            self._attached.shrink(1.0)
-        self._following.end(self._before_later_step)
-        write_zeros(self.model)
-        self.progress.shrunk = True
-        if learn_next:
-            self.budget, self.control = self._attached.begin_last_cut()
-            self.progress.most = self.budget.most
-
-    def _check_learned(self) -> None:
-        if self.phase == "prune":
-            phases.check_learned(
-                type(self).__name__,
-                moved=self.progress.has_learned,
-                follows=self._following.active,
-                loaded=self.progress.loaded_step == 0,
-            )
-
-    def _settle(self) -> None:
-        """End the learning: from here on every group keeps the same number of weights or channels.
-
-        If rates were learned, these numbers are rounded to cost at most the budget.
-        """
-        self._following.end(self._before_later_step)
-        if self.progress.settled:
-            return
-        share = self.budget.share(rate_logits(self.masks), self.masks[0].k_min)
-        optimizer_hook.warn_of_cut(share, self.budget, self.progress.prune)
-        counts = self.budget.round(rate_densities(self.masks))
-        for mask, count in zip(self.masks, counts, strict=True):
-            mask.choose(count)
-        self.control = FixedRates()
-        self.progress.settled = True
-        self._record()
-
-    def _record(self) -> None:
-        """Write into the masks what a state_dict of the network alone needs to continue."""
-        budget = {"total": self.budget.total, "density": self.budget.density}
-        for mask in self.masks:
-            mask.budget = budget
-        if self.learn or self.progress.finetune_steps or self._shrinking.has_phase:
-            control = self.control.state()
-            self.masks[0].progress = {**self.progress.state(), "control": control}
-
-    def _after_load(self) -> None:
-        """Continue from the state of the network that was just loaded."""
-        first, dense = self.masks[0], all(mask.was_dense for mask in self.masks)
-        if dense and self.phase == "attached" and not self.progress.has_learned:
-            self._attached.compute_anew(self.budget.density)
-            self._record()
-        if dense:
-            return
-        if first.budget and first.budget["density"] != self.budget.density:
-            self.budget = self._attached.plan(first.budget["density"]).budget
-        if first.progress:
-            self.progress.load(first.progress)
-            self._load_control(first.progress["control"])
-            if self.phase == "finetune":  # the best state of the prune phase, say
-                self._settle()
-                write_zeros(self.model)
-
-    def _load_control(self, state: Mapping[str, Any]) -> None:
-        """Continue to control the rates from a saved state, after ``progress`` was loaded."""
-        if self.progress.most:
-            self.budget, self.control = self._attached.for_last_cut(self.progress.most)
-        if state and self.control.state():
-            self.control.load(dict(state))
+        return self._state.begin(phase)
 
     def follow(
         self,
@@ -373,60 +264,7 @@ class Pruner:
                 parameters of the phase or is an LBFGS, or a length is no whole number, or required
                 and missing.
         """
-        phases.check_follows(self.phase)
-        optimizers = innermost_optimizers(optimizer)
-        check_holds(optimizers, self.model)
-        lengths = optimizer_hook.check_lengths(
-            epochs,
-            steps_per_epoch,
-            required=self.phase == "shrink" or "rates" in self.learn,
-        )
-        optimizer_hook.warn_of_decay(
-            optimizers, [mask.rate for mask in self.masks if mask.rate is not None]
-        )
-        steps = PhaseSteps(self.steps.step, *lengths)
-        if self.phase == "shrink":
-            self.progress.shrink = steps
-            self._following.start(
-                optimizers, before_step=lambda _: None, after_step=self._after_shrink_step
-            )
-            return
-        self.progress.prune = steps
-        self._following.start(
-            optimizers, before_step=self._before_prune_step, after_step=self._after_step
-        )
-        for mask in self.masks:
-            mask.unfollowed = False
-        self._choose()  # the number of weights that learned rates keep depends on the lengths
-
-    def _before_prune_step(self, _: torch.optim.Optimizer) -> None:
-        # A loop may have switched requires_grad of everything off and on again.
-        phases.drop_other_gradients(self.model, self._trained)
-
-    def _before_later_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check an optimizer of an earlier phase that is used in this one."""
-        if self.phase in ("prune", "finetune"):
-            check_holds([optimizer], self.model)
-
-    def _after_shrink_step(self) -> None:
-        before = replace(self.steps)
-        self.steps.step += 1
-        if self._shrinking.cuts(before, self.steps, self.budget.density):
-            self._attached.shrink(self.steps.progress)
-            write_zeros(self.model)
-        self._record()
-
-    def _after_step(self) -> None:
-        self.steps.step += 1
-        if self.steps.step == 1:
-            check_ranks(self.model)
-            optimizer_hook.warn_of_first_step(
-                self.masks, hinge=self._settings["control"] == "hinge", penalised=self._penalised
-            )
-            check_layers(self.model, self._places)
-        self.control.after_step(self.masks, self.steps)
-        self._choose()
-        self._record()
+        following.follow(self._state, optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
 
     def phases(
         self,
@@ -438,14 +276,18 @@ class Pruner:
     ) -> Iterator[PhaseRun]:
         """Yield the phases in order, each with its optimizer; finalize after the last one.
 
-        Each phase is set, its optimizer made and, in the prune phase, followed. A network whose
-        state_dict was loaded continues in the phase and epoch of that state.
+        Each phase is set, its optimizer made and, in the shrink and prune phase, followed. A
+        network whose state_dict was loaded continues in the phase and epoch of that state.
+
+        The fine-tuning phase trains the same parameters as the shrink phase. If no prune phase lies
+        between them, its optimizer takes over the state of the former one, such as its momentum.
 
         Args:
             make_optimizer: function of param groups that returns an optimizer, or a tuple of
-                optimizer and learning rate scheduler; or such functions by name of the phase.
-            epochs: number of epochs by name of the phase: ``"prune"``, if the pruner learns, and
-                ``"finetune"``.
+                optimizer and learning rate scheduler; or such functions by name of the phase. If
+                there is none for ``"finetune"`` right after ``"shrink"``, the optimizer stays.
+            epochs: number of epochs by name of the phase: ``"shrink"``, if the pruner has a
+                schedule; ``"prune"``, if it learns; and ``"finetune"``.
             steps_per_epoch: number of optimizer steps (not batches) per epoch.
             wrap: function that wraps the network anew in each phase, such as
                 ``DistributedDataParallel``; None for the network itself.
@@ -472,13 +314,17 @@ class Pruner:
 
     @property
     def phase_done(self) -> tuple[str, int]:
-        """The last phase that made steps, and how many it has made, also before a resume."""
-        return self.progress.last
+        """The last phase that made steps, and how many it has made, also before a resume.
+
+        Once shrinking is over, it is the next phase, with 0 steps.
+        """
+        name, steps = self.progress.last
+        return (name if name in self.order else "finetune"), steps
 
     def count_step(self) -> None:
         """Count a step of the fine-tuning phase, for the state that a resume begins from."""
         self.progress.finetune_steps += 1
-        self._record()
+        self._state.record()
 
     def set_density(self, density: float) -> None:
         """Prune further, by the magnitude of the weights as they are now (iterative pruning).
@@ -494,18 +340,15 @@ class Pruner:
             ValueError: if the pruner learns something, has a pattern or is finalized, or the
                 density is outside of (0, 1] or above the present one.
         """
-        fixed = bool(self.learn) or self.pattern is not None or self._shrinking.has_phase
+        fixed = bool(self.learn) or self.pattern is not None or "shrink" in self.order
         phases.check_prunes_further(self.phase, fixed=fixed, name=type(self).__name__)
-        most = tuple(mask.kept for mask in self.masks)
-        planned = self._attached.plan(density, most=most)
+        planned = self._attached.plan(density, most=tuple(mask.kept for mask in self.masks))
         phases.check_lower(density, planned.budget, self.budget)
-        self.budget = planned.budget
-        for group, mask, count in zip(self.groups, self.masks, planned.counts, strict=True):
-            mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))
-            mask.choose(count)
+        self._state.budget = planned.budget
+        choose_by_magnitude(self.groups, self.masks, planned.counts)
         if self.phase == "finetune":
             write_zeros(self.model)
-        self._record()
+        self._state.record()
 
     def lend_masks(self, model: nn.Module) -> None:
         """Overwrite the masks of a copy of the network (an EMA, say) with the present masks.
@@ -542,10 +385,11 @@ class Pruner:
             self.lend_masks(model)
             detach.finalize(model)
             return
-        self._check_learned()
-        check_layers(self.model, self._places)
-        self._end_shrinking(learn_next=False)
-        self._settle()
+        self._state.check_shrunk()
+        self._state.check_learned()
+        check_layers(self.model, self._state.places)
+        self._state.end_shrinking(learn_next=False)
+        self._state.settle()
         if self.kept > self.budget.total:
             raise ValueError(
                 f"the masks keep a cost of {self.kept:,}, and the budget is "
@@ -557,17 +401,11 @@ class Pruner:
             hook.remove()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter not in self.frozen)
-        self.phase = "finalized"
+        self._state.phase = "finalized"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs besides the model's own state_dict, as plain JSON data."""
-        return {
-            "settings": dict(self._settings),
-            "density": self.budget.density,
-            "phase": self.phase,
-            "control": self.control.state(),
-            **self.progress.state(),
-        }
+        return saving.state_of(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state that ``state_dict`` returned; load the model's state_dict first.
@@ -576,25 +414,14 @@ class Pruner:
             ValueError: if the state is of a pruner with other settings or another budget, or only
                 one of that pruner and this one is finalized.
         """
-        self.check_state(state)
-        if not self.learn and self.pattern is None and state["density"] != self.budget.density:
-            self.budget = self._attached.plan(state["density"]).budget
-        self.progress = self._no_progress()
-        self.progress.load(state)
-        self.phase = state["phase"]
-        self._load_control(state["control"])
-        if self.phase == "finetune":
-            self.control = FixedRates()
-        for mask in self.masks:
-            mask.waits = self.phase == "attached" and bool(self.learn)
-        if self.phase in ("shrink", "prune", "finetune"):
-            self.set_phase(self.phase)
+        saving.load(self._state, state)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise a ValueError unless ``load_state_dict`` can load ``state`` into this pruner.
 
         It must be of a pruner with the same settings, and both or none must be finalized.
         """
-        refuse_foreign(state)
-        refuse_other(state, self._settings, self.budget.density)
-        refuse_ended(state["phase"], self.phase)
+        saving.check_saved(self._state, state)
+
+    def _after_load(self) -> None:
+        saving.after_load(self._state)

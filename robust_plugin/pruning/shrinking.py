@@ -11,6 +11,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from robust_plugin.budget.control import PhaseSteps
 from robust_plugin.budget.plan import Planner
 from robust_plugin.budget.schedules import AtOnce, DensitySchedule, density_at, schedule_of
@@ -56,9 +59,28 @@ class Shrinking:
         """
         return lambda density: density_at(self.schedule, passed, self.end(density))
 
-    def cuts(self, before: PhaseSteps, now: PhaseSteps, density: float) -> bool:
-        """Return whether the density falls between two moments of the phase."""
-        return self.fall(before.progress)(density) != self.fall(now.progress)(density)
+    def cuts(self, before: PhaseSteps, now: PhaseSteps, densities: Sequence[float]) -> bool:
+        """Return whether the density falls between two moments of the phase.
+
+        Args:
+            before: the earlier moment.
+            now: the later one.
+            densities: density of the network at the end; or those of its groups, if these are
+                given.
+
+        Raises:
+            ValueError: if a density rises.
+        """
+        earlier = [self.fall(before.progress)(density) for density in densities]
+        later = [self.fall(now.progress)(density) for density in densities]
+        for high, low in zip(earlier, later, strict=True):
+            if low > high + 1e-9:
+                raise ValueError(
+                    f"the schedule rises from {high:g} to {low:g} at {now.progress:.3g} of the "
+                    "phase; weights that are pruned do not come back: return a density that "
+                    "never rises."
+                )
+        return earlier != later
 
 
 def shrinking_of(schedule: object, last_cut: float, *, learns: bool) -> Shrinking:
@@ -89,7 +111,7 @@ def shrink(
 ) -> None:
     """Choose masks by the present magnitudes, with as many ones as the density of now allows.
 
-    Weights that are pruned have the magnitude 0 and rank last, so they never come back.
+    What is pruned ranks last, and no group keeps more than before, so that nothing comes back.
 
     Args:
         groups: the groups of weights or channels.
@@ -98,11 +120,39 @@ def shrink(
         density: density that pruning ends with; None if rates or pattern imply it.
         fall: function from that density to the density of now.
     """
-    most = tuple(mask.kept for mask in masks)
-    counts = plan(density, fall=fall, most=most).counts
+    counts = plan(density, fall=fall, most=tuple(mask.kept for mask in masks)).counts
+    choose_by_magnitude(groups, masks, counts)
+
+
+def choose_by_magnitude(
+    groups: Sequence[Group], masks: Sequence[GroupMask], counts: Sequence[int]
+) -> None:
+    """Choose masks that keep the largest magnitudes among what the masks keep now.
+
+    Args:
+        groups: the groups of weights or channels.
+        masks: their masks.
+        counts: number of entries that each group keeps from now on, at most that of now.
+    """
     for group, mask, count in zip(groups, masks, counts, strict=True):
-        mask.scores.data.copy_(group.magnitudes.view_as(mask.scores))
+        values = group.magnitudes.view_as(mask.scores)
+        mask.scores.data.copy_(ranked_last(values, pruned=~mask.mask))
         mask.choose(count)
+
+
+def ranked_last(scores: Tensor, *, pruned: Tensor) -> Tensor:
+    """Return scores that are 0 for pruned entries, and not 0 for all others, as float32.
+
+    A weight that is kept can be 0, as after an initialisation with zeros. Without this, it would be
+    as good as a pruned one, and the pruned one could take its place.
+
+    Args:
+        scores: scores or magnitudes, any shape.
+        pruned: which entries are pruned, bool, same shape.
+    """
+    least = torch.finfo(torch.float32).tiny
+    scores = scores.detach().float()
+    return scores.where(scores != 0, least).masked_fill(pruned, 0.0)
 
 
 def check_shrank(name: str, steps: PhaseSteps, *, follows: bool, early: bool) -> None:
@@ -118,12 +168,7 @@ def check_shrank(name: str, steps: PhaseSteps, *, follows: bool, early: bool) ->
         ValueError: if no step was made.
     """
     if steps.step == 0:
-        cause = "the followed optimizer has made no step" if follows else "no optimizer is followed"
-        raise ValueError(
-            f"{name} has not shrunk the network in its shrink phase: {cause}. Call "
-            "pruner.follow(optimizer, epochs=..., steps_per_epoch=...) with an optimizer of what "
-            "set_phase('shrink') returned, and then train; or leave schedule out to prune at once."
-        )
+        raise ValueError(not_shrunk(name, follows=follows))
     if early:
         warnings.warn(
             f"the shrink phase ends at step {steps.step} of {steps.total}, so that the density "
@@ -131,3 +176,18 @@ def check_shrank(name: str, steps: PhaseSteps, *, follows: bool, early: bool) ->
             "batches.",
             stacklevel=user_level(),
         )
+
+
+def not_shrunk(name: str, *, follows: bool) -> str:
+    """Return the error message for a shrink phase in which the density did not fall.
+
+    Args:
+        name: name of the pruner.
+        follows: whether an optimizer is followed.
+    """
+    cause = "the followed optimizer has made no step" if follows else "no optimizer is followed"
+    return (
+        f"{name} has not shrunk the network in its shrink phase: {cause}. Call "
+        "pruner.follow(optimizer, epochs=..., steps_per_epoch=...) with an optimizer of what "
+        "set_phase('shrink') returned, and then train; or leave schedule out to prune at once."
+    )

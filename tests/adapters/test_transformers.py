@@ -24,7 +24,7 @@ from transformers import (
     get_scheduler,
 )
 
-from robust_plugin import HydraPruner, MagnitudePruner, dense_state_dict
+from robust_plugin import GradualPruner, HydraPruner, MagnitudePruner, dense_state_dict
 from robust_plugin.adapters.transformers import prune_with
 
 peft = pytest.importorskip("peft")
@@ -58,10 +58,10 @@ def names_that_decay(model):
     return {n for n in names if n.rpartition(".")[0] not in norms and not n.endswith("bias")}
 
 
-def by_a_plain_loop():
+def by_a_plain_loop(attach=harp, epochs=EPOCHS):
     """What the Trainer should do, without the Trainer."""
     model, data = vit(), Images()
-    pruner, decays = harp(model), names_that_decay(vit())
+    pruner, decays = attach(model), names_that_decay(vit())
 
     def make(groups):
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -70,9 +70,9 @@ def by_a_plain_loop():
         own.append({"params": rest, "weight_decay": 0.0})
         rate = 0.02 if pruner.phase == "prune" else 5e-5
         optimizer = torch.optim.AdamW(own, lr=rate)
-        return optimizer, get_scheduler("linear", optimizer, 1, 8)
+        return optimizer, get_scheduler("linear", optimizer, 1, 4 * epochs[pruner.phase])
 
-    for phase in pruner.phases(make, epochs=EPOCHS, steps_per_epoch=4):
+    for phase in pruner.phases(make, epochs=epochs, steps_per_epoch=4):
         for _ in phase:
             for i in range(0, 32, 8):
                 phase.optimizer.zero_grad()
@@ -100,6 +100,70 @@ def test_one_train_equals_a_plain_loop_of_both_phases(tmp_path):
         not torch.equal(learned.model.state_dict()[g.name] == 0, model.state_dict()[g.name] == 0)
         for g in pruner.groups
     )
+
+
+# --- a density that falls while the weights train
+
+SHRINK = {
+    "gradual": (
+        lambda model: GradualPruner(model, DENSITY),
+        {"shrink": 2, "prune": 1, "finetune": 1},
+    ),
+    "magnitude": (
+        lambda model: MagnitudePruner(model, DENSITY, schedule="geometric"),
+        {"shrink": 2, "finetune": 2},
+    ),
+}
+
+
+class Phases(TrainerCallback):
+    """The phase, what is kept and whether there is a state of the optimizer before each step."""
+
+    def __init__(self):
+        self.pruner, self.seen = None, []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer, **_):
+        weight = self.pruner.model.classifier._parameters["weight"]
+        momentum = optimizer.state.get(weight, {}).get("exp_avg")
+        self.seen.append((self.pruner.phase, self.pruner.kept, momentum is not None))
+
+
+@pytest.mark.parametrize("kind", SHRINK)
+def test_one_train_with_a_shrink_phase_equals_a_plain_loop(tmp_path, kind):
+    attach, epochs = SHRINK[kind]
+    spy = Phases()
+
+    def make(model):
+        spy.pruner = attach(model)
+        return spy.pruner
+
+    args = {"train_sampling_strategy": "sequential"}
+    model, pruner = pruned(tmp_path, make=make, epochs=epochs, args=args, callbacks=[spy])
+    assert pruner.phase == "finalized" and kept(model, pruner) == K
+    for name, tensor in by_a_plain_loop(attach, epochs).state_dict().items():
+        found = model.state_dict()[name]
+        assert torch.equal(found == 0, tensor == 0), name
+        assert torch.allclose(found, tensor, atol=1e-6), name
+    phases = [phase for phase, *_ in spy.seen]
+    assert phases == [name for name, count in epochs.items() for _ in range(4 * count)]
+    counts = [count for _, count, _ in spy.seen]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 2864 and counts[8] == counts[-1] == K
+    # Momentum goes on into fine-tuning, unless a prune phase lies between.
+    begins = [spy.seen[i][2] for i in range(1, 16) if phases[i] != phases[i - 1]]
+    assert begins == ([True] if kind == "magnitude" else [False, False])
+
+
+@pytest.mark.parametrize("kind", SHRINK)
+def test_a_checkpoint_of_a_shrinking_pruner_continues_to_the_bit(tmp_path, kind):
+    attach, epochs = SHRINK[kind]
+    options = {"make": attach, "epochs": epochs}
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    model, _ = pruned(tmp_path / "whole", args=saving, **options)
+    for step in (3, 8, 10, 14):  # within each phase, and at the end of shrink
+        resume = tmp_path / f"whole/checkpoint-{step}"
+        again, pruner = pruned(tmp_path / f"from-{step}", resume=resume, **options)
+        assert equal(model, again) and pruner.phase == "finalized", step
 
 
 @pytest.mark.parametrize("step", [3, 8, 9, 13, 16])
@@ -179,7 +243,15 @@ def test_optimizers_of_both_phases_and_pruned_copies_on_the_way(tmp_path):
     assert trainer.state.global_step == 16
 
 
-def test_the_best_model_is_one_of_the_fine_tuning_phase(tmp_path):
+@pytest.mark.parametrize(
+    ("make", "epochs"),
+    [
+        (harp, {"prune": 3, "finetune": 4}),
+        (SHRINK["gradual"][0], {"shrink": 2, "prune": 1, "finetune": 4}),
+        (SHRINK["magnitude"][0], {"shrink": 3, "finetune": 4}),
+    ],
+)
+def test_the_best_model_is_one_of_the_fine_tuning_phase(tmp_path, make, epochs):
     class Worse(TrainerCallback):
         """A metric that falls from one evaluation to the next, so that the first one is best."""
 
@@ -201,8 +273,8 @@ def test_the_best_model_is_one_of_the_fine_tuning_phase(tmp_path):
         compute_metrics=lambda _: {"falls": -float(len(counts.at))},
         callbacks=[counts, EarlyStoppingCallback(early_stopping_patience=1)],
     )
-    epochs = {"prune": 3, "finetune": 4}
-    pruner = prune_with(trainer, harp, epochs=epochs, learning_rates=RATES)
+    rates = RATES if "prune" in epochs else None
+    pruner = prune_with(trainer, make, epochs=epochs, learning_rates=rates)
     trainer.train()
     assert counts.at == [4, 8, 12, 16, 20]  # it stops in the second epoch of fine-tuning
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-16")

@@ -34,9 +34,7 @@ from unchanged import check_unchanged, snapshot
 
 from robust_plugin import HarpPruner, HydraPruner, Pruner, pgd
 from robust_plugin.masks.group_mask import GroupMask
-from robust_plugin.pruning import optimizer_hook
 from robust_plugin.pruning.optimizer_hook import (
-    at_first_step,
     check_holds,
     innermost_optimizers,
     step_was_skipped,
@@ -501,7 +499,7 @@ def test_a_follow_that_fails_leaves_nothing_half_set(cnn, attach):
     for optimizer, says in wrong:
         with pytest.raises(ValueError, match=says):
             pruner.follow(optimizer, epochs=2, steps_per_epoch=5)
-        assert not pruner._following.active and pruner.steps.total == 0
+        assert not pruner._state.following.active and pruner.steps.total == 0
         assert all(mask.unfollowed for mask in pruner.masks)
     for optimizer in (Wrapped(3), object(), "SGD"):
         with pytest.raises(TypeError, match=r"give a torch.optim.Optimizer, a wrapper"):
@@ -546,17 +544,3 @@ def test_the_first_group_holds_what_the_phase_is_about(cnn, attach):
     pruner.follow(optimizer, epochs=1, steps_per_epoch=3)
     held = optimizer.param_groups[0]["params"]
     assert {id(p) for p in held} == {id(p) for mask in pruner.masks for p in mask.parameters()}
-
-
-def test_a_check_at_the_first_step_runs_once_beside_others(monkeypatch):
-    """As in a resume, where set_phase is called twice before the first step."""
-    monkeypatch.setattr(optimizer_hook, "rank_and_world", lambda: (0, 2))
-    model, other, checked = nn.Linear(2, 2), nn.Linear(2, 2), []
-    for each in (model, other, model):
-        at_first_step(each, checked.append)
-    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, other)]
-    optimizers[0].step()
-    assert checked == [model, model]
-    for optimizer in optimizers * 2:
-        optimizer.step()
-    assert checked == [model, model, other]

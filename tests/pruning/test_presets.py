@@ -1,11 +1,15 @@
 """The pruners of the papers: what each keeps, and that each is a Pruner with some arguments."""
 
+import inspect
+
 import pytest
 import torch
+from pattern_networks import small
+from phase_steps import SIZES, go_through, kept, states_equal, steps_of
 from torch import nn
 from torch.nn import functional as F
 
-from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, Pruner
+from robust_plugin import GradualPruner, HarpPruner, HydraPruner, MagnitudePruner, Pruner
 
 # A few steps do not take the rates to their target, and the pruner warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:the rates ended at")
@@ -110,3 +114,58 @@ def test_plain_pruner_is_any_corner(cnn, train):
     train(twin, "prune")
     for a, b in zip(harp.masks, twin.masks, strict=True):
         assert torch.equal(a.mask, b.mask) and torch.equal(a.scores, b.scores)
+
+
+@pytest.mark.parametrize("learn", [("scores",), ("rates",), ("scores", "rates")])
+def test_gradual_is_a_pruner_with_lamp_rates_and_a_geometric_schedule(learn):
+    options = {"rates": "lamp", "schedule": "geometric", "last_cut": 0.5}
+    one, other = (
+        GradualPruner(small(), 0.05, learn=learn),
+        Pruner(small(), 0.05, learn=learn, **options),
+    )
+    for pruner in (one, other):
+        for phase, _ in go_through(pruner):
+            if phase == "shrink" and pruner.steps.step == 8:
+                assert pruner.kept == kept(SIZES, 0.1)
+        assert pruner.kept == pruner.budget.total == kept(SIZES, 0.05)
+    assert states_equal(one.model.state_dict(), other.model.state_dict())
+
+
+def test_gradual_has_the_arguments_of_pruner():
+    ours = inspect.signature(GradualPruner).parameters
+    theirs = inspect.signature(Pruner).parameters
+    assert list(ours) == list(theirs)
+    differ = {name for name in ours if ours[name].default != theirs[name].default}
+    assert differ == {"learn", "rates", "schedule"}
+
+
+@pytest.mark.parametrize(("pattern", "density"), [("2:4", None), ("n:4", 0.3)])
+def test_gradual_takes_patterns(pattern, density):
+    pruner = GradualPruner(small(), density, pattern=pattern)
+    if density:  # LAMP, so that layers differ
+        for _ in steps_of(pruner, "shrink"):
+            pass
+        assert len(set(pruner.densities.values())) > 1
+    for wrong in (4, 2.4, "4"):
+        with pytest.raises(ValueError, match=f"pattern is {wrong!r}; legal"):
+            GradualPruner(small(), 0.3, pattern=wrong)
+
+
+def test_rates_of_lamp_are_computed_anew_at_every_cut():
+    """A layer that shrinks in training loses its share of the budget on the way."""
+    pruner = GradualPruner(small(), 0.05, learn=())
+    assert pruner.order == ("shrink", "finetune")
+    with torch.no_grad():
+        first = dict(pruner.densities)
+        optimizer = torch.optim.SGD(pruner.set_phase("shrink"), lr=0.0)
+        pruner.follow(optimizer, epochs=1, steps_per_epoch=4)
+        shares = []
+        for _ in range(4):
+            # One weight of the widest layer outgrows the others, so that LAMP keeps few of these.
+            pruner.model[6].weight[0, 0] += 3.0
+            optimizer.step()
+            shares.append(pruner.densities["6.weight"] / pruner.densities["3.weight"])
+    assert set(first.values()) == {1.0}
+    fixed = MagnitudePruner(small(), 0.05, rates="lamp")
+    assert shares[-1] < 0.5 * fixed.densities["6.weight"] / fixed.densities["3.weight"]
+    assert pruner.kept == kept(SIZES, 0.05)

@@ -363,6 +363,26 @@ def test_two_processes_finetune_to_the_same_network(ranks: list[dict[str, Any]],
     assert kept == due(kind, sizes(network()), STEPS)
 
 
+def test_two_processes_shrink_and_learn_as_one_on_the_double_batch(
+    ranks: list[dict[str, Any]],
+) -> None:
+    first, second = (rank["shrinking"] for rank in ranks)
+    single = two_ranks.shared_shrinking(0, 1)
+    assert list(single) == ["shrink", "prune", "finetune"]
+    for phase, masks in single.items():
+        for ours, theirs, alone in zip(first[phase], second[phase], masks, strict=True):
+            for a, b, c in zip(ours, theirs, alone, strict=True):
+                assert torch.equal(a, b) and torch.equal(a, c)
+    kept = [[sum(int(m.sum()) for m in step) for step in masks] for masks in single.values()]
+    n = sum(sizes(network()))
+    assert n > kept[0][0] > kept[0][-1] > kept[1][-1] == kept[2][-1]
+
+
+def test_a_wrapper_of_before_the_shrink_phase_is_caught(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "anew after each pruner.set_phase" in rank["shrunk too early"]
+
+
 def test_attacks_run_on_the_network_inside_the_wrapper(ranks: list[dict[str, Any]]) -> None:
     assert [rank["calls"] for rank in ranks] == [(0, 1), (0, 1)]
 

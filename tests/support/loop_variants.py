@@ -1,7 +1,8 @@
 """The loops of tests/system/loops with other pruners, and how many lines differ.
 
-Each variant prunes by magnitude to 10 % and ends with plain weights: some lines where the loop
-starts, and some before it returns.
+Most variants prune by magnitude to 10 % and end with plain weights: some lines where the loop
+starts, and some before it returns. Two change the loops that have a pruner: their density falls
+while the weights train.
 """
 
 from __future__ import annotations
@@ -56,6 +57,28 @@ def with_magnitude(name: str) -> str:
         ["MagnitudePruner(model, density=0.1)"],
         [f"finalize({network})" for network in PLACES[name].networks],
     )
+
+
+def with_gradual(name: str) -> str:
+    """Return a loop with ``GradualPruner``, which has a phase more."""
+    lengths = r'{"shrink": \1, "prune": \1, "finetune": \2}'
+    return _shrinking(name, "GradualPruner", "", lengths)
+
+
+def with_gradual_magnitude(name: str) -> str:
+    """Return a loop with ``MagnitudePruner`` and a schedule, whose phases train the same."""
+    lengths = r'{"shrink": \1, "finetune": \2}'
+    return _shrinking(name, "MagnitudePruner", ', schedule="geometric"', lengths)
+
+
+def _shrinking(name: str, kind: str, options: str, lengths: str) -> str:
+    text, found = re.subn(r"(?:Harp|Hydra)Pruner", kind, source(f"{name}_after"))
+    assert found == 2  # the import, and the call
+    text, found = re.subn(r"density=0\.1", rf"density=0.1{options}", text)
+    assert found == 1
+    text, found = re.subn(r'{"prune": (\w+), "finetune": (\w+)}', lengths, text)
+    assert found == 1
+    return text
 
 
 def with_torch(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,19 @@ def harp(model: torch.nn.Module) -> Pruner:
     return HarpPruner(model, density=DENSITY)
 
 
-def pruned(folder: Path, *, resume: Path | None = None, **options: Any) -> tuple[Any, Pruner]:
-    """The whole job: HARP on the ViT, from the beginning or from a checkpoint."""
+def pruned(
+    folder: Path,
+    *,
+    resume: Path | None = None,
+    make: Callable[[torch.nn.Module], Pruner] = harp,
+    epochs: Mapping[str, int] = EPOCHS,
+    **options: Any,
+) -> tuple[Any, Pruner]:
+    """The whole job: HARP on the ViT, or another one, from the beginning or from a checkpoint."""
     model = vit()
     trainer = trainer_of(model, folder, **options)
-    pruner = prune_with(trainer, harp, epochs=EPOCHS, learning_rates=RATES)
+    rates = {name: rate for name, rate in RATES.items() if name in epochs}
+    pruner = prune_with(trainer, make, epochs=epochs, learning_rates=rates)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return model, pruner
 

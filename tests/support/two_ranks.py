@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
-from robust_plugin import pgd, recompute_statistics, trades
+from robust_plugin import GradualPruner, MagnitudePruner, pgd, recompute_statistics, trades
 
 
 def ddp(model: nn.Module) -> nn.Module:
@@ -60,6 +60,44 @@ def finetune(trace: Trace, rank: int, ranks: int) -> None:
     assert all(
         torch.equal(mask.mask, old) for mask, old in zip(pruner.masks, trace.masks[-1], strict=True)
     )
+
+
+def shared_shrinking(rank: int, ranks: int) -> dict[str, list[list[torch.Tensor]]]:
+    """The masks after each step of all phases of gradual pruning; a half of each batch a rank."""
+    model = network(batch_norm=False, dtype=torch.float64)
+    pruner = GradualPruner(model, density=0.05, learn=("scores", "rates"))
+    masks: dict[str, list[list[torch.Tensor]]] = {}
+    for phase in pruner.order:
+        optimizer = sgd(pruner.set_phase(phase))
+        for group in optimizer.param_groups:
+            group["lr"] = 1.0 if phase == "prune" else 0.05
+        outer = ddp(model) if ranks > 1 else model
+        if phase != "finetune":
+            pruner.follow(optimizer, epochs=2, steps_per_epoch=3)
+        masks[phase] = []
+        for step in range(6):
+            x, y = (t.chunk(ranks)[rank] for t in batch_of(step, 16, torch.float64))
+            step_by(F.cross_entropy(outer(x), y), optimizer)
+            masks[phase].append([mask.mask.clone() for mask in pruner.masks])
+    return masks
+
+
+def shrunk_too_early(rank: int) -> str:
+    """A wrapper from before the shrink phase, when scores were all that was frozen."""
+    model = network(batch_norm=False)
+    model.requires_grad_(False)
+    model[0].weight.requires_grad_(True)
+    outer = ddp(model)
+    model.requires_grad_(True)
+    pruner = MagnitudePruner(model, density=0.05, schedule="cubic")
+    optimizer = torch.optim.SGD(pruner.set_phase("shrink"), lr=0.1)
+    pruner.follow(optimizer, epochs=1, steps_per_epoch=4)
+    x, y = (t.chunk(2)[rank] for t in batch_of(0, 16))
+    try:
+        step_by(F.cross_entropy(outer(x), y), optimizer)
+    except ValueError as error:
+        return str(error)
+    return "no error"
 
 
 def wrapped_too_early(rank: int) -> str:
@@ -154,6 +192,8 @@ def two_processes(rank: int, folder: Path) -> None:
         trace.pruner.finalize()
         results[f"{kind} trained"] = [p.detach() for p in trace.pruner.model.parameters()]
     results["statistics"] = shared_statistics(rank, 2)
+    results["shrinking"] = shared_shrinking(rank, 2)
+    results["shrunk too early"] = shrunk_too_early(rank)
     results["calls"] = forwards_of_the_wrapper(rank)
     results["too early"] = wrapped_too_early(rank)
     results["kept"] = wrapper_kept(rank)

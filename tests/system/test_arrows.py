@@ -33,7 +33,7 @@ ROOMS = {
         "channels": {"pruning", "budget", "copies", "masks", "runtime"},
         "attacks": {"copies", "masks", "runtime", "threat"},
         "certificates": {"attacks", "copies", "masks", "runtime", "stats", "threat"},
-        "objectives": {"attacks", "certificates", "runtime", "threat"},
+        "objectives": {"attacks", "certificates", "masks", "runtime", "threat"},
         "evaluation": {"attacks", "certificates", "masks", "runtime", "stats", "threat", "version"},
         "export": {"copies", "masks", "runtime"},
     },

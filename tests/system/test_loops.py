@@ -29,7 +29,7 @@ from loop_runs import (
     run_in_two_processes,
     source,
 )
-from loop_variants import with_magnitude, with_torch
+from loop_variants import with_gradual, with_gradual_magnitude, with_magnitude, with_torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -106,14 +106,51 @@ def test_the_whole_job_by_magnitude(name: str, tmp_path: Path) -> None:
         assert torch.equal(weights(after[0])[n] != 0, largest)
 
 
+GRADUAL = {"gradual": with_gradual, "gradual magnitude": with_gradual_magnitude}
+
+
+@pytest.mark.parametrize("kind", GRADUAL)
+@pytest.mark.parametrize("name", IN_ONE_PROCESS)
+@pytest.mark.filterwarnings("ignore:the shrink phase ends at step")  # where a best state is loaded
+def test_the_whole_job_with_a_shrink_phase(name: str, kind: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.py"
+    file.write_text(GRADUAL[kind](name))
+    after = check_pruned(run(name, imported(file), dense(), tmp_path))
+    # The weights have trained before they were pruned: others are kept than the largest at first. A
+    # loop that loads its best state goes back to the first epoch, from which the rest is cut.
+    largest = by_magnitude()
+    moved = sum(int(((w != 0) & ~largest[n]).sum()) for n, w in weights(after[0]).items())
+    assert moved > (0.01 * due(network()) if kind == "gradual" else 0)
+
+
+@pytest.mark.parametrize("when", [1.5, 3.0, 5.5, 6.5])  # epochs: 3 shrink, 3 prune, 4 fine-tune
+@pytest.mark.parametrize("kind", GRADUAL)
+@pytest.mark.parametrize("name", ["adjust_rate", "timm_style"])
+def test_a_loops_own_checkpoint_of_a_shrinking_pruner_continues_to_the_bit(
+    name: str, kind: str, when: float, tmp_path: Path
+) -> None:
+    file = tmp_path / f"{name}.py"
+    file.write_text(GRADUAL[kind](name))
+    loop = imported(file)
+    whole = check_pruned(run(name, loop, dense(), tmp_path))
+    with pytest.raises(Killed):
+        run(name, loop, dense(), tmp_path, data=Points(int(when * EPOCH)))
+    again = check_pruned(run(name, loop, network(), tmp_path, resume=True))
+    for first, second in zip(whole, again, strict=True):
+        pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_the_whole_job_in_two_processes(tmp_path: Path) -> None:
     magnitude, other = tmp_path / "magnitude.py", tmp_path / "torch_prune.py"
+    gradual = tmp_path / "gradual.py"
+    gradual.write_text(with_gradual("ddp"))
     magnitude.write_text(with_magnitude("ddp"))
     other.write_text(with_torch("ddp"))  # for the table of docs/frameworks.md
-    run_in_two_processes([LOOPS / "ddp_after.py", magnitude, other], dense(), tmp_path)
+    run_in_two_processes([LOOPS / "ddp_after.py", gradual, magnitude, other], dense(), tmp_path)
     state = torch.load(tmp_path / "torch_prune/rank0.pt", weights_only=True)
     network().load_state_dict(state, strict=True)
-    for name in ("ddp_after", "magnitude"):
+    for name in ("ddp_after", "gradual", "magnitude"):
         states = [torch.load(tmp_path / name / f"rank{rank}.pt") for rank in range(2)]
         ranks = [network(), network()]
         for model, state in zip(ranks, states, strict=True):

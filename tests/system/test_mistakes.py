@@ -28,6 +28,8 @@ import robust_plugin
 from robust_plugin import (
     IBP,
     Free,
+    Geometric,
+    GradualPruner,
     HarpPruner,
     HydraPruner,
     MagnitudePruner,
@@ -35,6 +37,7 @@ from robust_plugin import (
     Normalize,
     Ramp,
     Report,
+    Rounds,
     SecurityCurve,
     Smoothed,
     ThreatModel,
@@ -182,6 +185,59 @@ def again(method: str, *arguments: Any) -> None:
     pruner.set_phase("finetune")
     pruner.finalize()
     getattr(pruner, method)(*arguments)
+
+
+def shrinking(kind: Callable[..., Any] = GradualPruner, steps: int = 0) -> tuple[Any, SGD]:
+    """A pruner whose density falls over four steps, of which some are made."""
+    pruner = kind(net(), 0.25, schedule="geometric")
+    optimizer = SGD(pruner.set_phase("shrink"), lr=0.1)
+    pruner.follow(optimizer, epochs=2, steps_per_epoch=2)
+    for _ in range(steps):
+        step(pruner, optimizer)
+    return pruner, optimizer
+
+
+def shrinking_without_follow() -> None:
+    pruner = MagnitudePruner(net(), 0.25, schedule="cubic")
+    step(pruner, SGD(pruner.set_phase("shrink"), lr=0.1))
+
+
+def attached_with_a_schedule_and_trained() -> None:
+    pruner = MagnitudePruner(net(), 0.25, schedule="cubic")
+    step(pruner, SGD(pruner.model.parameters(), lr=0.1))
+
+
+def optimizer_of_the_shrink_phase() -> None:
+    pruner, optimizer = shrinking(steps=4)
+    pruner.set_phase("prune")
+    optimizer.step()
+
+
+def rising() -> None:
+    pruner = MagnitudePruner(net(), 0.25, schedule=lambda t, k: k if t in (0.0, 1.0) else 1.0)
+    optimizer = SGD(pruner.set_phase("shrink"), lr=0.1)
+    pruner.follow(optimizer, epochs=1, steps_per_epoch=3)
+    step(pruner, optimizer)
+
+
+def phases_without(name: str) -> None:
+    epochs = {"shrink": 1, "prune": 1, "finetune": 1}
+    del epochs[name]
+    pruner = GradualPruner(net(), 0.25)
+    next(pruner.phases(lambda p: SGD(p, lr=0.1), epochs=epochs, steps_per_epoch=1))
+
+
+def shrinking_without_lengths() -> None:
+    pruner, optimizer = shrinking()
+    pruner.follow(optimizer)
+
+
+def the_state_of_the_shrink_phase_later() -> None:
+    early, _ = shrinking(steps=4)
+    pruner, _ = shrinking(steps=4)
+    pruner.follow(SGD(pruner.set_phase("prune"), lr=0.1))
+    pruner.model.load_state_dict(early.model.state_dict())
+    pruner.set_phase("finetune")
 
 
 def report(x: torch.Tensor = X) -> Report:
@@ -350,6 +406,44 @@ VALUES: list[Row] = [
     ("seconds as text", lambda: verify(net(), X, Y, {"IBP": IBP(T)}, seconds="5"), ValueError, "seconds is '5'; legal: above 0"),
     ("a verdict that does not exist", lambda: verify(net(), X, Y, {"IBP": IBP(T)}).share("proved"), ValueError, "legal: verified, falsified"),
 ]
+SCHEDULES: list[Row] = [
+    ("a schedule of another name", lambda: GradualPruner(net(), 0.25, schedule="linear"), ValueError, "legal: 'at_once', 'geometric', 'cubic', a schedule such as Geometric(until=0.5)"),
+    ("a schedule in capitals", lambda: MagnitudePruner(net(), 0.25, schedule="Cubic"), ValueError, "legal: 'at_once', 'geometric', 'cubic'"),
+    ("an uncalled schedule", lambda: MagnitudePruner(net(), 0.25, schedule=Geometric), ValueError, "a schedule such as Geometric(until=0.5) or Rounds(4)"),
+    ("densities as schedule", lambda: MagnitudePruner(net(), 0.25, schedule=[0.5, 0.25]), ValueError, "or a function schedule(passed, density)"),
+    ("a number of rounds as schedule", lambda: MagnitudePruner(net(), 0.25, schedule=4), ValueError, "Rounds(4), or a function"),
+    ("no schedule", lambda: GradualPruner(net(), 0.25, schedule=None), ValueError, "schedule is None; legal: 'at_once'"),
+    ("a schedule of the epoch", lambda: MagnitudePruner(net(), 0.25, schedule=lambda epoch: 0.5), TypeError, "give a function of the share of the phase that is over"),
+    ("a schedule by position", lambda: MagnitudePruner(net(), 0.25, "cubic"), TypeError, "takes model and density by position"),
+    ("a schedule of sparsity", lambda: MagnitudePruner(net(), 0.25, schedule=lambda t, k: t * (1 - k)), ValueError, "legal: a density from the target, 0.25, to 1"),
+    ("a schedule that rises", rising, ValueError, "return a density that never rises"),
+    ("until in per cent", lambda: Geometric(until=50), ValueError, "until is 50; legal: a share of the phase, 0 < until <= 1"),
+    ("no rounds", lambda: Rounds(0), ValueError, "legal: a whole number of rounds, at least 1"),
+    ("rounds by another name", lambda: Rounds(rounds=3), TypeError, "has no argument 'rounds'. Legal: n"),
+    ("cuts as text", lambda: Geometric(cuts="10"), ValueError, "legal: a whole number of at least 1"),
+    ("last_cut in per cent", lambda: GradualPruner(net(), 0.25, last_cut=50), ValueError, "0.5 learns the last halving"),
+    ("a last cut of nothing", lambda: GradualPruner(net(), 0.25, last_cut=1.0), ValueError, "above 0 and below 1"),
+    ("a last cut of magnitude", lambda: MagnitudePruner(net(), 0.25, schedule="cubic", last_cut=0.5), TypeError, "has no argument 'last_cut'"),
+    ("prune without shrink", lambda: GradualPruner(net(), 0.25).set_phase("prune"), ValueError, "begin with set_phase('shrink'), or attach it without a schedule"),
+    ("finetune without shrink", lambda: MagnitudePruner(net(), 0.25, schedule="cubic").set_phase("finetune"), ValueError, "begin with set_phase('shrink')"),
+    ("shrink without a schedule", lambda: HydraPruner(net(), 0.25).set_phase("shrink"), ValueError, "attach it with schedule='geometric', or start at set_phase('prune')"),
+    ("finetune right after shrink", lambda: shrinking(steps=4)[0].set_phase("finetune"), ValueError, "run the phase 'prune' first, or take MagnitudePruner"),
+    ("finalize right after shrink", lambda: shrinking(steps=4)[0].finalize(), ValueError, "run the phase 'prune' first, or take MagnitudePruner"),
+    ("shrink without a step", lambda: shrinking()[0].set_phase("prune"), ValueError, "the followed optimizer has made no step. Call pruner.follow(optimizer, epochs=..., steps_per_epoch=...)"),
+    ("a shrink phase without follow", shrinking_without_follow, ValueError, "no optimizer is followed. Call pruner.follow(optimizer, epochs=..., steps_per_epoch=...)"),
+    ("no lengths while shrinking", shrinking_without_lengths, ValueError, "give both, at least 1"),
+    ("half of the steps announced", lambda: shrinking(steps=2)[0].set_phase("prune"), UserWarning, "the shrink phase ends at step 2 of 4, so that the density falls to the end of its schedule at once"),
+    ("training with a schedule, without set_phase", attached_with_a_schedule_and_trained, UserWarning, "call pruner.set_phase('shrink') first"),
+    ("the free finalize before shrinking", lambda: finalize(GradualPruner(net(), 0.25).model), UserWarning, "run the phase 'shrink' first, or take schedule='at_once'"),
+    ("the optimizer of the shrink phase", optimizer_of_the_shrink_phase, ValueError, "build it from what set_phase returned"),
+    ("follow before the shrink phase", lambda: GradualPruner(net(), 0.25).follow(SGD(net().parameters(), lr=0.1)), ValueError, "call set_phase('shrink') first"),
+    ("follow without phases to follow", lambda: MagnitudePruner(net(), 0.25).follow(SGD(net().parameters(), lr=0.1)), ValueError, "Fine-tuning needs no follow"),
+    ("phases without shrink", lambda: phases_without("shrink"), ValueError, "give it, or attach the pruner with schedule='at_once'"),
+    ("phases without prune", lambda: phases_without("prune"), ValueError, "give it, or take MagnitudePruner"),
+    ("a lower density beside a schedule", lambda: shrinking(MagnitudePruner)[0].set_density(0.1), ValueError, "without a pattern and a schedule"),
+    ("the state of the shrink phase later", the_state_of_the_shrink_phase_later, ValueError, "attach a new pruner, load the state into it, and continue with set_phase('shrink')"),
+    ("the state of another schedule", lambda: shrinking()[0].load_state_dict(GradualPruner(net(), 0.25, schedule="cubic").state_dict()), ValueError, "schedule was Cubic"),
+]
 DATA: list[Row] = [
     ("one logit", lambda: evaluate(net(nn.Linear(2, 1)), [(X, Y)], attacks=[pgd(T)]), ValueError, "torch.cat([-z, z], 1)"),
     ("probabilities", lambda: adversarial(pgd(T))(net(nn.Softmax(1)), X, Y), SuspectNetwork, "the model ends in a softmax, and the loss applies a softmax to its outputs again"),
@@ -434,7 +528,7 @@ FILES: list[Row] = [
 ]
 COMMANDS: list[tuple[str, str, str]] = [
     ("a command in capitals", "Hydra", "did you mean hydra?"),
-    ("a command that does not exist", "train", "the commands are magnitude, hydra, harp, compare, evaluate"),
+    ("a command that does not exist", "train", "the commands are gradual, magnitude, hydra, harp, compare, evaluate"),
     ("a typing error in an option", "hydra --densty 0.1", "did you mean --density?"),
     ("an option without its group", "hydra --eps 8/255", "did you mean --threat.eps?"),
     ("density in per cent", "hydra --density 5", "5 % is density=0.05"),
@@ -455,7 +549,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("words after list", "list all", "list takes no words"),
 ]
 # fmt: on
-ROWS = [*CALLS, *KINDS, *VALUES, *DATA, *PHASES, *FILES]
+ROWS = [*CALLS, *KINDS, *VALUES, *SCHEDULES, *DATA, *PHASES, *FILES]
 
 
 def raised_by_us(error: BaseException) -> bool:

@@ -21,7 +21,10 @@ from robust_plugin import (
     Budget,
     Certificates,
     Comparison,
+    Cubic,
     Free,
+    Geometric,
+    GradualPruner,
     HarpPruner,
     HydraPruner,
     MagnitudePruner,
@@ -30,6 +33,7 @@ from robust_plugin import (
     Progress,
     Ramp,
     Report,
+    Rounds,
     SecurityCurve,
     Smoothed,
     ThreatModel,
@@ -104,6 +108,7 @@ def with_pruner(folder: Path) -> dict[str, Any]:
         "Checkpoint": checkpoint.load(file),
         "HydraPruner": HydraPruner(deep(), density=0.1),
         "MagnitudePruner": MagnitudePruner(deep(), density=0.1),
+        "GradualPruner": GradualPruner(deep(), density=0.1),
         "CompressedFile": save_compressed(folder / f"{'model' * 40}.safetensors", deep()),
         "Member": weight_groups(deep())[0].members[0],
         "Group": weight_groups(deep())[0],
@@ -175,6 +180,9 @@ def plain_values() -> dict[str, Any]:
         "SmoothAdv": smoothadv(THREAT, sigma=0.25),
         "Free": Free(LINF),
         "Ramp": Ramp(),
+        "Geometric": Geometric(until=0.5),
+        "Cubic": Cubic(),
+        "Rounds": Rounds(4),
     }
 
 

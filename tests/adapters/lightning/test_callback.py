@@ -23,7 +23,13 @@ from lightning_modules import DENSITY, EPOCHS, KEPT, OPTIONS, Net, fit, network,
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
-from robust_plugin import HarpPruner, HydraPruner, MagnitudePruner, dense_state_dict
+from robust_plugin import (
+    GradualPruner,
+    HarpPruner,
+    HydraPruner,
+    MagnitudePruner,
+    dense_state_dict,
+)
 from robust_plugin.adapters.lightning import PruningCallback
 
 pytestmark = [
@@ -52,23 +58,23 @@ def written(folder):
 # --- one fit ------------------------------------------------------------------------------------
 
 
-def by_hand():
+def by_hand(make=harp, epochs=EPOCHS):
     """The same job as a plain loop; group 0 of the prune phase has norms too, without decay."""
     model = Net()
-    pruner = harp(model)
+    pruner = make(model)
 
     def optimizer_of(phase):
         def make(groups):
             params = [p for group in groups for p in group["params"]]
             decay = {"weight_decay": 0.0} if phase == "prune" else {}
             optimizer = torch.optim.SGD(params, **{**OPTIONS, **decay})
-            return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS[phase])
+            return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs[phase])
 
         return make
 
     loader = DataLoader(lightning_modules.task(), 16)
-    makers = {name: optimizer_of(name) for name in EPOCHS}
-    for phase in pruner.phases(makers, epochs=EPOCHS, steps_per_epoch=len(loader)):
+    makers = {name: optimizer_of(name) for name in epochs}
+    for phase in pruner.phases(makers, epochs=epochs, steps_per_epoch=len(loader)):
         for _ in phase:
             for x, y in loader:
                 phase.optimizer.zero_grad()
@@ -87,6 +93,128 @@ def test_a_fit_equals_a_plain_loop_of_the_phases():
     assert callback.pruner.phase_done == ("finetune", 18)
     Net().load_state_dict(module.state_dict(), strict=True)
     assert module.max_epochs[1:] == [2, 3]  # what configure_optimizers saw in each phase
+
+
+# --- a density that falls while the weights train -----------------------------------------------
+
+SHRINK = {
+    "gradual": (
+        lambda module: GradualPruner(module, DENSITY),
+        {"shrink": 2, "prune": 1, "finetune": 2},
+    ),
+    "both": (
+        lambda module: GradualPruner(module, DENSITY, learn=("scores", "rates")),
+        {"shrink": 2, "prune": 2, "finetune": 1},
+    ),
+    "magnitude": (
+        lambda module: MagnitudePruner(module, DENSITY, schedule="geometric"),
+        {"shrink": 3, "finetune": 2},
+    ),
+}
+
+
+class Seen(Callback):
+    """The phase, the share kept and the momentum at the start of each step."""
+
+    def __init__(self, callback):
+        self.callback, self.steps = callback, []
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        pruner, (optimizer,) = self.callback.pruner, trainer.optimizers
+        weight = pl_module.model[6]._parameters["weight"]
+        momentum = optimizer.state.get(weight, {}).get("momentum_buffer")
+        self.steps.append(
+            (pruner.phase, pruner.kept, None if momentum is None else momentum.clone())
+        )
+
+
+@pytest.mark.parametrize("kind", SHRINK)
+def test_a_fit_with_a_shrink_phase_equals_a_plain_loop(kind):
+    make, epochs = SHRINK[kind]
+    callback = pruning(make, epochs=epochs)
+    seen = Seen(callback)
+    module = fit(callback, seen)
+    assert same(module, by_hand(make, epochs))
+    assert non_zeros(module) == KEPT == callback.pruner.kept
+    assert callback.pruner.phase == "finalized"
+    assert module.max_epochs[1:] == list(epochs.values())
+    # Six steps an epoch: each phase begins with the first step after the last one of its former.
+    wanted = [name for name, count in epochs.items() for _ in range(6 * count)]
+    assert [phase for phase, *_ in seen.steps] == wanted
+    kept = [count for _, count, _ in seen.steps]
+    assert kept == sorted(kept, reverse=True) and kept[0] == 936 and kept[-1] == KEPT
+    shrunk = kept[6 * epochs["shrink"]]  # when the next phase begins
+    if kind == "magnitude":
+        assert shrunk == KEPT
+    elif kind == "gradual":  # which goes to the last halving when its scores are learned
+        assert shrunk == KEPT and kept[6 * epochs["shrink"] - 1] > 2 * KEPT - 6
+    else:  # the budget of learned rates falls from twice the density
+        assert 1.8 * KEPT < shrunk <= 2 * KEPT
+    first, *_, last = (momentum for phase, _, momentum in seen.steps if phase == "shrink")
+    assert first is None and last is not None
+    begins = [i for i in range(1, 30) if seen.steps[i][0] != seen.steps[i - 1][0]]
+    carried = [seen.steps[i][2] is not None for i in begins]
+    # Momentum goes on where no prune phase lies between, as both phases train the same weights.
+    assert carried == ([True] if kind == "magnitude" else [False, False])
+
+
+def test_momentum_is_that_of_the_last_step_of_the_shrink_phase():
+    """With a learning rate of zero in fine-tuning, only momentum could move the weights."""
+    make, epochs = SHRINK["magnitude"]
+    callback, states = pruning(make, epochs=epochs), []
+
+    class Before(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            (optimizer,) = trainer.optimizers
+            states.append({p: s["momentum_buffer"].clone() for p, s in optimizer.state.items()})
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if callback.pruner.phase == "finetune" and batch_idx == 0 and len(states) == 3:
+                (optimizer,) = trainer.optimizers
+                states.append({p: s["momentum_buffer"] for p, s in optimizer.state.items()})
+                self.equal = all(torch.equal(states[3][p], t) for p, t in states[2].items())
+
+    before = Before()
+    fit(callback, before)
+    assert before.equal and states[2].keys() == states[3].keys()
+
+
+@pytest.mark.parametrize("kind", SHRINK)
+def test_every_checkpoint_of_a_shrinking_pruner_continues_to_the_same_network(tmp_path, kind):
+    make, epochs = SHRINK[kind]
+    module = fit(pruning(make, epochs=epochs), checkpoints(tmp_path), enable_checkpointing=True)
+    files = written(tmp_path)
+    assert len(files) == 5
+    for file in files:
+        assert same(fit(pruning(make, epochs=epochs), resume=file), module), file.name
+    before = sum(epochs.values()) - epochs["finetune"]
+    for epoch, file in enumerate(files):
+        others = [
+            n for n in torch.load(file, weights_only=True)["state_dict"] if "pruner_masks" in n
+        ]
+        assert bool(others) == (epoch < before)
+
+
+def test_an_early_stop_waits_for_fine_tuning_after_a_shrink_phase():
+    for kind, epochs, stops in (
+        ("magnitude", {"shrink": 3, "finetune": 4}, 4),
+        ("gradual", {"shrink": 2, "prune": 2, "finetune": 4}, 5),
+    ):
+        stop = EarlyStopping("loss", patience=1, min_delta=100)
+        callback = pruning(SHRINK[kind][0], epochs=epochs)
+        module = fit(callback, stop, max_epochs=sum(epochs.values()))
+        assert (stop.stopped_epoch, module.trainer.current_epoch) == (stops, stops + 1)
+        assert non_zeros(module) == KEPT
+
+
+def test_the_shrink_phase_needs_its_epochs():
+    make, _ = SHRINK["magnitude"]
+    with pytest.raises(ValueError, match="without 'shrink', in which the density of MagnitudePru"):
+        fit(pruning(make, epochs={"finetune": 5}))
+    with pytest.raises(
+        ValueError, match="legal: whole numbers above 0, for 'prune' and 'finetune'"
+    ):
+        fit(pruning(epochs={"shrink": 1, "prune": 2, "finetune": 2}))
 
 
 class Changes(Callback):

@@ -28,6 +28,13 @@ def test_the_list_shows_the_densities_of_each_preset_in_percent() -> None:
     assert shown["harp/cifar10-vgg16-channels"] == ["50,", "25,", "10"]
 
 
+def test_gradual_has_no_figures_and_the_list_says_what_stands_beside_its_runs() -> None:
+    assert dict(published_presets("gradual")) == {}
+    (section,) = [part for part in listing().split("\n\n") if part.startswith("gradual\n")]
+    said = "published for it: nothing; a run is set beside the figures of magnitude, hydra and harp"
+    assert [line.strip() for line in section.splitlines()].count(said) == 1
+
+
 def test_magnitude_takes_the_presets_of_the_others_and_they_take_only_their_own() -> None:
     names = {command: dict(published_presets(command)) for command in ("magnitude", "hydra")}
     assert {name.partition("/")[0] for name in names["magnitude"]} >= {"magnitude", "hydra"}

@@ -57,6 +57,16 @@ def test_both_are_named_with_what_differs(tmp_path: Path) -> None:
     )
 
 
+def test_gradual_stands_beside_the_methods_that_it_combines(tmp_path: Path) -> None:
+    finished(tmp_path, eps="8/255")
+    text = " ".join(beside("gradual", "gradual/cifar10-wrn28-4", tmp_path, density=0.05).split())
+    for method in ("hydra", "magnitude"):
+        assert f"era: published for {method} " in text, method
+    assert "rates lamp for uniform" in text
+    alone = " ".join(beside("hydra", "hydra/cifar10-wrn28-4", tmp_path, density=0.05).split())
+    assert "published for" not in alone and "era: published 54.2" in alone
+
+
 def test_the_benchmark_has_two_metrics_and_the_budget_is_named(tmp_path: Path) -> None:
     finished(tmp_path, eps="8/255")
     text = beside("harp", "harp/cifar10-vgg16", tmp_path, density=0.01)

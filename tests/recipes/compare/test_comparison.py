@@ -149,6 +149,60 @@ def test_the_learning_rate_is_chosen_on_validation_not_on_test(
     assert (other / "finetune.safetensors").exists() and not (other / "report.json").exists()
 
 
+def test_the_rate_is_chosen_on_the_first_seeds_and_the_others_train_at_it_alone(
+    tmp_path: Path, use: Callable[[Data], None], planted: Callable[..., Data]
+) -> None:
+    use(planted(signal=0.15, noise=0.6))
+    rows = {"LWM": {"recipe": "magnitude"}, "HYDRA": {"recipe": "hydra"}}
+    config = comparison(rows=rows, seeds=[3, 4], lrs=[1e-9, 0.1], tuning_seeds=1)
+    compare(config, tmp_path)
+    for row in rows:
+        cell = cells(tmp_path)[row, 0.3]
+        logs = {
+            (seed, lr): path.read_text().splitlines()
+            for seed in (3, 4)
+            for lr in (1e-9, 0.1)
+            if (path := tmp_path / f"seed{seed}/{row}/0.3/lr{lr:g}/log.jsonl").is_file()
+        }
+        assert set(logs) == {(3, 1e-9), (3, 0.1), (4, cell["lr"])}
+        best = {lr: max(json.loads(line)["robust"] for line in logs[3, lr]) for lr in config.lrs}
+        assert cell["lr"] == max(config.lrs, key=lambda lr: best[lr]) == 0.1
+        finetuned = [json.loads(line) for line in logs[3, 0.1]]
+        finetuned = [line["robust"] for line in finetuned if line["stage"] == "finetune"]
+        assert cell["validation"] == max(finetuned)  # of the seed on which the rate was chosen
+        assert all(len(values) == 2 for values in cell["accuracy"].values())
+    html = " ".join((tmp_path / "report.html").read_text().split())
+    assert "was chosen by robust accuracy on the validation points of the first seed" in html
+    # With all seeds, which is the default, more is trained.
+    compare(replace(config, tuning_seeds=0), tmp_path)
+    assert (tmp_path / "seed4/LWM/0.3/lr1e-09/log.jsonl").is_file()
+    html = " ".join((tmp_path / "report.html").read_text().split())
+    assert "was chosen by mean robust accuracy on validation, and" in html
+
+
+def test_a_rate_at_which_another_seed_diverges_is_replaced(
+    tmp_path: Path,
+    use: Callable[[Data], None],
+    planted: Callable[..., Data],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(planted(signal=0.15, noise=0.6))
+
+    def diverging(run: Any, name: str, *rest: Any) -> float:
+        if run.config.seed == 4 and run.config.finetune.lr == 0.1 and name == "finetune":
+            raise training_module.Diverged("the loss is nan")
+        return _epoch(run, name, *rest)
+
+    monkeypatch.setattr(training_module, "_epoch", diverging)
+    config = comparison(
+        rows={"LWM": {"recipe": "magnitude"}}, seeds=[3, 4], lrs=[1e-9, 0.1], tuning_seeds=1
+    )
+    compare(config, tmp_path)
+    cell = cells(tmp_path)["LWM", 0.3]
+    assert (cell["lr"], cell["diverged"]) == (1e-9, [0.1])
+    assert (tmp_path / "seed4/LWM/0.3/lr1e-09/finetune.safetensors").is_file()
+
+
 class Guarded(Dataset[Any]):
     """Test points that raise an error if they are read before all training is over."""
 
@@ -170,10 +224,12 @@ def test_the_prune_phase_is_trained_once_for_all_learning_rates_and_test_points_
     epochs_trained: Counter[str],
 ) -> None:
     lrs = [0.01, 0.03, 0.1]
-    total = {"pretrain": 2, "prune": 2, "finetune": 3 * (2 * (3 + 1) + 2 * 3)}
+    # The prune phase of gradual comes after training at each of the rates.
+    total = {"pretrain": 2, "prune": 2 + 3, "finetune": 3 * (2 * (3 + 1) + 2 * 3 + 2), "shrink": 3}
     data = planted()
     use(replace(data, test=Guarded(data.test, lambda: epochs_trained == total)))
-    compare(comparison(lrs=lrs), tmp_path)
+    rows = {**ROWS, "gradual": {"recipe": "gradual"}}
+    compare(comparison(lrs=lrs, rows=rows), tmp_path)
     # Two rows learn a mask, for one epoch; fine-tuning of the magnitude rows gets that epoch too.
     assert epochs_trained == total
     here = tmp_path / "seed0" / "HYDRA" / "0.3"

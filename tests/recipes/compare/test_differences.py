@@ -65,6 +65,20 @@ def test_hydra_minus_lwm_at_uniform_rates_is_there_whatever_its_sign() -> None:
     assert last.startswith("- HYDRA uniform minus LWM uniform: -15.0 points, 95 % ")
 
 
+@pytest.mark.parametrize("best", ["LWM at LAMP", "gradual magnitude"])
+def test_gradual_magnitude_is_a_magnitude_row_and_gradual_a_learned_one(best: str) -> None:
+    validation = {"LWM at LAMP": 0.4, "gradual magnitude": 0.5}
+    validation[best] = 0.6
+    cells = [cell(row, 10, value) for row, value in validation.items()]
+    cells += [cell("gradual", 14, 0.7), cell("gradual with learned rates", 13, 0.7)]
+    found = [each for each in differences(cells, 0.05) if each.measure == "PGD"]
+    assert [(each.first, each.second) for each in found] == [
+        ("gradual", best),
+        ("gradual with learned rates", best),
+    ]
+    assert found[0].mean == pytest.approx(0.2)
+
+
 def test_without_a_magnitude_row_the_dense_network_is_the_reference() -> None:
     cells = [cell("dense", 4, None), cell("searched", 11, 0.5)]
     found = [each for each in differences(cells, 0.05) if each.measure == "PGD"]

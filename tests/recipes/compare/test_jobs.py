@@ -10,7 +10,7 @@ import yaml
 from comparisons import BASE, ROWS, comparison
 
 from robust_plugin.recipes.cli import main
-from robust_plugin.recipes.compare.jobs import jobs_of, settings_of
+from robust_plugin.recipes.compare.jobs import jobs_of, settings_of, tuned_seeds
 from robust_plugin.recipes.papers.harp import HarpConfig
 from robust_plugin.recipes.papers.magnitude import MagnitudeConfig
 
@@ -18,9 +18,9 @@ from robust_plugin.recipes.papers.magnitude import MagnitudeConfig
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"rows": {"X": {"recipe": "lwm"}}}, "row 'X' has recipe 'lwm'; legal: gradual, magnitude, hydra"),
-        ({"rows": {"X": {"rates": "erk"}}}, "row 'X' has recipe None; legal: gradual, magnitude, hydra"),
-        ({"rows": {"X": {"recipe": "dense"}}}, "row 'X' has recipe 'dense'; legal: gradual, magnitude"),
+        ({"rows": {"X": {"recipe": "lwm"}}}, "row 'X' has recipe 'lwm'; legal: gradual, magn"),
+        ({"rows": {"X": {"rates": "erk"}}}, "row 'X' has recipe None; legal: gradual, magn"),
+        ({"rows": {"X": {"recipe": "dense"}}}, "row 'X' has recipe 'dense'; legal: gradual, "),
         (
             {"rows": {"X": {"recipe": "hydra", "control": "held"}}},
             "row 'X': unknown setting control; legal: ",
@@ -34,6 +34,8 @@ from robust_plugin.recipes.papers.magnitude import MagnitudeConfig
         ({"seeds": []}, "seeds"),
         ({"densities": []}, "densities"),
         ({"rows": {}}, "rows"),
+        ({"tuning_seeds": 2}, "tuning_seeds is 2; legal: 1 to 1, the number of seeds, or 0 for"),
+        ({"tuning_seeds": -1}, "tuning_seeds is -1; legal: 1 to 1"),
         ({"jobs": 0}, "jobs is 0; legal: at least 1"),
         ({"rows": {"A B": {"recipe": "hydra"}, "A-B": {"recipe": "harp"}}}, "A-B"),
         ({"rows": {"dense": {"recipe": "hydra"}}}, "dense"),
@@ -146,6 +148,18 @@ def test_a_row_changes_its_own_settings_and_takes_the_others_from_the_base() -> 
     for job in (harp, magnitude):
         assert job.config.finetune.epochs == BASE["finetune"]["epochs"] and job.lr == 0.05
         assert job.config.threat.eps == "2/255" and job.config.data.batch_size == 16
+
+
+@pytest.mark.parametrize(("number", "chosen"), [(0, (4, 7, 1)), (1, (4,)), (3, (4, 7, 1))])
+def test_the_first_seeds_choose_the_learning_rate(number: int, chosen: tuple[int, ...]) -> None:
+    assert tuned_seeds(comparison(seeds=[4, 7, 1], tuning_seeds=number)) == chosen
+
+
+def test_a_prune_phase_comes_first_where_no_weights_train_before_it() -> None:
+    rows = {name: {"recipe": name} for name in ("magnitude", "hydra", "harp", "gradual")}
+    _, jobs = jobs_of(comparison(rows=rows), Path("out"))
+    first = {row: jobs[row, 0.3, 0, 0.05].prunes_first for row in rows}
+    assert first == {"magnitude": False, "hydra": True, "harp": True, "gradual": False}
 
 
 def test_the_shown_settings_leave_out_what_each_training_sets_anew() -> None:

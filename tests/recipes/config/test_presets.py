@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from robust_plugin.recipes.models.registry import NAMES
 from robust_plugin.recipes.papers.hydra import HydraConfig
 from robust_plugin.recipes.papers.registry import RECIPES
 
-METHODS = ("magnitude", "hydra", "harp")
+METHODS = ("gradual", "magnitude", "hydra", "harp")
 SYSTEMS = [name for name in preset_names() if name.partition("/")[0] in METHODS]
 
 
@@ -55,7 +55,7 @@ def launch(preset: str) -> list[str]:
 
 def test_there_are_presets_of_every_command() -> None:
     commands = {Path(preset).parts[0] for preset in PRESETS}
-    assert commands == {"magnitude", "hydra", "harp", "compare", "evaluate"}
+    assert commands == {*METHODS, "compare", "evaluate"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -120,6 +120,11 @@ def test_every_name_that_the_list_offers_parses() -> None:
         ("hydra/digits-crown-ibp", {"objective.bounds": "crown-ibp", "objective.kappa": (0, 0)}),
         ("hydra/digits-mixtrain", {"objective.name": "mixtrain", "pretrain.ramp": 0.4}),
         ("hydra/digits-smoothing", {"threat.norm": "L2", "evaluation.smooth": 400}),
+        (
+            "gradual/cifar10-resnet18-both",
+            {"learn": "both", "rates": "lamp", "schedule": "geometric"},
+        ),
+        ("magnitude/cifar10-vgg16-gradual", {"rates": "lamp", "schedule": "geometric"}),
         ("magnitude/digits-verifiable", {"evaluation.verify": 400, "pretrain.epochs": 160}),
     ],
 )
@@ -256,6 +261,8 @@ def run(name: str, out: Path, *, command: str = "", **options: str) -> dict[str,
         short[f"evaluation.{how}"] = str(min(2, getattr(config.evaluation, how)))
     if not config.finetune.epochs:
         del short["finetune.epochs"]
+    elif command == "gradual":  # one for shrink
+        short["finetune.epochs"] = "2"
     short |= {key.replace("_", "."): value for key, value in options.items()}
     if config.data.extra is not None:
         short["data.extra"] = str(extra_images(out.parent, int(short["data.image-size"])))
@@ -265,6 +272,7 @@ def run(name: str, out: Path, *, command: str = "", **options: str) -> dict[str,
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     stages = list(dict.fromkeys(line["stage"] for line in log))
     learned = ["prune"] if command != "magnitude" else []
+    learned = ["shrink", *learned] if command == "gradual" else learned
     tuned = [stage for stage in stages if stage.startswith("finetune-")]
     last = ["finetune"] if config.finetune.epochs else []
     assert stages == ["pretrain", *learned, *tuned, *last]
@@ -278,6 +286,10 @@ def run(name: str, out: Path, *, command: str = "", **options: str) -> dict[str,
     return report
 
 
+GRADUAL = ("gradual/digits-crown-ibp", "gradual/cifar10-resnet18", "gradual/imagenet-resnet50")
+BENCH = pytest.mark.bench
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
     """A folder for a run; large networks leave much behind, so that it goes away."""
@@ -285,8 +297,15 @@ def out(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
+# Those of gradual are other presets with LAMP's rates; a few of them stand for all.
+EVERY = [
+    name if not name.startswith("gradual/") or name in GRADUAL else pytest.param(name, marks=BENCH)
+    for name in SYSTEMS
+]
+
+
 @pytest.mark.usefixtures("at_workplace")
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", EVERY)
 def test_two_steps_of_every_system_on_a_small_network(name: str, out: Path) -> None:
     run(name, out, model="tiny_networks:net", data_folder="images")
 
@@ -300,6 +319,9 @@ ENDED = [
     "harp/cifar10-resnet18-mart-scores",
     "harp/cifar10-resnet18-rates-hinge",
     "harp/cifar10-resnet18-channels",
+    "magnitude/cifar10-vgg16-gradual",
+    "gradual/cifar10-wrn28-4-adversarial-both",
+    "gradual/cifar10-resnet18-cubic-channels",
 ]
 
 
@@ -392,6 +414,7 @@ OWN_CHANNELS = [
     "hydra/cifar10-wrn28-4-channels",
     "hydra/imagenet-resnet50-channels",
     "harp/cifar10-resnet18-channels",
+    "gradual/cifar10-resnet18-cubic-channels",
 ]
 
 
@@ -429,6 +452,9 @@ PROOFS = ("verify", "smooth")
 COMPARED = [each for each in PRESETS if each.startswith("compare/")]
 # These take five to twenty seconds each, and have the same rows and networks as others.
 LONG = (
+    "compare/cifar10-gradual-channels",
+    "compare/cifar10-gradual-parts",
+    "compare/cifar10-gradual-resnet",
     "compare/cifar10-resnet18",
     "compare/cifar10-resnet18-short",
     "compare/digits-bounds",
@@ -438,15 +464,30 @@ LONG = (
 )
 
 
+def shortened(preset: str, rows: Mapping[str, Any], folder: Path) -> str:
+    """A file that extends a comparison, whose rows have no numbers of epochs of their own."""
+    short: dict[str, Any] = {name: dict(row) for name, row in rows.items()}
+    for row in short.values():
+        for stage in {"prune", "finetune"} & set(row):
+            row[stage] = {k: v for k, v in row[stage].items() if k != "epochs" or v == 0}
+    if short == rows:
+        return preset
+    file = folder / "short.yaml"
+    file.write_text(yaml.safe_dump({"extends": preset, "rows": short}, sort_keys=False))
+    return str(file)
+
+
 def run_two_steps(preset: str, workplace: Path, out: Path, **changed: str) -> None:
     config = read_preset(preset, CompareConfig)
     short = {**SHORT_COMPARISON, **changed, "data.folder": str(workplace / "images")}
     # Each round of iterative pruning takes an epoch.
-    short["finetune.epochs"] = "5" if any("rounds" in row for row in config.rows.values()) else "1"
+    rows = config.rows.values()
+    short["finetune.epochs"] = "5" if any("rounds" in row for row in rows) else "2"
     # Two points are proved where the preset has points proved.
     evaluation = config.base.evaluation
     short |= {f"evaluation.{how}": str(min(2, getattr(evaluation, how))) for how in PROOFS}
     words = launch(preset)[1:] + [f"--out={out}"]
+    words[words.index(preset)] = shortened(preset, config.rows, out.parent)
     words += [f"--base.{key}={value}" for key, value in short.items()]
     assert main([*words, "--jobs=1", "--seeds=0", "--densities=0.1", "--lrs=0.01"]) == 0
     report = json.loads((out / "report.json").read_text())

@@ -26,6 +26,7 @@ ROWS = {
     "iterative": {"recipe": "magnitude", "rounds": 3},
     "HARP": {"recipe": "harp"},
     "mask alone": {"recipe": "hydra", "finetune": {"epochs": 0}},
+    "gradual": {"recipe": "gradual"},
 }
 AXES = {"densities": [0.3, 0.1], "seeds": [0, 1, 2], "lrs": [0.05, 0.1], "jobs": 2}
 
@@ -44,7 +45,7 @@ def test_every_training_is_counted_with_its_time(
 ) -> None:
     """With given seconds per stage, the sums are those computed by hand."""
     seconds = {"pretrain": 1000.0, "prune": 100.0, "finetune": 10.0}
-    seconds |= {"finetune-1": 3.0, "finetune-2": 3.0}
+    seconds |= {"finetune-1": 3.0, "finetune-2": 3.0, "shrink": 20.0}
     measured = []
 
     def stage_seconds(run: Rehearsal, name: str, stage: object) -> float:
@@ -56,20 +57,29 @@ def test_every_training_is_counted_with_its_time(
     assert planned(tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
-        "compare: 4 rows x 2 densities x 3 seeds x 2 learning rates: 48 trainings after those of"
+        "compare: 5 rows x 2 densities x 3 seeds x 2 learning rates: 60 trainings after those of"
     )
-    assert [line.split()[-5:] for line in lines[2:7]] == [
+    assert [line.split()[-5:] for line in lines[2:8]] == [
         ["3", "0:00:00", "0:16:40", "0:00:01", "0:50:03"],  # 3 (1000 + 1)
         ["6", "0:00:00", "0:00:10", "0:00:01", "0:02:06"],  # 6 (2 x 10 + 1)
         ["6", "0:00:00", "0:00:16", "0:00:01", "0:03:18"],  # 6 (2 x 16 + 1)
         ["6", "0:01:40", "0:00:10", "0:00:01", "0:12:06"],  # 6 (100 + 2 x 10 + 1)
         ["6", "0:01:40", "0:00:00", "0:00:01", "0:10:06"],  # 6 (100 + 1)
+        ["6", "0:00:00", "0:02:10", "0:00:01", "0:26:06"],  # 6 (2 (20 + 100 + 10) + 1)
     ]
-    assert lines[7].split() == ["sum", "1:17:39"]
-    assert lines[8].startswith("2 side by side") and lines[8].endswith("0:38:50")
-    assert lines[9].startswith("report.html and the rest go to")
-    assert len(measured) == 8 and min(measured) > 0  # real steps of every stage
+    assert lines[8].split() == ["sum", "1:43:45"]
+    assert lines[9].startswith("2 side by side") and lines[9].endswith("0:51:52")
+    assert lines[10].startswith("report.html and the rest go to")
+    assert len(measured) == 11 and min(measured) > 0  # real steps of every stage
     assert not (tmp_path / "out").exists()
+    # With rates chosen on one of the three seeds, the others train once.
+    assert planned(tmp_path, tuning_seeds=1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ": 40 trainings after those of" in lines[0]
+    assert [line.split()[-1] for line in lines[2:8]] == [
+        *["0:50:03", "0:01:26", "0:02:14", "0:11:26", "0:10:06"],  # 6 + 8 x 10, and so on
+        "0:17:26",  # 6 + 8 (20 + 100 + 10)
+    ]
 
 
 def test_a_dense_network_that_is_there_is_not_trained(

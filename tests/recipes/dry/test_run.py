@@ -30,6 +30,12 @@ def rows(printed: str) -> dict[str, list[str]]:
             ("--rounds=2",),
             {"pretrain": (2, 6), "finetune-1": (2, 6), "finetune": (2, 6)},
         ),
+        ("magnitude", ("--schedule=geometric",), {"pretrain": (2, 6), "finetune": (4, 12)}),
+        (
+            "gradual",
+            ("--finetune.epochs=9", "--learn=both"),
+            {"pretrain": (2, 6), "shrink": (3, 9), "prune": (2, 6), "finetune": (6, 18)},
+        ),
         (
             "hydra",
             ("--objective.name=free", "--objective.replays=2", "--pretrain.epochs=8"),

@@ -1,8 +1,11 @@
 """The facts of a run: those of its files, also of a folder that an older version has written."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +68,30 @@ def test_the_dense_network_is_measured_once(run: Path) -> None:
     assert facts.pruned.report.flags == {
         row: facts.report.flags[row] for row in facts.dense.report.rows
     }
+
+
+@pytest.mark.usefixtures("pages")
+def test_the_page_of_a_gradual_run_shows_its_shrink_phase(
+    tmp_path: Path, run_tiny: Callable[..., Any]
+) -> None:
+    out = tmp_path / "out"
+    run_tiny("gradual", out, "--finetune.epochs=6", "--pretrain.select=last")
+    facts = run_facts(finished_run(out), method="gradual", command="")
+    stages = [epoch.stage for epoch in facts.epochs]
+    assert stages == ["pretrain"] * 2 + ["shrink"] * 2 + ["prune"] * 2 + ["finetune"] * 4
+    densities = [epoch.density for epoch in facts.epochs]
+    assert densities[1] == 1.0 > densities[2] > densities[3] > densities[4] == densities[-1]
+    assert set(facts.epochs[2].densities) == {"0.weight", "3.weight", "6.weight"}
+    # The dense network beside it is that of pre-training, which trained eight epochs less.
+    assert [each.extra_epochs for each in facts.comparisons] == [8, 8]
+    assert facts.dense is not None and facts.pruned is not None
+    pruned = sum(layer.size - layer.kept for layer in facts.layers)
+    assert facts.dense.parameters - facts.pruned.parameters == pruned
+    html = " ".join((out / "report.html").read_text().split())
+    assert "Stages: pretrain, shrink, prune, finetune. The part in grey trained the dense" in html
+    assert "In the stage shrink, it falls while the weights train." in html
+    shown = re.findall(r"<text[^>]*>(pretrain|shrink|prune|finetune)</text>", html)
+    assert shown.count("shrink") == 2  # in both plots of the training
 
 
 def test_a_folder_of_an_older_version_has_a_page(run: Path, tmp_path: Path) -> None:

@@ -26,6 +26,27 @@ def test_the_training_curves_name_the_stages_and_have_two_colours() -> None:
     assert "prune" in words(training_plot(epochs()[4:5], "harp", "PGD-10"))
 
 
+def test_the_shrink_phase_has_its_name_and_the_colour_of_the_method() -> None:
+    """Between the dense network and the learned last cut; its density falls along the plot."""
+    falling = [
+        replace(epochs()[4], stage="shrink", density=density, densities={"conv.weight": density})
+        for density in (0.8, 0.4, 0.2)
+    ]
+    all_epochs = [*epochs()[:4], *falling, *epochs()[4:]]
+    for svg in (
+        training_plot(all_epochs, "gradual", "PGD-10"),
+        kept_plot(all_epochs, "gradual", "weights"),
+    ):
+        said = words(svg)
+        places = [said.index(name) for name in ("pretrain", "shrink", "prune", "finetune")]
+        assert places == sorted(places)
+        assert color_of("gradual") in svg and color_of("dense") in svg
+        assert color_of("gradual magnitude") not in svg
+    # magnitude has no stage of this name: its density falls in the stage finetune
+    only = [replace(epoch, stage="finetune") for epoch in falling]
+    assert "finetune" in words(kept_plot([*epochs()[:4], *only], "magnitude", "weights"))
+
+
 def test_a_stage_whose_name_has_no_room_is_not_named() -> None:
     many = epochs()[:1] * 98 + epochs()[4:5] + epochs()[6:7]
     assert {"prune", "finetune"}.isdisjoint(words(training_plot(many, "harp", "PGD-10")))

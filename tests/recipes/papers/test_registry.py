@@ -23,6 +23,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one-shot erk": ("magnitude", {"rates": "erk"}),
     "iterative": ("magnitude", {"rounds": 3}),
     "global": ("magnitude", {"rates": "global"}),
+    "gradual magnitude": ("magnitude", {"schedule": "geometric"}),
     "hydra": ("hydra", {}),
     "hydra lamp": ("hydra", {"rates": "lamp"}),
     "harp held": ("harp", {}),
@@ -30,6 +31,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "harp rates": ("harp", {"learn": "rates"}),
     "harp scores": ("harp", {"learn": "scores", "rates": "erk"}),
     "harp flops": ("harp", {"budget": "flops", "density": 0.3}),
+    "gradual": ("gradual", {}),
+    "gradual erk": ("gradual", {"rates": "erk"}),
+    "gradual both": ("gradual", {"learn": "both"}),
+    "gradual flops": ("gradual", {"budget": "flops", "density": 0.3}),
 }
 
 
@@ -56,7 +61,7 @@ def test_the_result_is_plain_and_holds_the_budget(
         assert 0.99 * target <= spent <= target
     else:
         assert sum(found.values()) == sum(UNIFORM.values())
-    if recipe == "hydra" and "rates" not in more or variant == "one-shot":
+    if recipe == "hydra" and "rates" not in more or variant in ("one-shot", "gradual magnitude"):
         assert found == UNIFORM
     if more.get("rates"):
         assert found != UNIFORM
@@ -141,7 +146,9 @@ def test_a_run_that_is_older_than_the_setting_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("at_workplace")
-@pytest.mark.parametrize(("recipe", "more"), [("magnitude", {"rounds": 3}), ("harp", {})])
+@pytest.mark.parametrize(
+    ("recipe", "more"), [("magnitude", {"rounds": 3}), ("harp", {}), ("gradual", {})]
+)
 def test_the_stages_are_those_that_are_trained(
     recipe: str, more: dict[str, Any], tmp_path: Path, words: Words
 ) -> None:
@@ -165,6 +172,7 @@ def test_a_checkpoint_replaces_pretraining_and_no_epochs_leave_out_fine_tuning()
     assert names("dense") == ["pretrain"] and names("dense", **given) == []
     assert names("hydra") == names("harp") == ["pretrain", "prune", "finetune"]
     assert names("hydra", **given, finetune={"epochs": 0}) == ["prune"]
+    assert names("gradual", **given) == ["shrink", "prune", "finetune"]
     assert names("magnitude", **given, rounds=2) == ["finetune-1", "finetune"]
 
 
@@ -172,5 +180,5 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no run: there is no config\.json"):
         finished_run(tmp_path)
     (tmp_path / "config.json").write_text('{"recipe": "OtherConfig"}')
-    with pytest.raises(ValueError, match="names no recipe; legal: MagnitudeConfig, HydraConfig"):
+    with pytest.raises(ValueError, match="names no recipe; legal: GradualConfig, Magnitude"):
         finished_run(tmp_path)

@@ -15,7 +15,7 @@ def test_a_count_below_its_least_value_is_refused(least: int, legal: str) -> Non
         at_least("epochs", least - 1, least)
 
 
-@pytest.mark.parametrize("recipe", ["magnitude", "hydra", "harp"])
+@pytest.mark.parametrize("recipe", ["magnitude", "hydra", "harp", "gradual"])
 def test_the_settings_of_a_small_run_are_legal(recipe: str) -> None:
     check_settings(small(recipe))
 
@@ -35,6 +35,8 @@ def test_the_settings_of_a_small_run_are_legal(recipe: str) -> None:
         ("hydra", {"evaluation": {"curve": -1}}, "^evaluation.curve is -1; legal: 0 or more"),
         ("hydra", {"evaluation": {"votes": 0}}, "^evaluation.votes is 0; legal: at least 1"),
         ("hydra", {"objective": {"name": "trades", "steps": 0}}, "steps is 0"),
+        ("magnitude", {"rounds": 2, "schedule": "cubic"}, "rounds is 2, but schedule is 'cubic'"),
+        ("magnitude", {"schedule": "cubic", "shrink": 1.2}, "shrink is 1.2; legal: a share of"),
         ("magnitude", {"finetune": {"epochs": 0}}, "finetune.epochs is 0; legal: at least 1"),
         ("hydra", {"finetune": {"epochs": -1}}, r"epochs is -1; legal: 0 \(weights as they were"),
     ],

@@ -49,8 +49,10 @@ def test_all_methods_train_equally_long(tmp_path: Path) -> None:
         ("one-shot", "magnitude", {}),
         ("2 rounds", "magnitude", {"rounds": 2}),
         ("3 rounds", "magnitude", {"rounds": 3}),
+        ("gradual magnitude", "magnitude", {"schedule": "geometric"}),
         ("hydra", "hydra", {}),
         ("harp", "harp", {}),
+        ("gradual", "gradual", {}),
     ):
         config = small(recipe, **more)
         with recorded_steps() as seen:
@@ -103,7 +105,7 @@ class Untouchable(Dataset[Any]):
         return self.points[index]
 
 
-@pytest.mark.parametrize("recipe", ["magnitude", "hydra", "harp"])
+@pytest.mark.parametrize("recipe", ["magnitude", "hydra", "harp", "gradual"])
 def test_training_never_looks_at_the_test_points(
     recipe: str,
     tmp_path: Path,

@@ -47,6 +47,13 @@ VARIANTS = {
     "harp held": ("harp", "--prune.lr=0.5"),
     "harp hinge": ("harp", "--control=hinge", "--prune.lr=0.5"),
     "harp rates": ("harp", "--learn=rates", "--prune.lr=0.5", "--prune.optimizer=adam"),
+    "gradual": ("gradual", "--prune.lr=0.5", "--finetune.epochs=4"),
+    "gradual both": ("gradual", "--learn=both", "--control=hinge", "--prune.lr=0.5", *FOUR[2:]),
+    "gradual magnitude": ("magnitude", "--schedule=geometric"),
+    "gradual, regularized": (
+        *("gradual", "--regularizers.distill=0.3", "--regularizers.average=0.5", *FOUR[2:]),
+        *("--regularizers.weight-perturbation=0.01", "--regularizers.score-perturbation=0.1"),
+    ),
     "free": ("harp", "--objective.name=free", "--objective.replays=2", *FOUR),
     "certified": ("harp", *CERTIFIED, "--objective.bounds=crown-ibp", "--evaluation.verify=4"),
     "mixtrain": ("hydra", "--objective.name=mixtrain", "--pretrain.ramp=1.0"),
@@ -68,7 +75,8 @@ def test_interrupted_in_every_epoch_and_between_all(
 ) -> None:
     command, *more = VARIANTS[variant]
     whole = run_tiny(command, tmp_path / "whole", *more)
-    per_epoch = 6 if variant == "free" else 3
+    # The loss is computed twice on each batch by free training and by perturbed weights.
+    per_epoch = 6 if variant in ("free", "gradual, regularized") else 3
     for name, batches in (("at the boundary", per_epoch), ("in the middle", per_epoch + 1)):
         out = tmp_path / name
         stopped = 0
@@ -189,6 +197,55 @@ def test_the_real_command_is_stopped_and_killed_and_goes_on(
     assert process.returncode == 0, errors
     assert "all of it in" in printed
     assert results(out) == whole
+
+
+GRADUAL = {
+    "gradual": ("gradual", {"pretrain": 4, "shrink": 4, "prune": 4, "finetune": 8}),
+    "gradual magnitude": ("magnitude", {"pretrain": 4, "finetune": 16}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", GRADUAL)
+def test_killed_in_the_middle_of_each_stage(
+    variant: str,
+    tmp_path: Path,
+    workplace: Path,
+    run_tiny: RunTiny,
+    results: Callable[[Path], Results],
+    words: Words,
+) -> None:
+    command, stages = GRADUAL[variant]
+    more = ["--pretrain.epochs=4", "--prune.epochs=4", "--finetune.epochs=12"]
+    more += ["--objective.steps=3", "--schedule=geometric"]
+    whole = run_tiny(command, tmp_path / "whole", *more)
+    trained = [line["stage"] for line in whole["log"]]
+    assert {stage: trained.count(stage) for stage in stages} == stages
+    out = tmp_path / "killed"
+    line = words(command, out, *more)
+    killed = []
+    for stage, epochs in stages.items():
+        process = Forked(main, line, cwd=workplace)
+        while (now := last_epoch(out)) is None or now["stage"] != stage:
+            assert process.poll() is None, f"over before {stage}: {process.communicate()}"
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+        now = last_epoch(out)
+        assert now is not None and (now["stage"], now["epoch"] < epochs - 1) == (stage, True)
+        killed.append(stage)
+    assert killed == list(stages)
+    process = Forked(main, line, cwd=workplace)
+    assert process.wait() == 0, process.communicate()
+    assert results(out) == whole
+
+
+def last_epoch(out: Path) -> dict[str, Any] | None:
+    """Return the last line of a run's log; None without one."""
+    log = out / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return json.loads(lines[-1]) if lines else None
 
 
 def started(out: Path, pid: int) -> bool:
