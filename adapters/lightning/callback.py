@@ -148,7 +148,7 @@ class PruningCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin the next phase in epochs without ``on_train_epoch_start``, as after some resumes."""
+        """Begin the next phase if no ``on_train_epoch_start`` came, as after some resumes."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,7 +11,7 @@ from robust_plugin.recipes.compare.cells import Cell, mean_interval
 
 # Beginnings of the names of rows with fixed scores, that is, with magnitude pruning. The best of
 # these rows is the baseline for rows with learned scores.
-_FIXED = ("LWM", "global", "iterative", "magnitude", "gradual magnitude")
+_FIXED = ("LWM", "global", "iterative", "gradual magnitude")
 
 # Rows that are also compared with each other, because their papers use uniform rates.
 _UNIFORM = ("HYDRA uniform", "LWM uniform")

@@ -43,7 +43,16 @@ def test_without_a_command_it_says_what_there_is(
 ) -> None:
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    for command in ("magnitude", "hydra", "harp", "compare", "evaluate", "list", "--out"):
+    for command in (
+        "gradual",
+        "magnitude",
+        "hydra",
+        "harp",
+        "compare",
+        "evaluate",
+        "list",
+        "--out",
+    ):
         assert command in printed
 
 
@@ -53,7 +62,9 @@ def test_the_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith(expected)
 
 
-@pytest.mark.parametrize("command", ["magnitude", "hydra", "harp", "compare", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["gradual", "magnitude", "hydra", "harp", "compare", "evaluate"]
+)
 @pytest.mark.parametrize(("option", "least"), [("--help", 12), ("--help-all", 25)])
 def test_help_lists_the_settings(
     command: str, option: str, least: int, capsys: pytest.CaptureFixture[str]
@@ -89,7 +100,9 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr()
     assert printed.err.startswith("error: unknown command 'hydro' (did you mean hydra?); the ")
     assert len(printed.err.splitlines()) == 1 and printed.out == ""
-    assert all(command in printed.err for command in ("magnitude", "hydra", "harp", "compare"))
+    assert all(
+        command in printed.err for command in ("gradual", "magnitude", "hydra", "harp", "compare")
+    )
 
 
 @pytest.mark.parametrize(

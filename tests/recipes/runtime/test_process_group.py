@@ -53,6 +53,11 @@ RUNS: dict[str, tuple[str, ...]] = {
         *(f"--{stage}.epochs=4" for stage in ("pretrain", "prune", "finetune")),
     ),
     "mixtrain": ("hydra", *NOISY, *ALONE, "--objective.name=mixtrain", "--objective.points=5"),
+    "gradual": (
+        *("gradual", *NOISY, *ODD, "--finetune.epochs=3", "--regularizers.distill=0.3"),
+        *("--regularizers.average=0.5", "--regularizers.weight-perturbation=0.01"),
+        "--regularizers.score-perturbation=0.02",
+    ),
     "batch norm": ("harp", "--objective.name=trades", "--prune.lr=0.5", "--precision=bf16"),
 }
 KILLED = ("harp", *NOISY, "--threat.norm=L2", "--threat.eps=0.3", "--prune.epochs=6")
@@ -184,7 +189,7 @@ def same_course(one: Path, other: Path) -> None:
         assert (mine[differ] - threshold).abs().le(1e-6).all()
 
 
-@pytest.mark.parametrize("name", ["trades", "free", "mixtrain"])
+@pytest.mark.parametrize("name", ["trades", "free", "mixtrain", "gradual"])
 def test_two_processes_are_one_with_the_whole_batch(
     name: str, by_two: dict[str, Any], by_one: Callable[..., Path]
 ) -> None:
