@@ -30,13 +30,19 @@ def refuse_other_budget(
         prefix: what stands in ``state`` before every name of this network.
 
     Raises:
-        ValueError: naming both densities.
+        ValueError: naming both densities; or if an earlier revision has saved the state.
     """
     for name, module in model.named_modules():
         found = state.get(f"{prefix}{name}._extra_state")
         if not isinstance(module, GroupMask) or found is None:
             continue
-        saved = facts_of(found)["budget"]
+        facts = facts_of(found)
+        if facts["progress"] and "shrink" not in facts["progress"]:
+            raise ValueError(
+                f"the state of {name} was saved by an earlier revision of robust_plugin, which had "
+                "no schedules; load it there, finalize, and load the plain network here."
+            )
+        saved = facts["budget"]
         learns = any(True for _ in module.parameters())
         if learns and saved and saved != module.budget:
             raise ValueError(

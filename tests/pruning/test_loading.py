@@ -209,3 +209,11 @@ def test_a_state_from_before_the_first_step_is_named_as_the_cause() -> None:
     pruner.model.load_state_dict(early.state_dict())
     with pytest.raises(ValueError, match="the state that was loaded last is from before its first"):
         pruner.set_phase("finetune")
+
+
+def test_a_state_of_an_earlier_revision_is_refused_in_a_sentence() -> None:
+    saved, model = nn.Linear(8, 4), nn.Linear(8, 4)
+    former, _ = HydraPruner(saved, 0.5), HydraPruner(model, 0.5)
+    del former.masks[0].progress["shrink"]  # as before there were schedules
+    with pytest.raises(ValueError, match="saved by an earlier revision"):
+        model.load_state_dict(saved.state_dict())
