@@ -2,7 +2,8 @@
 
 ``by_attack.py`` has adversarial training, TRADES, MART and free training, ``by_bounds.py``
 certified training and MixTrain, ``by_noise.py`` training for randomized smoothing, and ``ramp.py``
-the schedules of eps and of the weights of loss terms. Two files add to any objective:
+the schedules of eps and of the weights of loss terms. ``adversarial_inputs.py`` keeps the inputs of
+an attack for a second evaluation. Two files add to any objective:
 ``by_distillation.py`` a term that learns from a teacher, and ``by_perturbation.py`` the worst
 weights or scores nearby (AWP, S2AP).
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 import torch
@@ -21,8 +19,8 @@ from robust_plugin.attacks.contract import Attack, SuspectNetwork, check_attack
 from robust_plugin.attacks.logits import check_labels, check_logits, outputs_of
 from robust_plugin.attacks.losses import kl_divergence
 from robust_plugin.attacks.projected_gradient import pgd
+from robust_plugin.objectives.adversarial_inputs import attacked
 from robust_plugin.runtime.calls import explain_wrong_calls, user_level
-from robust_plugin.runtime.distributed import unwrapped
 from robust_plugin.runtime.values import check_call, is_number, is_whole
 from robust_plugin.threat.model import ThreatModel, check_threat, per_point
 from robust_plugin.threat.units import parse_eps
@@ -133,7 +131,7 @@ def adversarial(attack: Attack) -> Objective:
     @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         check_call(model, x, y)
-        return _cross_entropy(outputs_of(model, _attacked(attack, model, x, y)), y)
+        return _cross_entropy(outputs_of(model, attacked(attack, model, x, y)), y)
 
     return objective
 
@@ -176,7 +174,7 @@ def trades(
     @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         check_call(model, x, y)
-        x_adv = _attacked(attack, model, x, y)
+        x_adv = attacked(attack, model, x, y)
         clean, robust = outputs_of(model, x), model(x_adv)
         loss: Tensor = _cross_entropy(clean, y) + beta * kl_divergence(clean, robust).mean()
         return loss
@@ -214,7 +212,7 @@ def mart(
     @explain_wrong_calls
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         check_call(model, x, y)
-        x_adv = _attacked(attack, model, x, y)
+        x_adv = attacked(attack, model, x, y)
         clean, robust = outputs_of(model, x), model(x_adv)
         robust_loss, y = _cross_entropy(robust, y), y.long()
         wrong = robust.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
@@ -224,50 +222,6 @@ def mart(
         return loss
 
     return objective
-
-
-class Examples:
-    """Adversarial inputs of one batch, which a second evaluation of the objective uses again."""
-
-    def __init__(self) -> None:
-        self._found: list[Tensor] = []
-        self._next: int | None = None
-
-    def repeat(self) -> None:
-        """From now on, return the inputs that were found, in their order."""
-        self._next = 0
-
-    def found_by(self, attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the next inputs: those of the attack, or, after ``repeat``, the same again."""
-        if self._next is None:
-            self._found.append(attack(model, x, y))
-            return self._found[-1]
-        self._next += 1
-        return self._found[self._next - 1]
-
-
-_EXAMPLES: ContextVar[Examples | None] = ContextVar("examples", default=None)
-
-
-@contextmanager
-def same_examples() -> Iterator[Examples]:
-    """Yield a store in which the objectives of this file keep their adversarial inputs.
-
-    After ``repeat`` of the store, an objective that is evaluated again uses the same inputs, and no
-    attack runs.
-    """
-    token = _EXAMPLES.set(examples := Examples())
-    try:
-        yield examples
-    finally:
-        _EXAMPLES.reset(token)
-
-
-def _attacked(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return adversarial inputs of a batch, by an attack on the network without its wrapper."""
-    examples = _EXAMPLES.get()
-    network = unwrapped(model)
-    return attack(network, x, y) if examples is None else examples.found_by(attack, network, x, y)
 
 
 def check_beta(beta: float) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from robust_plugin.masks.attach import refresh_masks, write_zeros
 from robust_plugin.masks.masked_layer import is_of_masks
-from robust_plugin.objectives.by_attack import Objective, same_examples
+from robust_plugin.objectives.adversarial_inputs import keeping_inputs
+from robust_plugin.objectives.by_attack import Objective
 from robust_plugin.runtime.calls import explain_wrong_calls
 from robust_plugin.runtime.distributed import rank_and_world, unwrapped
 from robust_plugin.runtime.values import check_call, is_number
@@ -69,12 +70,12 @@ def perturbed(objective: Objective, *, gamma: float) -> Objective:
         moved = _moved(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         write_zeros(model)  # momentum may have moved pruned weights, which ||w|| leaves out
-        with same_examples() as examples:
+        with keeping_inputs() as inputs:
             with _restored_buffers(model):
                 first = objective(unwrapped(model), x, y)
                 grads = torch.autograd.grad(first, moved, allow_unused=True)
             steps = _worst_steps(moved, _averaged(grads, len(x)), gamma)
-            examples.repeat()
+            inputs.repeat()
             with _moved_by(model, moved, steps):
                 loss = objective(model, x, y)
                 found = torch.autograd.grad(loss, trained, allow_unused=True)
