@@ -1,9 +1,10 @@
 """Comparison of methods on equal terms: one row per method, one table at the end.
 
-Start with ``comparison.py``, the command ``compare``. ``jobs.py`` lists its trainings, ``cells.py``
-has the results of one method at one density, ``differences.py`` the paired differences between
-methods, ``security_curves.py`` the security curves. ``tables.py`` writes the text table,
-``plots.py`` draws the plots, and ``page.py`` writes the HTML report.
+Start with ``comparison.py``, the command ``compare``. ``jobs.py`` lists its trainings and
+``job_runs.py`` runs them. ``cells.py`` has the results of one method at one density,
+``differences.py`` the paired differences between methods, ``security_curves.py`` the security
+curves. ``tables.py`` writes the text table, ``plots.py`` draws the plots, and ``page.py`` writes
+the HTML report.
 
 Uses: papers, evaluate, training, config, pages, runtime.
 Used by: dry, cli.

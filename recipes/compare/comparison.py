@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from robust_plugin.evaluation.report import Report
-from robust_plugin.pruning.checkpoint import load
 from robust_plugin.recipes.compare.cells import Cell
 from robust_plugin.recipes.compare.differences import differences
+from robust_plugin.recipes.compare.job_runs import measure, train_dense, tune
 from robust_plugin.recipes.compare.jobs import Job, Jobs, jobs_of, settings_of, tuned_seeds
 from robust_plugin.recipes.compare.page import BestNetwork, comparison_page, main_measure
 from robust_plugin.recipes.compare.plots import plot_curves, plot_densities
@@ -27,12 +25,10 @@ from robust_plugin.recipes.compare.tables import comparison_table
 from robust_plugin.recipes.config.compare import CompareConfig
 from robust_plugin.recipes.evaluate.run_facts import attacked_of, examples_of
 from robust_plugin.recipes.pages.plots import draw_kept, plot_panels
-from robust_plugin.recipes.papers.registry import execute, train_recipe
 from robust_plugin.recipes.runtime.library_versions import versions
 from robust_plugin.recipes.runtime.workers import in_parallel
-from robust_plugin.recipes.training.loop import Diverged
 from robust_plugin.recipes.training.run import Run
-from robust_plugin.runtime.files import replacing, write_text
+from robust_plugin.runtime.files import write_text
 
 
 def compare(config: CompareConfig, folder: Path, *, command: str = "") -> str:
@@ -57,7 +53,7 @@ def compare(config: CompareConfig, folder: Path, *, command: str = "") -> str:
     """
     dense, jobs = jobs_of(config, folder)
     cells = [(row, density) for density in config.densities for row in config.rows]
-    in_parallel(_train_dense, list(dense.values()), jobs=config.jobs, what="dense networks")
+    in_parallel(train_dense, list(dense.values()), jobs=config.jobs, what="dense networks")
     to_train = [
         [jobs[row, density, seed, lr] for lr in config.lrs]
         for row, density in cells
@@ -65,13 +61,13 @@ def compare(config: CompareConfig, folder: Path, *, command: str = "") -> str:
     ]
     accuracies: dict[Path, float] = {}
     while to_train:  # again for the other seeds, at the chosen rate, and if one of them diverges
-        pairs = in_parallel(_tune, to_train, jobs=config.jobs, what="training")
+        pairs = in_parallel(tune, to_train, jobs=config.jobs, what="training")
         accuracies |= dict(pair for each in pairs for pair in each)
         chosen = {cell: _choose_rate(config, jobs, accuracies, *cell) for cell in cells}
         trained = [job for choice in chosen.values() for job in choice.jobs]
         to_train = [[job] for job in trained if job.folder not in accuracies]
     final = [*dense.values(), *(job for choice in chosen.values() for job in choice.jobs)]
-    reports = dict(in_parallel(_measure, final, jobs=config.jobs, what="test points"))
+    reports = dict(in_parallel(measure, final, jobs=config.jobs, what="test points"))
     table = [Cell("dense", 1.0, None, [reports[job.folder] for job in dense.values()], None)]
     for (row, density), choice in chosen.items():
         found = [reports[job.folder] for job in choice.jobs]
@@ -256,71 +252,3 @@ def _mean_curve(jobs: Sequence[Job]) -> list[float]:
     logs = [(job.folder / "log.jsonl").read_text().splitlines() for job in jobs]
     each = [[json.loads(line)["robust"] for line in log] for log in logs]
     return [sum(values) / len(values) for values in zip(*each, strict=True)]
-
-
-# --- functions that run in worker processes ----------------------------------------------------
-
-
-def _train_dense(job: Job) -> None:
-    """Train a dense network and write pretrained.safetensors, unless that file exists."""
-    run = Run(job.folder, job.config)
-    target = job.folder / "pretrained.safetensors"
-    model = train_recipe(job.recipe, run)
-    if not target.is_file():
-        run.save_model(model, target)
-
-
-def _tune(jobs: Sequence[Job]) -> list[tuple[Path, float]]:
-    """Train one method at every learning rate.
-
-    A prune phase that comes first does not depend on the learning rate of fine-tuning: the first
-    training runs it, and the other trainings copy its result.
-
-    Args:
-        jobs: trainings of one method, density and seed, one per learning rate.
-
-    Returns:
-        list: pairs of a run folder and the robust accuracy on the validation points, in [0, 1];
-        the accuracy is minus infinity if the training diverged.
-    """
-    found = []
-    for job in jobs:
-        if job is not jobs[0] and job.prunes_first:
-            _share_prune_phase(jobs[0].folder, job.folder)
-        try:
-            train_recipe(job.recipe, Run(job.folder, job.config))
-        except Diverged:
-            found.append((job.folder, -math.inf))
-            continue
-        last = next(
-            job.folder / f"{stage}.safetensors"
-            for stage in ("finetune", "prune")  # there is no finetune stage with 0 epochs
-            if (job.folder / f"{stage}.safetensors").is_file()
-        )
-        if getattr(job.config, last.stem).select == "best":
-            last = last.with_suffix(".best.safetensors")
-        found.append((job.folder, load(last).meta["records"][-1]["robust"]))
-    return found
-
-
-def _share_prune_phase(source: Path, target: Path) -> None:
-    """Copy the checkpoints and log lines of the prune phase, unless the other run has its own.
-
-    Args:
-        source: run folder with the results of the prune phase.
-        target: run folder to copy to; it is created if it does not exist.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    for stage in source.glob("prune*.safetensors"):
-        if not (target / stage.name).is_file():
-            with replacing(target / stage.name) as partial:
-                shutil.copy(stage, partial)
-    log = target / "log.jsonl"
-    if not log.is_file() and (source / "log.jsonl").is_file():
-        lines = (source / "log.jsonl").read_text().splitlines(keepends=True)
-        write_text(log, "".join(line for line in lines if json.loads(line)["stage"] == "prune"))
-
-
-def _measure(job: Job) -> tuple[Path, Report]:
-    """Evaluate the network of a training on the test points; return its run folder and report."""
-    return job.folder, execute(job.recipe, job.config, job.folder)
